@@ -1,0 +1,279 @@
+"""The on-disk contracts between stages: what each command writes into its output folder and the next one reads.
+
+    config.json        the complete, resolved configuration, with the command's name
+    environment.json   versions, device, commit, seed
+    journal.jsonl      one record for each logged step
+    metrics.json       final figures: flat keys with unit suffixes
+    pictures.safetensors   the images and latents that a report draws
+    autoencoder/       the exported model: diffusers' own layout, plus eqvae.json
+
+All text is readable, all tensors are safetensors, every write is atomic.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from eqvae.runtime.errors import UserError
+
+CONFIG = "config.json"
+ENVIRONMENT = "environment.json"
+JOURNAL = "journal.jsonl"
+METRICS = "metrics.json"
+PICTURES = "pictures.safetensors"
+AUTOENCODER = "autoencoder"
+MODEL_CARD = "eqvae.json"
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, sync it to disk and rename it into place.
+
+    Args:
+        path: The final name.
+        write: Called with the temporary name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o644)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def to_plain(value: Any) -> Any:
+    """Turn records, paths, tuples and NumPy scalars into what JSON knows.
+
+    Args:
+        value: Anything that a config or a record holds.
+
+    Returns:
+        Dictionaries, lists, strings, numbers, booleans or None.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return str(value) if isinstance(value, Path) else value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write readable JSON atomically.
+
+    Args:
+        path: The file.
+        value: A record or a mapping; see `to_plain`. NaN and infinities are refused.
+    """
+    text = json.dumps(to_plain(value), indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        UserError: If it is missing or no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"'{path}' does not exist", "Is this a folder that an eqvae command wrote?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"'{path}' is no readable JSON ({error})", "Write it again or remove it") from None
+    if not isinstance(content, dict):
+        raise UserError(f"'{path}' holds no JSON object", "Write it again or remove it")
+    return content
+
+
+def read_journal(folder: Path) -> list[dict[str, Any]]:
+    """Read the records of a run, in order; a torn last line, as a kill leaves it, is left out.
+
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        One mapping for each record; empty where there is no journal.
+    """
+    path = folder / JOURNAL
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file atomically.
+
+    Args:
+        path: The file.
+        tensors: Named tensors; made contiguous and moved to the CPU here.
+        metadata: Text to keep in the file's header.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(plain, temporary, metadata=dict(metadata or {})))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its tensors and its metadata.
+
+    Raises:
+        UserError: If it is missing, truncated or no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"'{path}' does not exist", "Check the path") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"'{path}' is truncated or no safetensors file ({error})", "Fetch or write it again") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """What a report draws of one autoencoder: the same few images, their latents and their transformed decodings.
+
+    Rows of the transformed pictures are images; the second axis runs over `transforms`.
+    """
+
+    images: UInt8[Tensor, "n 3 h w"]
+    """x."""
+
+    latents: Float[Tensor, "n c h2 w2"]
+    """E(x), raw, posterior mean."""
+
+    reconstructions: UInt8[Tensor, "n 3 h w"]
+    """D(E(x))."""
+
+    encoded_transformed: tuple[UInt8[Tensor, "n 3 _ _"], ...]
+    """D(E(tau o x)), one tensor for each transform."""
+
+    decoded_transformed: tuple[UInt8[Tensor, "n 3 _ _"], ...]
+    """D(tau o E(x)), one tensor for each transform."""
+
+    transforms: tuple[str, ...]
+    """Names of the transforms, as figures print them, e.g. "s = 0.5" and "90 degrees"."""
+
+    def write(self, path: Path) -> None:
+        """Write as safetensors.
+
+        Args:
+            path: The file.
+        """
+        tensors = {"images": self.images, "latents": self.latents, "reconstructions": self.reconstructions}
+        for index, (encoded, decoded) in enumerate(
+            zip(self.encoded_transformed, self.decoded_transformed, strict=True)
+        ):
+            tensors |= {f"encoded_transformed.{index}": encoded, f"decoded_transformed.{index}": decoded}
+        write_tensors(path, tensors, {"transforms": json.dumps(self.transforms)})
+
+    @classmethod
+    def read(cls, path: Path) -> "Pictures":
+        """Read what `write` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The record.
+        """
+        tensors, metadata = read_tensors(path)
+        names = tuple(json.loads(metadata["transforms"]))
+        return cls(
+            images=tensors["images"],
+            latents=tensors["latents"],
+            reconstructions=tensors["reconstructions"],
+            encoded_transformed=tuple(tensors[f"encoded_transformed.{index}"] for index in range(len(names))),
+            decoded_transformed=tuple(tensors[f"decoded_transformed.{index}"] for index in range(len(names))),
+            transforms=names,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """`eqvae.json` beside an exported autoencoder: where it comes from and what was measured on it."""
+
+    base: str
+    """The autoencoder that training started from: preset, hub id or path."""
+
+    base_fingerprint: str
+    """Digest of its weights."""
+
+    fingerprint: str
+    """Digest of the weights beside this file."""
+
+    data: str
+    """What it was trained on."""
+
+    num_steps: int
+    """Optimizer steps."""
+
+    recipe: dict[str, Any]
+    """The complete configuration of the run."""
+
+    latent_mean: tuple[float, ...]
+    """Per channel, raw latents."""
+
+    latent_std: tuple[float, ...]
+    """Per channel, raw latents."""
+
+    figures: dict[str, float]
+    """Measured at the end of the run; `before_` marks the base."""
+
+    eqvae_version: str
+
+    def write(self, folder: Path) -> None:
+        """Write into the model's folder.
+
+        Args:
+            folder: The folder of the exported autoencoder.
+        """
+        write_json(folder / MODEL_CARD, asdict(self))
+
+
+def to_uint8(x: Float[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h w"]:
+    """Round images in [-1, 1] to 8 bits, as files and metrics see them.
+
+    Args:
+        x: Images; values outside [-1, 1] are clamped.
+
+    Returns:
+        Images in 0 ... 255.
+    """
+    return ((x.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)

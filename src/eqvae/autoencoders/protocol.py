@@ -1,0 +1,130 @@
+"""What every autoencoder offers, whatever its family: encode to a posterior, decode, and say what its latents are."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Posterior:
+    """The encoder's answer: a diagonal Gaussian over raw latents, or a point where the encoder is deterministic."""
+
+    mean: Float[Tensor, "n c h w"]
+    """Raw latents."""
+
+    log_variance: Float[Tensor, "n c h w"] | None = None
+    """Logarithm of the variance, nats; None for a deterministic encoder."""
+
+    def mode(self) -> Float[Tensor, "n c h w"]:
+        """The most probable raw latent: the mean."""
+        return self.mean
+
+    def sample(self, noise: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """Draw a raw latent by the reparametrization `mean + std * noise`.
+
+        Args:
+            noise: Standard normal numbers; the caller owns the randomness.
+
+        Returns:
+            The sample; the mean itself where the encoder is deterministic.
+        """
+        if self.log_variance is None:
+            return self.mean
+        return self.mean + torch.exp(0.5 * self.log_variance) * noise
+
+    def kl(self) -> Float[Tensor, " n"]:
+        """Kullback-Leibler divergence to N(0, I), summed over the latent (L_reg in Equation 1 of arXiv:2502.09509).
+
+        Returns:
+            Nats for each image; zero where the encoder is deterministic.
+        """
+        if self.log_variance is None:
+            return self.mean.new_zeros(self.mean.shape[0])
+        terms = self.mean.square() + self.log_variance.exp() - 1.0 - self.log_variance
+        return 0.5 * terms.flatten(1).sum(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentStatistics:
+    """Per-channel mean and standard deviation of raw latents: `normalized = (z - mean) / std`."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Autoencoder(nn.Module, ABC):
+    """An image autoencoder. Images are (n, 3, h, w), RGB in [-1, 1], at every adapter; latents are raw.
+
+    Attributes:
+        name: The preset, hub id or path that it was loaded from.
+        stride: Pixels per latent cell.
+        latent_channels: Channels of the latent.
+    """
+
+    name: str
+    stride: int
+    latent_channels: int
+
+    @abstractmethod
+    def encode(self, x: Float[Tensor, "n 3 h w"]) -> Posterior:
+        """Encode images.
+
+        Args:
+            x: Images, RGB in [-1, 1]; both sides divisible by `stride`.
+
+        Returns:
+            The posterior over raw latents of (n, latent_channels, h / stride, w / stride).
+        """
+
+    @abstractmethod
+    def decode(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h2 w2"]:
+        """Decode raw latents.
+
+        Args:
+            z: Raw latents.
+
+        Returns:
+            Images, nominally in [-1, 1] but not clamped.
+        """
+
+    @property
+    @abstractmethod
+    def last_layer(self) -> nn.Conv2d:
+        """The decoder's last convolution, where the adaptive weight of the adversarial loss is measured."""
+
+    @abstractmethod
+    def set_latent_statistics(self, statistics: LatentStatistics) -> None:
+        """Write measured statistics into the model's own config, in its family's terms (scaling and shift factors).
+
+        Args:
+            statistics: Per-channel mean and standard deviation of raw latents.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write a folder that `diffusers` loads with `from_pretrained`: weights as safetensors and `config.json`.
+
+        Args:
+            folder: An existing folder.
+        """
+
+    def num_parameters(self) -> int:
+        """Count the parameters of encoder and decoder."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def fingerprint(self) -> str:
+        """Digest of all weights: 16 hexadecimal digits that change when any weight changes."""
+        digest = hashlib.sha256()
+        for name, tensor in self._named_weights():
+            digest.update(name.encode())
+            digest.update(tensor.detach().to("cpu").contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def _named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        return iter(sorted(self.state_dict().items()))

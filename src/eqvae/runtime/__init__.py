@@ -1,0 +1,1 @@
+"""What every stage stands on: errors, devices and precision, journals, checkpoints, EMA, progress."""

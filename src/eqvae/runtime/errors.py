@@ -1,0 +1,41 @@
+"""Errors that the user can mend.
+
+Everything that is the input's fault is raised as `UserError`. The command line prints it as one line and exits with 2;
+any other exception is our fault and keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Wrong input: one line that names what is wrong, where, and the mend."""
+
+    def __init__(self, what: str, mend: str = "") -> None:
+        """Join the two halves to one line.
+
+        Args:
+            what: What is wrong and where, without a final full stop.
+            mend: What the user can do about it.
+        """
+        line = f"{what}. {mend}" if mend else what
+        super().__init__(" ".join(line.split()))
+
+
+class Interrupted(Exception):  # noqa: N818 - it is no error: the run can be resumed
+    """A SIGTERM or SIGINT ended a run after its checkpoint was written; the command line exits with 130."""
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str:
+    """Say which known name was probably meant.
+
+    Args:
+        name: The name that is not known.
+        known: The names that are.
+
+    Returns:
+        `"Did you mean 'x'?"`, or the list of known names where none is near.
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(names)}"
