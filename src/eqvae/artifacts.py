@@ -132,6 +132,30 @@ def read_journal(folder: Path) -> list[dict[str, Any]]:
     return records
 
 
+def claim_output_folder(folder: Path, command: str) -> dict[str, Any] | None:
+    """See whether a command may write into a folder: a new one, an empty one, or one of its own.
+
+    Args:
+        folder: The output folder; it is not made here.
+        command: The command's name.
+
+    Returns:
+        The configuration that the same command left there, or None where the folder is new or empty.
+
+    Raises:
+        UserError: If something else lies there.
+    """
+    if (folder / CONFIG).is_file():
+        saved = read_json(folder / CONFIG)
+        if saved.get("command") != command:
+            owner = f"belongs to 'eqvae {saved['command']}'" if "command" in saved else "holds something else"
+            raise UserError(f"--out '{folder}' {owner}", "Choose another folder")
+        return saved
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--out '{folder}' exists and holds no 'eqvae {command}' run", "Choose another folder")
+    return None
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file atomically.
 

@@ -46,7 +46,8 @@ class Posterior:
         """
         if self.log_variance is None:
             return self.mean.new_zeros(self.mean.shape[0])
-        terms = self.mean.square() + self.log_variance.exp() - 1.0 - self.log_variance
+        mean, log_variance = self.mean.float(), self.log_variance.float()
+        terms = mean.square() + log_variance.exp() - 1.0 - log_variance
         return 0.5 * terms.flatten(1).sum(1)
 
 
@@ -123,7 +124,8 @@ class Autoencoder(nn.Module, ABC):
         digest = hashlib.sha256()
         for name, tensor in self._named_weights():
             digest.update(name.encode())
-            digest.update(tensor.detach().to("cpu").contiguous().view(torch.uint8).numpy().tobytes())
+            flat = tensor.detach().to("cpu").reshape(-1)  # a scalar buffer cannot be viewed as bytes
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def _named_weights(self) -> Iterator[tuple[str, Tensor]]:

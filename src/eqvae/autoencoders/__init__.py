@@ -1,0 +1,10 @@
+"""Image autoencoders of every family behind one protocol: images in [-1, 1] to raw latents and back.
+
+diffusers is imported when a model is built, not here: it takes seconds.
+"""
+
+from eqvae.autoencoders.loading import build_autoencoder, load_autoencoder
+from eqvae.autoencoders.presets import PRESETS
+from eqvae.autoencoders.protocol import Autoencoder, LatentStatistics, Posterior
+
+__all__ = ["PRESETS", "Autoencoder", "LatentStatistics", "Posterior", "build_autoencoder", "load_autoencoder"]

@@ -1,0 +1,61 @@
+"""Deep-compression autoencoders (`AutoencoderDC`, arXiv:2410.10733): strides 32 to 128, deterministic encoder."""
+
+from typing import Any
+
+from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from eqvae.autoencoders.adapter import DiffusersAutoencoder, scalar_std
+from eqvae.autoencoders.protocol import LatentStatistics, Posterior
+
+
+class DCAutoencoder(DiffusersAutoencoder):
+    """Adapter over `AutoencoderDC`."""
+
+    model_classes = (AutoencoderDC,)
+
+    def __init__(self, model: Any, *, name: str) -> None:
+        """Wrap a model; its stride follows from the number of its resolutions.
+
+        Args:
+            model: An `AutoencoderDC`.
+            name: The preset, hub id or path that it was loaded from.
+        """
+        super().__init__(model, name=name, stride=2 ** (len(model.config.encoder_block_out_channels) - 1))
+
+    def encode(self, x: Float[Tensor, "n 3 h w"]) -> Posterior:
+        """Encode images.
+
+        Args:
+            x: Images, RGB in [-1, 1]; both sides divisible by `stride`.
+
+        Returns:
+            The raw latents as a point.
+        """
+        return Posterior(mean=self.model.encode(x).latent)
+
+    def decode(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h2 w2"]:
+        """Decode raw latents.
+
+        Args:
+            z: Raw latents.
+
+        Returns:
+            Images, nominally in [-1, 1] but not clamped.
+        """
+        return self.model.decode(z).sample
+
+    @property
+    def last_layer(self) -> nn.Conv2d:
+        """The decoder's last convolution; a pixel shuffle follows where the finest resolution has no blocks."""
+        layer = self.model.decoder.conv_out
+        return layer if isinstance(layer, nn.Conv2d) else layer.conv
+
+    def set_latent_statistics(self, statistics: LatentStatistics) -> None:
+        """Write `scaling_factor`; the family's config has no shift.
+
+        Args:
+            statistics: Per-channel mean and standard deviation of raw latents.
+        """
+        self.model.register_to_config(scaling_factor=1.0 / scalar_std(statistics))

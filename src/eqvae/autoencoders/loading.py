@@ -1,0 +1,164 @@
+"""From a name to an autoencoder: presets, hub ids, folders and files, loaded strictly, without running code."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eqvae.artifacts import AUTOENCODER, CONFIG, read_json
+from eqvae.autoencoders import ldm
+from eqvae.autoencoders.checkpoints import load_strictly, read_weights, rename_legacy_attention
+from eqvae.autoencoders.hub import WEIGHT_FILES, fetch_folder, looks_like_hub_id
+from eqvae.autoencoders.presets import PRESETS, UNTRAINED
+from eqvae.autoencoders.protocol import Autoencoder
+from eqvae.runtime.errors import UserError, nearest_name
+
+_KINDS = "a diffusers folder, an eqvae run, a folder with 'vae', a TAESD pair, or an LDM .ckpt/.safetensors file"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Family:
+    """What stands behind one `_class_name`."""
+
+    model: Callable[[dict[str, Any]], Any]
+    """Builds the model from its config."""
+
+    adapter: Callable[..., Autoencoder]
+
+
+def load_autoencoder(name: str) -> Autoencoder:
+    """Load an autoencoder in fp32, in evaluation mode, on the CPU.
+
+    Args:
+        name: A preset, `untrained:PRESET` (random weights, seed 0), a hub id, or a path: a diffusers folder, an eqvae
+            run's folder, a folder with a `vae` subfolder, a folder (or the encoder file) of a TAESD pair, or an LDM
+            `.ckpt` or `.safetensors` file. A preset comes before a path of the same name: write `./NAME` for the path.
+
+    Returns:
+        The autoencoder.
+
+    Raises:
+        UserError: If there is no such autoencoder, or its files are truncated, hold code, or do not fit exactly.
+    """
+    if name.startswith(UNTRAINED):
+        return build_autoencoder(name.removeprefix(UNTRAINED), seed=0)
+    if name in PRESETS:
+        return _load_preset(name)
+    path = Path(name).expanduser()
+    if path.exists():
+        return _load_path(path, name)
+    if looks_like_hub_id(name):
+        return _load_diffusers(fetch_folder(name, ""), name)
+    if "/" not in name and not path.suffix:
+        raise UserError(f"'{name}' is neither a preset nor a path", nearest_name(name, PRESETS))
+    raise UserError(f"'{name}' does not exist", "Check the path")
+
+
+def build_autoencoder(name: str, *, seed: int) -> Autoencoder:
+    """Build a preset's architecture with random weights; the global random state is left as it was.
+
+    Args:
+        name: A preset.
+        seed: Of the weights: the same seed gives the same weights.
+
+    Returns:
+        The untrained autoencoder, in evaluation mode, on the CPU.
+
+    Raises:
+        UserError: If there is no such preset.
+    """
+    if name not in PRESETS:
+        raise UserError(f"There is no preset '{name}' to build untrained", nearest_name(name, PRESETS))
+    architecture = PRESETS[name].architecture
+    family = _family(architecture.class_name, name)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = family.model(dict(architecture.config))
+    return family.adapter(model, name=UNTRAINED + name).eval()
+
+
+def _load_preset(name: str) -> Autoencoder:
+    preset = PRESETS[name]
+    if preset.packaged is not None and (preset.packaged / CONFIG).is_file():
+        return _load_diffusers(preset.packaged, name)
+    if preset.hub is not None:
+        return _load_diffusers(fetch_folder(preset.hub, preset.subfolder), name)
+    raise UserError(
+        f"The weights of '{name}' are not published in a form that can be fetched",
+        f"Give the path of their folder or file, or '{UNTRAINED}{name}' for random weights",
+    )
+
+
+def _load_path(path: Path, name: str) -> Autoencoder:
+    from eqvae.autoencoders.tiny import find_pair, pair_to_diffusers
+
+    if path.is_dir():
+        for folder in (path / AUTOENCODER, path / "vae", path):
+            if (folder / CONFIG).is_file():
+                return _load_diffusers(folder, name)
+    if (pair := find_pair(path)) is not None:
+        content = pair_to_diffusers(read_weights(pair.encoder), read_weights(pair.decoder))
+        return _fill(content.class_name, content.config, content.state, name)
+    if path.is_dir():
+        raise UserError(f"'{path}' holds no autoencoder", f"Give {_KINDS}")
+    return _load_ldm(path, name)
+
+
+def _load_diffusers(folder: Path, name: str) -> Autoencoder:
+    config = read_json(folder / CONFIG)
+    class_name = config.get("_class_name")
+    if not isinstance(class_name, str):
+        raise UserError(f"'{folder / CONFIG}' names no autoencoder ('_class_name')", f"Give {_KINDS}")
+    _family(class_name, str(folder / CONFIG))  # an unknown class is told before gigabytes are read
+    weights = next((file for file in WEIGHT_FILES if (folder / file).is_file()), None)
+    if weights is None:
+        raise UserError(f"'{folder}' has a {CONFIG} but no weights ({WEIGHT_FILES[0]})", "Fetch or write it again")
+    return _fill(class_name, config, rename_legacy_attention(read_weights(folder / weights)), name)
+
+
+def _load_ldm(path: Path, name: str) -> Autoencoder:
+    state = ldm.select_autoencoder(read_weights(path))
+    if not ldm.is_ldm(state):
+        raise UserError(f"'{path}' holds no autoencoder under CompVis' names", f"Give {_KINDS}")
+    config = ldm.infer_config(state)
+    num_levels = len(config["block_out_channels"])
+    return _fill(
+        "AutoencoderKL", config, state, name, rename=lambda own, model: ldm.ldm_to_diffusers(own, model, num_levels)
+    )
+
+
+def _fill(
+    class_name: str,
+    config: Mapping[str, Any],
+    state: dict[str, Tensor],
+    name: str,
+    rename: Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]] | None = None,
+) -> Autoencoder:
+    """Build a model without weights, then give it exactly these."""
+    family = _family(class_name, name)
+    with torch.device("meta"):
+        try:
+            model = family.model(dict(config))
+        except Exception as error:  # whatever a wrong config breaks in diffusers' constructors, the input is at fault
+            raise UserError(f"The config of '{name}' does not describe an {class_name} ({error})", "Mend it") from error
+    load_strictly(model, rename(state, model.state_dict()) if rename else state, source=name)
+    return family.adapter(model, name=name).eval()
+
+
+def _family(class_name: str, source: str) -> _Family:
+    """Look up model and adapter. They are imported here because diffusers takes seconds to import."""
+    from eqvae.autoencoders.dc import DCAutoencoder
+    from eqvae.autoencoders.kl import KLAutoencoder
+    from eqvae.autoencoders.tiny import TinyAutoencoder
+
+    families = {
+        model.__name__: _Family(model=model.from_config, adapter=adapter)
+        for adapter in (KLAutoencoder, TinyAutoencoder, DCAutoencoder)
+        for model in adapter.model_classes
+    }
+    if class_name not in families:
+        raise UserError(f"'{source}' is of the unknown class '{class_name}'", nearest_name(class_name, families))
+    return families[class_name]

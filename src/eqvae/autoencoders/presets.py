@@ -1,0 +1,164 @@
+"""Named autoencoders: where their weights are, what they look like, and what the paper measured on them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PACKAGED = Path(__file__).with_name("weights")
+"""Weights that are installed with the package: one diffusers folder for each preset."""
+
+UNTRAINED = "untrained:"
+"""`untrained:NAME` asks for a preset's architecture with random weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What builds a model without weights."""
+
+    class_name: str
+    """The class, as `_class_name` in a `config.json`."""
+
+    config: dict[str, Any]
+    """Its config."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """One named autoencoder."""
+
+    hub: str | None
+    """Id on the Hugging Face hub; None where no weights in diffusers' format are published."""
+
+    subfolder: str
+    """Folder inside the hub's repository; empty for its root."""
+
+    packaged: Path | None
+    """Folder of weights that come with the package; None for the others."""
+
+    architecture: Architecture
+    """What `untrained:NAME` builds."""
+
+    latent_channels: int
+
+    stride: int
+    """Pixels per latent cell."""
+
+    rfid: float | None
+    """Expected reconstruction FID on the 50,000 images of ImageNet's validation set; None where `source` has none."""
+
+    psnr_db: float | None
+    """Expected peak signal-to-noise ratio on the same images, dB."""
+
+    source: str
+    """Where the expected figures stand."""
+
+
+def _kl(
+    channels: tuple[int, ...],
+    latent_channels: int,
+    scaling_factor: float,
+    shift_factor: float | None = None,
+    *,
+    attention_levels: tuple[int, ...] = (),
+    **others: int | bool,
+) -> Architecture:
+    """Describe an `AutoencoderKL`; `attention_levels` are the resolutions, finest first, whose blocks attend."""
+    attends = [level in attention_levels for level in range(len(channels))]
+    return Architecture(
+        class_name="AutoencoderKL",
+        config={
+            "block_out_channels": channels,
+            "down_block_types": tuple("AttnDownEncoderBlock2D" if yes else "DownEncoderBlock2D" for yes in attends),
+            "up_block_types": tuple("AttnUpDecoderBlock2D" if yes else "UpDecoderBlock2D" for yes in reversed(attends)),
+            "layers_per_block": 2,
+            "latent_channels": latent_channels,
+            "sample_size": 256,
+            "scaling_factor": scaling_factor,
+            "shift_factor": shift_factor,
+        }
+        | others,
+    )
+
+
+def _dc(latent_channels: int, num_deep: int) -> Architecture:
+    """Describe a DC-AE of arXiv:2410.10733 (ImageNet models): `num_deep` transformer levels of 2 blocks."""
+    block_types = ("ResBlock",) * 3 + ("EfficientViTBlock",) * num_deep
+    channels = (128, 256, 512, 512, 1024, 1024, 2048, 2048)[: 3 + num_deep]
+    return Architecture(
+        class_name="AutoencoderDC",
+        config={
+            "latent_channels": latent_channels,
+            "encoder_block_types": block_types,
+            "decoder_block_types": block_types,
+            "encoder_block_out_channels": channels,
+            "decoder_block_out_channels": channels,
+            "encoder_layers_per_block": (0, 4, 8) + (2,) * num_deep,
+            "decoder_layers_per_block": (0, 5, 10) + (2,) * num_deep,
+            "encoder_qkv_multiscales": ((),) * (3 + num_deep),
+            "decoder_qkv_multiscales": ((),) * (3 + num_deep),
+            "decoder_norm_types": ("batch_norm",) * 3 + ("rms_norm",) * num_deep,
+            "decoder_act_fns": ("relu",) * 3 + ("silu",) * num_deep,
+        },
+    )
+
+
+_F8 = (128, 256, 512, 512)
+_NO_QUANT: dict[str, Any] = {"use_quant_conv": False, "use_post_quant_conv": False}
+
+_SD = _kl(_F8, 4, 0.18215)
+_SD16 = _kl((128, 128, 256, 256, 512), 16, 1.0, attention_levels=(4,))
+_SDXL = _kl(_F8, 4, 0.13025)
+_SD3 = _kl(_F8, 16, 1.5305, 0.0609, **_NO_QUANT)
+_FLUX = _kl(_F8, 16, 0.3611, 0.1159, **_NO_QUANT)
+_FLUX2 = Architecture(class_name="AutoencoderKLFlux2", config={"latent_channels": 32})
+# 2.09 million parameters, most of them in the coarse levels: the two finest take most of the time.
+_TINY_KL = _kl((16, 32, 64, 112), 4, 1.0, 0.0, layers_per_block=1, norm_num_groups=8, mid_block_add_attention=False)
+_TAESD = Architecture(class_name="AutoencoderTiny", config={"latent_channels": 4})
+_TAESD16 = Architecture(class_name="AutoencoderTiny", config={"latent_channels": 16})
+_TAEF2 = Architecture(class_name="PooledAutoencoderTiny", config={"latent_channels": 32})
+
+_SD3_MEDIUM = "stabilityai/stable-diffusion-3-medium-diffusers"
+_T12 = "arXiv:2502.09509, Tables 12 and 13"
+_CODE = "github.com/zelaki/eqvae, README; arXiv:2502.09509, Table 12 for eq-vae"
+_NONE = ""
+
+# fmt: off
+_ROWS = (
+    # name             hub id                                         folder architecture c    f    rFID  PSNR   source
+    ("tiny-kl",        None,                                          "",    _TINY_KL,    4,   8,   None, None,  _NONE),
+    ("sd-vae",         "CompVis/stable-diffusion-v1-4",               "vae", _SD,         4,   8,   0.90, 25.82, _T12),
+    ("sd-vae-16",      None,                                          "",    _SD16,       16,  16,  0.87, 24.67, _T12),
+    ("sd-vae-ft-ema",  "stabilityai/sd-vae-ft-ema",                   "",    _SD,         4,   8,   None, None,  _NONE),
+    ("sd-vae-ft-mse",  "stabilityai/sd-vae-ft-mse",                   "",    _SD,         4,   8,   None, None,  _NONE),
+    ("sdxl-vae",       "stabilityai/sdxl-vae",                        "",    _SDXL,       4,   8,   0.67, 27.36, _T12),
+    ("sd3-vae",        _SD3_MEDIUM,                                   "vae", _SD3,        16,  8,   0.20, 31.27, _T12),
+    ("flux-vae",       "black-forest-labs/FLUX.1-schnell",            "vae", _FLUX,       16,  8,   None, None,  _NONE),
+    ("flux2-vae",      "black-forest-labs/FLUX.2-klein-4B",           "vae", _FLUX2,      32,  8,   None, None,  _NONE),
+    ("eq-vae",         "zelaki/eq-vae",                               "",    _SD,         4,   8,   0.82, 25.95, _CODE),
+    ("eq-vae-ema",     "zelaki/eq-vae-ema",                           "",    _SD,         4,   8,   0.55, 26.15, _CODE),
+    ("taesd",          "madebyollin/taesd",                           "",    _TAESD,      4,   8,   None, None,  _NONE),
+    ("taesdxl",        "madebyollin/taesdxl",                         "",    _TAESD,      4,   8,   None, None,  _NONE),
+    ("taesd3",         "madebyollin/taesd3",                          "",    _TAESD16,    16,  8,   None, None,  _NONE),
+    ("taef1",          "madebyollin/taef1",                           "",    _TAESD16,    16,  8,   None, None,  _NONE),
+    ("taef2",          None,                                          "",    _TAEF2,      32,  8,   None, None,  _NONE),
+    ("dc-ae-f32c32",   "mit-han-lab/dc-ae-f32c32-in-1.0-diffusers",   "",    _dc(32, 3),  32,  32,  None, None,  _NONE),
+    ("dc-ae-f64c128",  "mit-han-lab/dc-ae-f64c128-in-1.0-diffusers",  "",    _dc(128, 4), 128, 64,  None, None,  _NONE),
+    ("dc-ae-f128c512", "mit-han-lab/dc-ae-f128c512-in-1.0-diffusers", "",    _dc(512, 5), 512, 128, None, None,  _NONE),
+)
+# fmt: on
+
+PRESETS: dict[str, Preset] = {
+    name: Preset(
+        hub=hub,
+        subfolder=subfolder,
+        packaged=PACKAGED / name if name == "tiny-kl" else None,
+        architecture=architecture,
+        latent_channels=latent_channels,
+        stride=stride,
+        rfid=rfid,
+        psnr_db=psnr_db,
+        source=source,
+    )
+    for name, hub, subfolder, architecture, latent_channels, stride, rfid, psnr_db, source in _ROWS
+}
+"""All presets by name."""

@@ -1,0 +1,30 @@
+"""`eqvae finetune AUTOENCODER --data DATA --out DIR`."""
+
+import json
+from collections.abc import Sequence
+
+from eqvae.autoencoders import load_autoencoder
+from eqvae.cli.arguments import parse
+from eqvae.finetune.config import FinetuneConfig
+from eqvae.finetune.loop import finetune
+from eqvae.finetune.plan import plan
+
+
+def command(arguments: Sequence[str]) -> None:
+    """Fine-tune, or print the plan of it.
+
+    Args:
+        arguments: What follows the command's name.
+    """
+    config = parse(FinetuneConfig, "finetune", arguments).resolved()
+    autoencoder = load_autoencoder(config.autoencoder)
+    if config.dry_run:
+        print(json.dumps(plan(config, autoencoder), indent=2))  # noqa: T201
+        return
+    figures = finetune(config, autoencoder)
+    before, after = figures["before_equivariance_error_rotation"], figures["equivariance_error_rotation"]
+    before_scale, after_scale = figures["before_equivariance_error_scale"], figures["equivariance_error_scale"]
+    print(  # noqa: T201
+        f"equivariance error: rotation {before:.3f} -> {after:.3f}, scale {before_scale:.3f} -> {after_scale:.3f}; "
+        f"PSNR {figures['before_psnr_db']:.2f} -> {figures['psnr_db']:.2f} dB; model in '{config.out}'"
+    )

@@ -1,0 +1,33 @@
+"""`eqvae report DIR ... --out FILE.html`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from eqvae.cli.arguments import parse
+from eqvae.report import write_report
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Write one self-contained HTML page from folders of `eqvae evaluate` and `eqvae finetune`."""
+
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR ...")]
+    """Evaluation folders, the base first, and fine-tuning runs for their curves."""
+
+    out: Path
+    """The page."""
+
+
+def command(arguments: Sequence[str]) -> None:
+    """Write the page and say where.
+
+    Args:
+        arguments: What follows the command's name.
+    """
+    config = parse(ReportConfig, "report", arguments)
+    write_report(config.folders, config.out)
+    print(config.out)  # noqa: T201

@@ -1,0 +1,19 @@
+"""Images: sources, decoding, crops and batches."""
+
+from eqvae.images.crops import adm_crop, ldm_random_crop, to_images
+from eqvae.images.decoding import BrokenImageError, decode_image
+from eqvae.images.loader import ImageBatch, evaluation_batches, training_batches
+from eqvae.images.sources import ImageSource, open_images
+
+__all__ = [
+    "BrokenImageError",
+    "ImageBatch",
+    "ImageSource",
+    "adm_crop",
+    "decode_image",
+    "evaluation_batches",
+    "ldm_random_crop",
+    "open_images",
+    "to_images",
+    "training_batches",
+]

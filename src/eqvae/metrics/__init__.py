@@ -1,0 +1,1 @@
+"""Measures of an autoencoder: equivariance errors, reconstruction, latent statistics."""

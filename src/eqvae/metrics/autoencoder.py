@@ -1,0 +1,228 @@
+"""Measure an autoencoder on real images: equivariance, reconstruction, latents, speed; keep pictures for the report."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from eqvae.artifacts import Pictures, to_uint8
+from eqvae.autoencoders.protocol import Autoencoder, LatentStatistics
+from eqvae.metrics.equivariance import equivariance_errors, evaluation_transforms
+from eqvae.metrics.reconstruction import psnr_db, ssim
+from eqvae.runtime.device import Precision, autocast
+from eqvae.runtime.errors import UserError
+from eqvae.transforms import Transform
+
+PICTURED = ("scale_0.5", "rotation_90")
+"""Transforms whose decodings are kept for Figures 2 and 6."""
+
+_NUM_QUARTERS = 4
+"""The scales of Section C.3 are quarters, so a latent's side must be divisible by four."""
+
+
+@dataclass(kw_only=True)
+class LatentMoments:
+    """Streams per-channel mean and variance of raw latents in float64."""
+
+    count: int = 0
+    total: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    total_of_squares: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+
+    def add(self, z: Float[Tensor, "n c h w"]) -> None:
+        """Take in a batch.
+
+        Args:
+            z: Raw latents.
+        """
+        values = z.detach().double().cpu().transpose(0, 1).flatten(1)
+        if self.count == 0:
+            self.total = torch.zeros(z.shape[1], dtype=torch.float64)
+            self.total_of_squares = torch.zeros(z.shape[1], dtype=torch.float64)
+        self.count += values.shape[1]
+        self.total += values.sum(1)
+        self.total_of_squares += values.square().sum(1)
+
+    def statistics(self) -> LatentStatistics:
+        """Finish.
+
+        Returns:
+            Per-channel mean and standard deviation over images and positions.
+        """
+        mean = self.total / self.count
+        variance = (self.total_of_squares / self.count - mean.square()).clamp(min=0.0)
+        return LatentStatistics(mean=tuple(mean.tolist()), std=tuple(variance.sqrt().tolist()))
+
+
+def overall_moments(statistics: LatentStatistics) -> tuple[float, float]:
+    """Pool per-channel statistics over channels.
+
+    Args:
+        statistics: Per channel; all channels have equally many values.
+
+    Returns:
+        Mean and standard deviation of all latent values.
+    """
+    mean, std = torch.tensor(statistics.mean).double(), torch.tensor(statistics.std).double()
+    overall = mean.mean()
+    variance = (std.square() + mean.square()).mean() - overall.square()
+    return float(overall), float(variance.clamp(min=0.0).sqrt())
+
+
+def check_image_size(image_size_px: int, stride: int, *, quarters: bool = False) -> None:
+    """Refuse an image size that has no whole latent grid.
+
+    Args:
+        image_size_px: Side of the square images.
+        stride: Pixels per latent cell.
+        quarters: Whether the latent's side must also be divisible by four, as the scales of Section C.3 need.
+
+    Raises:
+        UserError: If it has none; names the nearest sizes that have.
+    """
+    unit = stride * (_NUM_QUARTERS if quarters else 1)
+    if image_size_px < unit or image_size_px % unit:
+        below = max(image_size_px // unit, 1) * unit
+        why = f"{unit} (stride {stride} x 4, since latents are scaled by quarters)" if quarters else f"the stride {stride}"
+        raise UserError(
+            f"--image-size {image_size_px} is not divisible by {why}", f"Use {below} or {below + unit}, for example"
+        )
+
+
+@torch.inference_mode()
+def evaluate_autoencoder(
+    autoencoder: Autoencoder,
+    batches: Iterable[Float[Tensor, "n 3 h w"]],
+    *,
+    device: torch.device,
+    precision: Precision = "fp32",
+    transforms: dict[str, Transform] | None = None,
+    perceptual_distance: Callable[[Tensor, Tensor], Tensor] | None = None,
+    num_pictures: int = 6,
+    on_batch: Callable[[int], None] = lambda num_images: None,
+) -> tuple[dict[str, float], LatentStatistics, Pictures]:
+    """Measure equivariance (C.3), reconstruction (C.2) and latents over images.
+
+    Latents are posterior means. Each error is the mean over images, and `equivariance_error_rotation` and `_scale`
+    are the means over their three transformations.
+
+    Args:
+        autoencoder: What to measure, on `device`.
+        batches: Images in [-1, 1].
+        device: Where to compute.
+        precision: Of the autoencoder's convolutions; the measures themselves are float32 and float64.
+        transforms: Named as `evaluation_transforms` names them; None for T_r and T_s of the paper.
+        perceptual_distance: LPIPS, or None to leave it out.
+        num_pictures: How many of the first images to keep for the report.
+        on_batch: Called with the number of images of each batch done.
+
+    Returns:
+        Flat figures, per-channel statistics of the latents, and pictures.
+
+    Raises:
+        UserError: If there is no image.
+    """
+    transforms = evaluation_transforms() if transforms is None else transforms
+    autoencoder.eval()
+    values: dict[str, list[Tensor]] = {}
+    moments = LatentMoments()
+    pictures: list[Pictures] = []
+    num_images, num_pictured, coding_sec = 0, 0, 0.0
+
+    def encode(x: Tensor) -> Tensor:
+        with autocast(device, precision):
+            return autoencoder.encode(x.contiguous(memory_format=torch.channels_last)).mode().float()
+
+    def decode(z: Tensor) -> Tensor:
+        with autocast(device, precision):
+            return autoencoder.decode(z.contiguous(memory_format=torch.channels_last)).float()
+
+    for x in batches:
+        x = x.to(device)
+        began_sec = time.perf_counter()
+        z = encode(x)
+        images, reconstructions = to_uint8(x), to_uint8(decode(z))
+        coding_sec += time.perf_counter() - began_sec
+        measured = equivariance_errors(encode, x, z, transforms)
+        measured = {f"equivariance_error_{name}": error for name, error in measured.items()}
+        measured |= {"psnr_db": psnr_db(images, reconstructions), "ssim": ssim(images, reconstructions)}
+        if perceptual_distance is not None:
+            measured["lpips"] = perceptual_distance(images / 127.5 - 1.0, reconstructions / 127.5 - 1.0)
+        for name, value in measured.items():
+            values.setdefault(name, []).append(value.double().cpu())
+        moments.add(z)
+        if num_pictured < num_pictures:
+            count = min(num_pictures - num_pictured, len(x))
+            pictures.append(_take_pictures(encode, decode, x[:count], z[:count], reconstructions[:count], transforms))
+            num_pictured += count
+        num_images += len(x)
+        on_batch(len(x))
+
+    if num_images == 0:
+        raise UserError("there is no image to evaluate on", "Check --data and --num-images")
+    figures = {name: float(torch.cat(parts).mean()) for name, parts in values.items()}
+    statistics = moments.statistics()
+    return (
+        _with_means(figures)
+        | _latent_figures(statistics)
+        | {"num_images": num_images, "images_per_sec": num_images / coding_sec},
+        statistics,
+        _join_pictures(pictures),
+    )
+
+
+def _with_means(figures: dict[str, float]) -> dict[str, float]:
+    """Put the means over each kind of transformation first, as Table 1 prints them."""
+    means = {}
+    for kind in ("rotation", "scale"):
+        errors = [value for name, value in figures.items() if name.startswith(f"equivariance_error_{kind}_")]
+        if errors:
+            means[f"equivariance_error_{kind}"] = sum(errors) / len(errors)
+    return means | figures
+
+
+def _latent_figures(statistics: LatentStatistics) -> dict[str, float]:
+    mean, std = overall_moments(statistics)
+    figures = {"latent_mean": mean, "latent_std": std}
+    for channel, (channel_mean, channel_std) in enumerate(zip(statistics.mean, statistics.std, strict=True)):
+        figures |= {f"latent_mean_{channel}": channel_mean, f"latent_std_{channel}": channel_std}
+    return figures
+
+
+def _take_pictures(
+    encode: Callable[[Tensor], Tensor],
+    decode: Callable[[Tensor], Tensor],
+    x: Tensor,
+    z: Tensor,
+    reconstructions: Tensor,
+    transforms: dict[str, Transform],
+) -> Pictures:
+    """Keep x, E(x), D(E(x)), and D(E(tau o x)) beside D(tau o E(x)) for the pictured transforms."""
+    pictured = {name: transforms[name] for name in PICTURED if name in transforms}
+    return Pictures(
+        images=to_uint8(x).cpu(),
+        latents=z.float().cpu(),
+        reconstructions=reconstructions.cpu(),
+        encoded_transformed=tuple(to_uint8(decode(encode(tau(x)))).cpu() for tau in pictured.values()),
+        decoded_transformed=tuple(to_uint8(decode(tau(z))).cpu() for tau in pictured.values()),
+        transforms=tuple(str(tau) for tau in pictured.values()),
+    )
+
+
+def _join_pictures(parts: list[Pictures]) -> Pictures:
+    def join(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts])
+
+    def join_each(name: str) -> tuple[Tensor, ...]:
+        return tuple(torch.cat(group) for group in zip(*(getattr(part, name) for part in parts), strict=True))
+
+    return Pictures(
+        images=join("images"),
+        latents=join("latents"),
+        reconstructions=join("reconstructions"),
+        encoded_transformed=join_each("encoded_transformed"),
+        decoded_transformed=join_each("decoded_transformed"),
+        transforms=parts[0].transforms,
+    )

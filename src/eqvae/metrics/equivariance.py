@@ -1,0 +1,59 @@
+"""Equivariance error: how far `tau o E(x)` is from `E(tau o x)` (Section C.3 of arXiv:2502.09509)."""
+
+from collections.abc import Callable, Mapping
+
+from jaxtyping import Float
+from torch import Tensor
+
+from eqvae.transforms import ROTATIONS, Interpolation, Transform, evaluation_scales
+
+
+def equivariance_error(
+    transformed_latent: Float[Tensor, "n c h w"], latent_of_transformed: Float[Tensor, "n c h w"]
+) -> Float[Tensor, " n"]:
+    """Measure one transformation.
+
+    Args:
+        transformed_latent: `tau o E(x)`, raw.
+        latent_of_transformed: `E(tau o x)`, raw.
+
+    Returns:
+        `||tau o E(x) - E(tau o x)||^2 / ||E(tau o x)||^2` for each image: 0 for an equivariant encoder, about 2 for
+        unrelated latents of mean zero.
+    """
+    a, b = transformed_latent.double().flatten(1), latent_of_transformed.double().flatten(1)
+    return ((a - b).square().sum(1) / b.square().sum(1)).to(transformed_latent.dtype)
+
+
+def evaluation_transforms(interpolation: Interpolation = "bicubic", antialias: bool = False) -> dict[str, Transform]:
+    """Name T_r and T_s of Section C.3 as the keys of `metrics.json` do.
+
+    Args:
+        interpolation: How scales resize images and latents.
+        antialias: Whether they low-pass first.
+
+    Returns:
+        `rotation_90`, ..., `scale_0.25`, ... in the order of the paper.
+    """
+    named: dict[str, Transform] = {f"rotation_{90 * tau.quarter_turns}": tau for tau in ROTATIONS}
+    return named | {f"scale_{float(tau.vertical):g}": tau for tau in evaluation_scales(interpolation, antialias)}
+
+
+def equivariance_errors(
+    encode: Callable[[Tensor], Tensor],
+    x: Float[Tensor, "n 3 h w"],
+    z: Float[Tensor, "n c h2 w2"],
+    transforms: Mapping[str, Transform],
+) -> dict[str, Float[Tensor, " n"]]:
+    """Measure several transformations of the same images.
+
+    Args:
+        encode: Images to raw latents, deterministic: the posterior mean.
+        x: Images in [-1, 1].
+        z: `encode(x)`, which the caller has already.
+        transforms: Named transformations.
+
+    Returns:
+        The error of each image under each transformation.
+    """
+    return {name: equivariance_error(tau(z), encode(tau(x))) for name, tau in transforms.items()}

@@ -1,0 +1,232 @@
+"""The folders that a report is made of, read into records: evaluations and fine-tuning runs."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from eqvae.artifacts import (
+    AUTOENCODER,
+    CONFIG,
+    ENVIRONMENT,
+    JOURNAL,
+    METRICS,
+    PICTURES,
+    Pictures,
+    read_journal,
+    read_json,
+)
+from eqvae.runtime.errors import UserError
+
+CONDITIONS = ("data", "image_size", "interpolation", "antialias")
+"""Entries of an evaluation's config that must agree before its figures may be compared with another's."""
+
+MAX_MESSAGES = 5
+"""Broken images and watchdog's messages that are shown singly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What `eqvae evaluate` left in its folder."""
+
+    folder: Path
+
+    name: str
+    """The autoencoder, as tables and figures print it."""
+
+    config: dict[str, Any]
+
+    environment: dict[str, Any]
+
+    metrics: dict[str, Any]
+    """Flat keys with unit suffixes."""
+
+    pictures: Pictures | None
+    """None where the folder has none."""
+
+    journal: list[dict[str, Any]]
+    """Images that could not be read."""
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the latent; 0 where the folder does not say."""
+        if self.pictures is not None:
+            return self.pictures.latents.shape[1]
+        return sum(key.removeprefix("latent_mean_").isdigit() for key in self.metrics)
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What was measured and how; equal for evaluations that may be compared."""
+        known = {key: self.config.get(key) for key in CONDITIONS}
+        return {**known, "num_images": self.metrics.get("num_images")}
+
+    def describe_conditions(self) -> str:
+        """For example `100 images of photos, 256 px, bicubic`."""
+        found = self.conditions
+        count = f"{found['num_images']:g} images" if found["num_images"] is not None else "images"
+        source = f" of {short_name(found['data'])}" if found["data"] is not None else ""
+        size = f", {found['image_size']} px" if found["image_size"] is not None else ""
+        resizing = f", {found['interpolation']}" if found["interpolation"] is not None else ""
+        filtering = " with antialias" if found["antialias"] else ""
+        return f"{count}{source}{size}{resizing}{filtering}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What `eqvae finetune` has left in its folder so far."""
+
+    folder: Path
+    name: str
+    config: dict[str, Any]
+    environment: dict[str, Any]
+
+    journal: list[dict[str, Any]]
+    """One record for each logged step, of several kinds."""
+
+    def records(self, kind: str) -> list[dict[str, Any]]:
+        """Pick the records of one kind.
+
+        Args:
+            kind: For example "train" or "validation".
+
+        Returns:
+            They, by step. A resumed run logs the steps after its checkpoint twice: the later record counts.
+        """
+        by_step = {record["step"]: record for record in self.journal if record.get("kind") == kind and "step" in record}
+        return [by_step[step] for step in sorted(by_step)]
+
+
+def messages(journal: Sequence[dict[str, Any]]) -> list[str]:
+    """Say what went wrong: broken images in one line, and the first few of the watchdog's words.
+
+    Args:
+        journal: Of an evaluation or a run.
+
+    Returns:
+        Lines, possibly none.
+    """
+    named = [record for record in journal if record.get("kind") == "broken_image"]
+    broken = list(dict.fromkeys(str(record.get("name") or record.get("message") or "unnamed") for record in named))
+    lines = []
+    if broken:
+        count = "1 broken image was" if len(broken) == 1 else f"{len(broken)} broken images were"
+        more = ", …" if len(broken) > MAX_MESSAGES else ""
+        lines.append(f"{count} left out: {', '.join(broken[:MAX_MESSAGES])}{more}.")
+    barked = [record for record in journal if record.get("kind") == "watchdog"]
+    lines += [f"At step {record.get('step', '?')}: {record.get('message', '')}" for record in barked[:MAX_MESSAGES]]
+    if len(barked) > MAX_MESSAGES:
+        lines.append(f"The journal holds {len(barked) - MAX_MESSAGES} more messages of the watchdog.")
+    return lines
+
+
+def read_folders(folders: Sequence[Path]) -> tuple[list[Evaluation], list[Run]]:
+    """Read what earlier stages saved; the run that made an evaluated autoencoder is found through its path.
+
+    Args:
+        folders: Folders of evaluations and fine-tuning runs, in the order in which they shall be shown.
+
+    Returns:
+        The evaluations, with distinct names, and the runs.
+
+    Raises:
+        UserError: If no folder is given, or one is missing, unfinished or of another kind.
+    """
+    if not folders:
+        raise UserError("No folder to report on", "Name the output folders of 'eqvae evaluate' or 'eqvae finetune'")
+    evaluations, runs = [], []
+    for folder in dict.fromkeys(folder.resolve() for folder in folders):
+        config = _read_config(folder)
+        if config["command"] == "evaluate":
+            evaluations.append(_read_evaluation(folder, config))
+        else:
+            runs.append(_read_run(folder, config))
+    known = {run.folder for run in runs}
+    for evaluation in evaluations:
+        origin = _originating_run(evaluation)
+        if origin is not None and origin not in known:
+            known.add(origin)
+            runs.append(_read_run(origin, _read_config(origin)))
+    return _with_distinct_names(evaluations), runs
+
+
+def short_name(source: Any) -> str:
+    """Shorten a path to its last telling part; presets and hub ids stay as they are.
+
+    Args:
+        source: A preset, hub id or path.
+
+    Returns:
+        The name for tables and figures.
+    """
+    path = Path(str(source))
+    if path.name == AUTOENCODER and path.parent.name:
+        return path.parent.name
+    return path.name if path.is_absolute() or str(source).startswith(".") or path.exists() else str(source)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise UserError(f"The folder '{folder}' does not exist", "Check the path")
+    config = read_json(folder / CONFIG)
+    if config.get("command") not in ("evaluate", "finetune"):
+        raise UserError(
+            f"'{folder}' was written by 'eqvae {config.get('command')}'",
+            "A report draws the folders of 'eqvae evaluate' and 'eqvae finetune'",
+        )
+    return config
+
+
+def _read_evaluation(folder: Path, config: dict[str, Any]) -> Evaluation:
+    if not (folder / METRICS).exists():
+        raise UserError(f"The evaluation in '{folder}' has no {METRICS}", "Let 'eqvae evaluate' finish first")
+    path = folder / PICTURES
+    try:
+        pictures = Pictures.read(path) if path.exists() else None
+    except KeyError as error:
+        raise UserError(f"'{path}' lacks the entry {error}", "Run 'eqvae evaluate' again") from None
+    return Evaluation(
+        folder=folder,
+        name=short_name(config.get("autoencoder", folder.name)),
+        config=config,
+        environment=_read_environment(folder),
+        metrics=read_json(folder / METRICS),
+        pictures=pictures,
+        journal=read_journal(folder),
+    )
+
+
+def _read_run(folder: Path, config: dict[str, Any]) -> Run:
+    return Run(
+        folder=folder,
+        name=folder.name,
+        config=config,
+        environment=_read_environment(folder),
+        journal=read_journal(folder),
+    )
+
+
+def _read_environment(folder: Path) -> dict[str, Any]:
+    return read_json(folder / ENVIRONMENT) if (folder / ENVIRONMENT).exists() else {}
+
+
+def _originating_run(evaluation: Evaluation) -> Path | None:
+    """The run folder that the evaluated autoencoder lies in; a nicety, so anything unexpected there is no run."""
+    path = Path(str(evaluation.config.get("autoencoder", ""))).resolve()
+    for folder in (path, path.parent):
+        if (folder / JOURNAL).exists() and (folder / CONFIG).exists():
+            try:
+                is_run = read_json(folder / CONFIG).get("command") == "finetune"
+            except UserError:
+                is_run = False
+            return folder if is_run else None
+    return None
+
+
+def _with_distinct_names(evaluations: list[Evaluation]) -> list[Evaluation]:
+    """Tell two evaluations of one autoencoder apart by their folders."""
+    count = Counter(evaluation.name for evaluation in evaluations)
+    short = [f"{item.name} ({item.folder.name})" if count[item.name] > 1 else item.name for item in evaluations]
+    full = [f"{item.name} ({item.folder})" for item in evaluations]
+    names = short if len(set(short)) == len(short) else full
+    return [replace(item, name=name) for item, name in zip(evaluations, names, strict=True)]

@@ -1,0 +1,216 @@
+"""Tables that compare autoencoders: one row for each, the best figure in each column, the change against the first."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from eqvae.report.folders import Evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """How one figure is named, printed and judged."""
+
+    key: str
+    """Its key in metrics.json."""
+
+    label: str
+
+    better: Literal["lower", "higher", "neither"] = "lower"
+
+    digits: int = 3
+    """After the decimal point."""
+
+    unit: str = ""
+
+    @property
+    def arrow(self) -> str:
+        """The direction of better figures."""
+        return {"lower": "↓", "higher": "↑", "neither": ""}[self.better]
+
+    def show(self, value: float) -> str:
+        """Print a figure.
+
+        Args:
+            value: The figure.
+
+        Returns:
+            It, without its unit.
+        """
+        return with_minus_sign(f"{value:.{self.digits}f}")
+
+    def show_change(self, before: float, after: float) -> str:
+        """Print a change: in percent where lower is better (errors), else as a difference in the metric's unit.
+
+        Args:
+            before: The first figure.
+            after: The second.
+
+        Returns:
+            For example `−47%` or `+0.30 dB`.
+        """
+        if self.better == "lower":
+            return with_minus_sign(f"{100 * (after / before - 1):+.0f}%") if before else ""
+        return with_minus_sign(f"{after - before:+.{self.digits}f} {self.unit}".strip())
+
+    def improves(self, before: float, after: float) -> bool | None:
+        """Whether the second figure is better.
+
+        Args:
+            before: The first figure.
+            after: The second.
+
+        Returns:
+            None where neither direction is better or the figures print alike.
+        """
+        if self.better == "neither" or self.show(before) == self.show(after):
+            return None
+        return (after < before) == (self.better == "lower")
+
+
+METRICS = (
+    Metric(key="equivariance_error_rotation", label="Rotation error"),
+    Metric(key="equivariance_error_scale", label="Scale error"),
+    Metric(key="psnr_db", label="PSNR", better="higher", digits=2, unit="dB"),
+    Metric(key="ssim", label="SSIM", better="higher"),
+    Metric(key="lpips", label="LPIPS"),
+    Metric(key="rfid", label="rFID", digits=2),
+    Metric(key="fd_efficientnet_lite0", label="FD EfficientNet-Lite0", digits=2),
+    Metric(key="latent_std", label="Latent std", better="neither", digits=2),
+)
+"""The columns of the main table; those that no evaluation has measured are left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One figure of a table."""
+
+    text: str
+
+    change: str = ""
+    """Against the first row; empty in the first row and where the two may not be compared."""
+
+    improves: bool | None = None
+
+    is_best: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Columns are metrics; rows are autoencoders."""
+
+    metrics: tuple[Metric, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+    """Names and their cells."""
+
+
+def comparison_table(evaluations: Sequence[Evaluation], metrics: Sequence[Metric] = METRICS) -> Table:
+    """Compare evaluations with the first one.
+
+    Args:
+        evaluations: The rows.
+        metrics: The columns; those that no evaluation has are left out.
+
+    Returns:
+        The table. Evaluations under other conditions than the first's get no change and are never the best.
+    """
+    present = tuple(m for m in metrics if any(figure(item, m.key) is not None for item in evaluations))
+    rows = tuple((item.name, tuple(_cell(item, metric, evaluations) for metric in present)) for item in evaluations)
+    return Table(metrics=present, rows=rows)
+
+
+def transform_metrics(evaluations: Sequence[Evaluation]) -> tuple[Metric, ...]:
+    """Name the equivariance errors of single transformations.
+
+    Args:
+        evaluations: Their metrics' keys are searched.
+
+    Returns:
+        One metric for each transformation, e.g. `equivariance_error_rotation_90` as `90°`.
+    """
+    pattern = re.compile(r"equivariance_error_(rotation|scale)_([0-9.]+)")
+    keys = dict.fromkeys(key for item in evaluations for key in item.metrics)
+    matches = sorted(
+        (found for found in map(pattern.fullmatch, keys) if found), key=lambda found: (found[1], float(found[2]))
+    )
+    return tuple(
+        Metric(key=found[0], label=f"{found[2]}°" if found[1] == "rotation" else f"s = {found[2]}") for found in matches
+    )
+
+
+def latent_statistics(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[str]]]:
+    """Print the latents' statistics: fine-tuning moves their scale, and a generator must normalize by them.
+
+    Args:
+        evaluations: The rows.
+
+    Returns:
+        For each evaluation that measured them, its name and `mean ± std` of each channel, raw latents.
+    """
+    rows = []
+    for item in evaluations:
+        cells: list[str] = []
+        while (mean := figure(item, f"latent_mean_{len(cells)}")) is not None:
+            std = figure(item, f"latent_std_{len(cells)}")
+            cells.append(with_minus_sign(f"{mean:.2f}" + (f" ± {std:.2f}" if std is not None else "")))
+        if cells:
+            rows.append((item.name, cells))
+    return rows
+
+
+def figure(evaluation: Evaluation, key: str) -> float | None:
+    """Look up a figure.
+
+    Args:
+        evaluation: The evaluation.
+        key: A key of its metrics.
+
+    Returns:
+        The figure; None where it is missing or no finite number.
+    """
+    return finite(evaluation.metrics.get(key))
+
+
+def finite(value: Any) -> float | None:
+    """Let finite numbers pass.
+
+    Args:
+        value: Anything that JSON holds.
+
+    Returns:
+        The number; None for anything else.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None
+
+
+def with_minus_sign(text: str) -> str:
+    """Set the typographic minus sign, as wide as a plus.
+
+    Args:
+        text: Figures with hyphens.
+
+    Returns:
+        The same with minus signs.
+    """
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _cell(evaluation: Evaluation, metric: Metric, evaluations: Sequence[Evaluation]) -> Cell:
+    value = figure(evaluation, metric.key)
+    if value is None:
+        return Cell(text="\N{EN DASH}")
+    reference = evaluations[0]
+    text = metric.show(value)
+    if evaluation.conditions != reference.conditions:
+        return Cell(text=text)
+    rivals = [figure(item, metric.key) for item in evaluations if item.conditions == reference.conditions]
+    comparisons = [metric.improves(rival, value) for rival in rivals if rival is not None]
+    is_best = True in comparisons and False not in comparisons
+    before = figure(reference, metric.key)
+    if evaluation is reference or before is None:
+        return Cell(text=text, is_best=is_best)
+    change, improves = metric.show_change(before, value), metric.improves(before, value)
+    return Cell(text=text, change=change, improves=improves, is_best=is_best)

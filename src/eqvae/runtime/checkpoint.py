@@ -1,0 +1,89 @@
+"""Checkpoints: every tensor and number that a resume needs, in one safetensors file; nothing pickled."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from eqvae.artifacts import read_tensors, write_tensors
+from eqvae.runtime.errors import UserError
+
+
+def optimizer_tensors(optimizer: Optimizer, prefix: str) -> dict[str, Tensor]:
+    """Flatten an optimizer's state.
+
+    Args:
+        optimizer: Its parameter groups are made again from the config; its state is what has to be kept.
+        prefix: Put before each name.
+
+    Returns:
+        Tensors named `prefix.INDEX.KEY`.
+    """
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{prefix}.{index}.{key}": value
+        for index, entries in state.items()
+        for key, value in entries.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer_tensors(optimizer: Optimizer, prefix: str, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` took.
+
+    Args:
+        optimizer: Built on the same parameters in the same order.
+        prefix: As it was saved.
+        tensors: All tensors of the checkpoint.
+    """
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix + "."):
+            index, key = name[len(prefix) + 1 :].split(".", 1)
+            state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+    """Write a checkpoint atomically: an interrupted write leaves the former one.
+
+    Args:
+        path: The file.
+        tensors: Weights and optimizer states.
+        numbers: Step and whatever else is no tensor; JSON.
+    """
+    write_tensors(path, tensors, {"numbers": json.dumps(dict(numbers))})
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a checkpoint.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its tensors and its numbers.
+
+    Raises:
+        UserError: If it is truncated or something else.
+    """
+    tensors, metadata = read_tensors(path)
+    if "numbers" not in metadata:
+        raise UserError(f"'{path}' is no checkpoint of eqvae", "Remove it to start again")
+    return tensors, json.loads(metadata["numbers"])
+
+
+def sub_state(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Take one module's tensors out of a checkpoint.
+
+    Args:
+        tensors: All tensors of the checkpoint.
+        prefix: The module's prefix, without the dot.
+
+    Returns:
+        The state dict of the module.
+    """
+    return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}

@@ -1,0 +1,62 @@
+"""Which device computes, and in which precision."""
+
+import contextlib
+from typing import Literal
+
+import torch
+from torch import nn
+
+from eqvae.runtime.errors import UserError
+
+Precision = Literal["fp32", "bf16"]
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Resolve a device's name.
+
+    Args:
+        name: `auto` (CUDA, else Apple's MPS, else the CPU) or a name that PyTorch knows.
+
+    Returns:
+        The device.
+
+    Raises:
+        UserError: If this machine has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).splitlines()[0]
+        raise UserError(f"device '{name}' can't be used here ({first_line})", "Try --device auto") from None
+    return device
+
+
+def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager:
+    """Compute convolutions and matrix products in bfloat16 where asked for.
+
+    Args:
+        device: Where.
+        precision: `bf16` or `fp32`.
+
+    Returns:
+        A context manager.
+    """
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def place(module: nn.Module, device: torch.device) -> nn.Module:
+    """Move a convolutional model to its device in the channels-last layout, which its kernels prefer.
+
+    Args:
+        module: The model, changed in place.
+        device: Where.
+
+    Returns:
+        The same model.
+    """
+    return module.to(device=device, memory_format=torch.channels_last)

@@ -1,0 +1,107 @@
+"""The journal of a run: one JSON record for each logged step, and the environment that it ran in."""
+
+import json
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eqvae.artifacts import ENVIRONMENT, JOURNAL, read_journal, to_plain, write_atomically, write_json
+
+
+class Journal:
+    """Appends records to `journal.jsonl`; each is on disk when `write` returns."""
+
+    def __init__(self, folder: Path, *, keep_up_to_step: int | None = None) -> None:
+        """Open a run's journal.
+
+        Args:
+            folder: The run's folder.
+            keep_up_to_step: On resuming from a checkpoint of this step, forget later records: their steps come again.
+        """
+        self._path = folder / JOURNAL
+        if keep_up_to_step is not None and self._path.exists():
+            kept = [record for record in read_journal(folder) if record.get("step", 0) <= keep_up_to_step]
+            text = "".join(json.dumps(record) + "\n" for record in kept)
+            write_atomically(self._path, lambda temporary: temporary.write_text(text))
+
+    def write(self, kind: str, **record: Any) -> None:
+        """Append one record.
+
+        Args:
+            kind: `train`, `validation`, `watchdog`, `broken_image`, ...
+            **record: Its values.
+        """
+        line = json.dumps({"kind": kind, **to_plain(record)})
+        with self._path.open("a") as file:
+            file.write(line + "\n")
+
+
+def write_environment(folder: Path, *, device: torch.device, seed: int | None) -> None:
+    """Write `environment.json`: versions, device, commit, seed.
+
+    Args:
+        folder: The run's folder.
+        device: Where the run computes.
+        seed: The run's seed.
+    """
+    write_json(
+        folder / ENVIRONMENT,
+        {
+            "eqvae": installed_version("eqvae"),
+            "commit": _commit(),
+            "python": platform.python_version(),
+            **{name: installed_version(name) for name in ("torch", "torchvision", "diffusers", "timm", "torchmetrics")},
+            "device": device_name(device),
+            "num_threads": torch.get_num_threads(),
+            "platform": platform.platform(),
+            "command": ["eqvae", *sys.argv[1:]],
+            "seed": seed,
+        },
+    )
+
+
+def installed_version(package: str) -> str | None:
+    """Look up the installed version of a package.
+
+    Args:
+        package: Its name.
+
+    Returns:
+        The version, or None where it is not installed.
+    """
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def device_name(device: torch.device) -> str:
+    """Name a device for a record.
+
+    Args:
+        device: The device.
+
+    Returns:
+        The accelerator's name, or the processor's architecture and number of threads.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def _commit() -> str | None:
+    """Find the commit of the checkout that this package is run from; None for an installed package."""
+    here = Path(__file__).parent
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=here, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None
