@@ -126,7 +126,8 @@ def notes(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> list[str]:
         found.append("The evaluations show different images, so their pictures stand in separate figures.")
     found += [f"{item.name}: the evaluation has no pictures." for item in evaluations if item.pictures is None]
     found += [f"{run.name}: the run has no journal yet." for run in runs if not run.journal]
-    return found + [f"{item.name}: {message}" for item in (*evaluations, *runs) for message in messages(item.journal)]
+    journals = [(item.name, item.journal) for item in evaluations] + [(run.name, run.journal) for run in runs]
+    return found + [f"{name}: {message}" for name, journal in journals for message in messages(journal)]
 
 
 def picture_groups(evaluations: Sequence[Evaluation]) -> list[dict[str, Pictures]]:

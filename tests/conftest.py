@@ -1,0 +1,98 @@
+"""What the tests share: a small autoencoder of known behaviour, real photographs, threads."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from eqvae.autoencoders.protocol import Autoencoder, LatentStatistics, Posterior
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _few_threads():
+    torch.set_num_threads(min(torch.get_num_threads(), 2))
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of real data and models beside the checkout; users don't have it."""
+    if not SHARED.exists():
+        pytest.skip("needs ../shared, which only the project's own machines have")
+    return SHARED
+
+
+class AveragingAutoencoder(Autoencoder):
+    """Exactly equivariant: the latent is the image averaged over cells, the decoder repeats each cell."""
+
+    def __init__(self, stride: int = 8) -> None:
+        super().__init__()
+        self.name, self.stride, self.latent_channels = "averaging", stride, 3
+        self.layer = nn.Conv2d(3, 3, 1, bias=False)
+        nn.init.dirac_(self.layer.weight)
+        self.statistics: LatentStatistics | None = None
+
+    def encode(self, x: Float[Tensor, "n 3 h w"]) -> Posterior:
+        return Posterior(mean=nn.functional.avg_pool2d(x, self.stride))
+
+    def decode(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h2 w2"]:
+        return self.layer(z.repeat_interleave(self.stride, -1).repeat_interleave(self.stride, -2))
+
+    @property
+    def last_layer(self) -> nn.Conv2d:
+        return self.layer
+
+    def set_latent_statistics(self, statistics: LatentStatistics) -> None:
+        self.statistics = statistics
+
+    def save(self, folder: Path) -> None:
+        torch.save(self.state_dict(), folder / "weights.pt")
+
+
+class SmallAutoencoder(AveragingAutoencoder):
+    """A trainable Gaussian autoencoder of a few thousand parameters: stride 4, 4 channels."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(stride=4)
+        self.name, self.latent_channels = "small", 4
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.encoder = nn.Sequential(nn.Conv2d(3, 16, 4, 4), nn.SiLU(), nn.Conv2d(16, 8, 3, padding=1))
+            self.decoder = nn.Sequential(nn.Conv2d(4, 16, 3, padding=1), nn.SiLU(), nn.ConvTranspose2d(16, 8, 4, 4))
+            self.layer = nn.Conv2d(8, 3, 3, padding=1)
+
+    def encode(self, x: Float[Tensor, "n 3 h w"]) -> Posterior:
+        mean, log_variance = self.encoder(x).chunk(2, dim=1)
+        return Posterior(mean=mean, log_variance=log_variance.clamp(-30.0, 20.0))
+
+    def decode(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h2 w2"]:
+        return self.layer(self.decoder(z))
+
+
+@pytest.fixture
+def averaging_autoencoder() -> AveragingAutoencoder:
+    """An exactly equivariant autoencoder."""
+    return AveragingAutoencoder()
+
+
+@pytest.fixture
+def small_autoencoder() -> SmallAutoencoder:
+    """A trainable autoencoder."""
+    return SmallAutoencoder()
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """A folder of six crops from real photographs, 96 px high."""
+    from eqvae.images import open_images
+
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    source = open_images("photos")
+    for index in range(6):
+        image = source.read(index % len(source))
+        image.resize((144, 96)).save(folder / f"{index}.png")
+    return folder
