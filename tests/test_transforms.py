@@ -130,7 +130,9 @@ def test_the_number_of_values_drawn_does_not_depend_on_the_branch():
     assert torch.equal(torch.rand(1, generator=plain), torch.rand(1, generator=always))
 
 
-@pytest.mark.parametrize("wrong", [{"equivariance_probability": 1.5}, {"min_scale": 0.0}, {"rotation_probability": -1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"equivariance_probability": 1.5}, {"min_scale": 0.0}, {"rotation_probability": -1.0}]
+)
 def test_values_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         TransformSampler(**wrong)

@@ -36,7 +36,7 @@ AUTOENCODER = "autoencoder"
 MODEL_CARD = "eqvae.json"
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, sync it to disk and rename it into place.
 
     Args:
@@ -153,6 +153,9 @@ def claim_output_folder(folder: Path, command: str) -> dict[str, Any] | None:
         return saved
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--out '{folder}' exists and holds no 'eqvae {command}' run", "Choose another folder")
+    above = next((parent for parent in folder.absolute().parents if parent.exists()), None)
+    if above is not None and not above.is_dir():
+        raise UserError(f"--out '{folder}' can't be made: '{above}' is a file", "Choose another folder")
     return None
 
 

@@ -65,8 +65,9 @@ class PooledAutoencoderTiny(AutoencoderTiny):
     Its folders carry this class's name; `PooledAutoencoderTiny.from_pretrained` loads them.
     """
 
-    @wraps(AutoencoderTiny.__init__)  # diffusers reads the config's fields off this signature
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]
+    # diffusers reads the config's fields off this signature.
+    @wraps(AutoencoderTiny.__init__)  # type: ignore[misc]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         config: Any = self.config
         encoder, decoder = self.encoder.layers, self.decoder.layers

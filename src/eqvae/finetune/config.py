@@ -1,5 +1,6 @@
 """The configuration of a fine-tuning run. Every field is a flag of `eqvae finetune`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,7 +27,7 @@ class FinetuneConfig:
     """Output folder; the same command run again resumes what lies there."""
 
     max_steps: int = 10_000
-    """Optimizer steps; the paper's 5 epochs are 50,000, its first epoch of 10,000 brings most of the gain (Figure 5)."""
+    """Optimizer steps; the paper's 5 epochs are 50,000, its first 10,000 bring most of the gain (Figure 5)."""
 
     image_size: int = 256
     """Side of the training crops, in px."""
@@ -154,17 +155,12 @@ class FinetuneConfig:
         Raises:
             UserError: If a value makes no sense.
         """
-        for name in ("max_steps", "image_size", "batch_size", "gradient_accumulation_steps", "log_every",
-                     "checkpoint_every", "num_validation_images", "num_statistics_images"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}", "It must be at least 1")
+        self._check_ranges()
         if self.batch_size % self.gradient_accumulation_steps:
             raise UserError(
                 f"--batch-size {self.batch_size} can't be split into {self.gradient_accumulation_steps} equal parts",
                 "Choose --gradient-accumulation-steps that divides it",
             )
-        if not self.learning_rate > 0:
-            raise UserError(f"--learning-rate is {self.learning_rate}", "It must be positive")
         sampler = self.sampler()
         twentieth = min(self.max_steps // 20, 1000)
         adversarial = self.adversarial_weight > 0
@@ -183,12 +179,19 @@ class FinetuneConfig:
             interpolation=sampler.interpolation,
             antialias=sampler.antialias,
         )  # fmt: skip
-        if config.discriminator_warmup_steps >= config.max_steps:
+        if (config.discriminator_warmup_steps or 0) >= config.max_steps:
             raise UserError(
                 f"--discriminator-warmup-steps {config.discriminator_warmup_steps} leaves no step to the autoencoder",
                 f"Use fewer than --max-steps {config.max_steps}",
             )
         return config
+
+    def _check_ranges(self) -> None:
+        for rule, is_kept, names in _RANGES:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not is_kept(value):
+                    raise UserError(f"--{name.replace('_', '-')} is {value}", f"It must be {rule}")
 
     def sampler(self) -> TransformSampler:
         """Build the sampler of tau.
@@ -208,6 +211,18 @@ class FinetuneConfig:
         except ValueError as error:
             raise UserError(str(error)) from None
 
+
+_RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
+    ("at least 1", lambda value: value >= 1,
+     ("max_steps", "image_size", "batch_size", "gradient_accumulation_steps", "log_every", "checkpoint_every",
+      "validate_every", "num_validation_images", "num_statistics_images")),
+    ("positive", lambda value: value > 0, ("learning_rate",)),
+    ("0 or more", lambda value: value >= 0,
+     ("seed", "num_workers", "lr_warmup_steps", "discriminator_warmup_steps", "weight_decay", "max_grad_norm",
+      "explicit_weight", "perceptual_weight", "kl_weight", "adversarial_weight")),
+    ("0 or more and less than 1", lambda value: 0 <= value < 1, ("adam_beta1", "adam_beta2", "ema_decay")),
+)  # fmt: skip
+"""What fields must be, a test that fails for NaN too, and the fields."""
 
 FREE_TO_CHANGE = frozenset(
     {"out", "num_workers", "device", "log_every", "validate_every", "checkpoint_every", "tensorboard", "dry_run",

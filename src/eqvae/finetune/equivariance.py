@@ -125,7 +125,8 @@ def backward(
         ratio = norm_at_last_layer(gradient) / (norm_at_last_layer(adversarial) + 1e-4)
         adaptive_weight = adversarial_weight * float(ratio.clamp(0.0, 1e4))
         gradient = gradient + adaptive_weight * adversarial
-    torch.autograd.backward(
-        [objective.decoded, factor * regularization], [(factor * gradient).to(objective.decoded.dtype), None]
-    )
+    ends, upstream = [objective.decoded], [(factor * gradient).to(objective.decoded.dtype)]
+    if regularization.requires_grad:  # not where the encoder is deterministic
+        ends, upstream = [*ends, factor * regularization], [*upstream, torch.ones_like(regularization)]
+    torch.autograd.backward(ends, upstream)
     return adaptive_weight

@@ -30,7 +30,7 @@ from eqvae.finetune.step import NotFiniteError, TrainState, build_state, train_s
 from eqvae.images import ImageBatch, ImageSource, evaluation_batches, open_images, training_batches
 from eqvae.metrics.autoencoder import LatentMoments, check_image_size, evaluate_autoencoder
 from eqvae.runtime.checkpoint import read_checkpoint, write_checkpoint
-from eqvae.runtime.device import autocast, choose_device
+from eqvae.runtime.device import autocast, choose_device, place
 from eqvae.runtime.errors import Interrupted, UserError
 from eqvae.runtime.journal import Journal, installed_version, write_environment
 from eqvae.runtime.progress import Progress
@@ -65,14 +65,17 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder) -> dict[str, Any]
             f"Use --image-size {4 * MIN_IMAGE_SIZE_PX + 4 * autoencoder.stride} or more, or --adversarial-weight 0",
         )
     source, validation_source = open_images(config.data), open_images(config.validation_data, split="evaluation")
-    reconstruction_loss = ReconstructionLoss(config.perceptual, config.perceptual_weight).to(
-        device=device, memory_format=torch.channels_last
-    )
+    reconstruction_loss = place(ReconstructionLoss(config.perceptual, config.perceptual_weight), device)
     base_fingerprint = autoencoder.fingerprint()
     identity = to_plain(config) | {"command": "finetune", "base_fingerprint": base_fingerprint}
     saved = claim_output_folder(config.out, "finetune")
     if saved is not None:
         check_same_run(saved, config)
+        if saved.get("base_fingerprint") != base_fingerprint:
+            raise UserError(
+                f"'{config.out}' holds a run that began from other weights than '{config.autoencoder}' has now",
+                "Give the same autoencoder to resume it, or another --out",
+            )
         if (config.out / METRICS).exists():
             return read_json(config.out / METRICS)
 
@@ -298,7 +301,7 @@ def _validation_line(step: int, figures: dict[str, float]) -> str:
     )
 
 
-def _open_tensorboard(config: FinetuneConfig):  # noqa: ANN202 - the type lives in an optional package
+def _open_tensorboard(config: FinetuneConfig):
     if not config.tensorboard:
         return None
     try:

@@ -34,7 +34,9 @@ def plan(config: FinetuneConfig, autoencoder: Autoencoder) -> dict[str, Any]:
     check_image_size(config.image_size, autoencoder.stride, quarters=True)
     num_images = config.batch_size // config.gradient_accumulation_steps
     model = copy.deepcopy(autoencoder).to("meta", torch.bfloat16 if config.precision == "bf16" else torch.float32)
-    x = torch.empty(num_images, 3, config.image_size, config.image_size, device="meta", dtype=next(model.parameters()).dtype)
+    x = torch.empty(
+        num_images, 3, config.image_size, config.image_size, device="meta", dtype=next(model.parameters()).dtype
+    )
     saved_bytes = 0
 
     def count(tensor: torch.Tensor) -> torch.Tensor:

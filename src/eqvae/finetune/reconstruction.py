@@ -65,7 +65,9 @@ class ReconstructionLoss(nn.Module):
         self.distance = maker() if maker is not None else None
         self.perceptual_weight = perceptual_weight
 
-    def forward(self, target: Float[Tensor, "n 3 h w"], reconstruction: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
+    def forward(
+        self, target: Float[Tensor, "n 3 h w"], reconstruction: Float[Tensor, "n 3 h w"]
+    ) -> Float[Tensor, " n"]:
         """Compare images.
 
         Args:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -69,7 +70,7 @@ class TrainState:
 
     def exported(self) -> Autoencoder:
         """The autoencoder to validate and export: the averaged one where there is one."""
-        return self.average.module if self.average is not None else self.autoencoder
+        return cast(Autoencoder, self.average.module) if self.average is not None else self.autoencoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +149,8 @@ def build_state(autoencoder: Autoencoder, config: FinetuneConfig, device: torch.
     )
 
 
-def _moving_average(decay: float):  # noqa: ANN202 - the type is PyTorch's
-    """Exponential moving average whose horizon grows with the run, so that its first steps don't hold on to the base."""
+def _moving_average(decay: float):
+    """Exponential moving average whose horizon grows with the run, so that it soon lets go of the base."""
 
     @torch.no_grad()
     def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
@@ -213,6 +214,8 @@ def train_step(
         if optimizer is not None:
             optimizer.zero_grad(set_to_none=True)
     latent_size = (x.shape[-2] // state.autoencoder.stride, x.shape[-1] // state.autoencoder.stride)
+    statistics = _running_statistics(state)
+    former_statistics = [tensor.clone() for tensor in statistics]
     parts, draws = x.chunk(config.gradient_accumulation_steps), []
     sums: dict[str, float] = {}
     for index, part in enumerate(parts):
@@ -223,6 +226,8 @@ def train_step(
 
     norm = _clip(state.autoencoder, config.max_grad_norm)
     if not all(math.isfinite(value) for value in (*sums.values(), norm)):
+        for tensor, former in zip(statistics, former_statistics, strict=True):
+            tensor.copy_(former)
         raise NotFiniteError(", ".join(f"{name} {value:.4g}" for name, value in {**sums, "gradient": norm}.items()))
     if state.discriminator_optimizer is not None:
         _step(state.discriminator_optimizer, config.learning_rate if warming_up else rate)
@@ -240,6 +245,12 @@ def train_step(
     )
 
 
+def _running_statistics(state: TrainState) -> list[Tensor]:
+    """The buffers of batch normalizations: a forward pass changes them, so a step that fails has to put them back."""
+    modules = [state.autoencoder] if state.discriminator is None else [state.autoencoder, state.discriminator]
+    return [buffer for module in modules for buffer in module.buffers()]
+
+
 def _accumulate(
     state: TrainState,
     x: Float[Tensor, "n 3 h w"],
@@ -250,8 +261,8 @@ def _accumulate(
 ) -> dict[str, float]:
     """Add one micro-batch's gradients to those of the autoencoder, unless it is frozen, and of the discriminator."""
     autoencoder, discriminator = state.autoencoder, state.discriminator
-    x = draw.before(x).contiguous(memory_format=torch.channels_last)
     num_values, num_parts = x[0].numel(), config.gradient_accumulation_steps
+    x = draw.before(x).contiguous(memory_format=torch.channels_last)
     latent_shape = (len(x), autoencoder.latent_channels, *(side // autoencoder.stride for side in x.shape[-2:]))
     noise = torch.randn(latent_shape, generator=generator).to(x.device)
     implicit = config.objective == "implicit"

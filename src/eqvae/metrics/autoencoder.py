@@ -85,7 +85,11 @@ def check_image_size(image_size_px: int, stride: int, *, quarters: bool = False)
     unit = stride * (_NUM_QUARTERS if quarters else 1)
     if image_size_px < unit or image_size_px % unit:
         below = max(image_size_px // unit, 1) * unit
-        why = f"{unit} (stride {stride} x 4, since latents are scaled by quarters)" if quarters else f"the stride {stride}"
+        why = (
+            f"{unit} (stride {stride} x 4, since latents are scaled by quarters)"
+            if quarters
+            else f"the stride {stride}"
+        )
         raise UserError(
             f"--image-size {image_size_px} is not divisible by {why}", f"Use {below} or {below + unit}, for example"
         )

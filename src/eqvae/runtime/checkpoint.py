@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -39,10 +40,14 @@ def load_optimizer_tensors(optimizer: Optimizer, prefix: str, tensors: Mapping[s
         prefix: As it was saved.
         tensors: All tensors of the checkpoint.
     """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith(prefix + "."):
             index, key = name[len(prefix) + 1 :].split(".", 1)
+            if tensor.shape == parameters[int(index)].shape:
+                # Fused optimizers walk through memory: moments need their parameter's layout, here channels-last.
+                tensor = torch.empty_like(parameters[int(index)], dtype=tensor.dtype).copy_(tensor)
             state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

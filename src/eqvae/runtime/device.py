@@ -1,7 +1,7 @@
 """Which device computes, and in which precision."""
 
 import contextlib
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
@@ -9,6 +9,7 @@ from torch import nn
 from eqvae.runtime.errors import UserError
 
 Precision = Literal["fp32", "bf16"]
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -49,7 +50,7 @@ def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractC
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def place(module: nn.Module, device: torch.device) -> nn.Module:
+def place(module: Module, device: torch.device) -> Module:
     """Move a convolutional model to its device in the channels-last layout, which its kernels prefer.
 
     Args:
@@ -59,4 +60,4 @@ def place(module: nn.Module, device: torch.device) -> nn.Module:
     Returns:
         The same model.
     """
-    return module.to(device=device, memory_format=torch.channels_last)
+    return module.to(device=device).to(memory_format=torch.channels_last)

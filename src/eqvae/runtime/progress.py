@@ -3,7 +3,6 @@
 import sys
 import time
 from types import TracebackType
-from typing import Self
 
 from tqdm import tqdm
 
@@ -28,11 +27,13 @@ class Progress:
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=start, desc=title, unit=unit, dynamic_ncols=True)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         """Show."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Leave the bar as it stands."""
         if self._bar is not None:
             self._bar.close()
@@ -67,5 +68,5 @@ class Progress:
         rate = (self._done - self._start) / max(elapsed_sec, 1e-9)
         left_sec = (self._total - self._done) / max(rate, 1e-9)
         shown = "".join(f", {name} {value:.4g}" for name, value in figures.items())
-        line = f"{self._title}: {self._done}/{self._total} {self._unit}s, {rate:.3g} {self._unit}s/s, {left_sec:.0f} s left{shown}"
-        print(line, file=sys.stderr, flush=True)  # noqa: T201
+        done = f"{self._title}: {self._done}/{self._total} {self._unit}s, {rate:.3g} {self._unit}s/s"
+        print(f"{done}, {left_sec:.0f} s left{shown}", file=sys.stderr, flush=True)  # noqa: T201

@@ -1,0 +1,46 @@
+# Two commands: `make demo` and `make test`. Each sets up all it needs in .venv on a machine with Python 3.11 or newer.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint unit test-slow clean
+
+demo: .venv/.demo
+	$(BIN)/eqvae demo --out runs/demo
+
+test: lint unit
+
+lint: .venv/.dev .venv-lint/.installed
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+	.venv-lint/bin/pydoclint src
+	$(BIN)/lint-imports --no-logo
+
+unit: .venv/.dev
+	$(BIN)/python -m pytest
+
+test-slow: .venv/.dev
+	$(BIN)/python -m pytest -m slow
+
+.venv/.created:
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	touch $@
+
+.venv/.demo: .venv/.created pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/.dev: .venv/.created pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@ .venv/.demo
+
+# pydoclint brings a fork of docstring_parser that overwrites the one the command line needs: it lives apart.
+.venv-lint/.installed: constraints.txt
+	$(PYTHON) -m venv .venv-lint
+	.venv-lint/bin/pip install --quiet --constraint constraints.txt pydoclint
+	touch $@
+
+clean:
+	rm -rf .venv .venv-lint runs

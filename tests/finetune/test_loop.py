@@ -1,0 +1,376 @@
+"""The run as a whole: what it writes, that it resumes bit for bit, how it fails; the watchdog; golden losses."""
+
+import math
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import eqvae.finetune.loop as loop
+from eqvae.artifacts import read_journal, read_json, read_tensors
+from eqvae.finetune.adversarial import Watchdog
+from eqvae.finetune.config import FinetuneConfig
+from eqvae.finetune.loop import CHECKPOINT, finetune
+from eqvae.images import adm_crop, open_images, to_images
+from eqvae.runtime.errors import Interrupted, UserError
+from eqvae.runtime.seeds import generator_for
+
+
+@pytest.fixture
+def configure(photographs: Path, tmp_path: Path):
+    """A function that makes the configuration of a run of seconds."""
+
+    def make(out: str = "run", **changes) -> FinetuneConfig:
+        defaults = {
+            "autoencoder": "small", "data": str(photographs), "validation_data": str(photographs),
+            "out": tmp_path / out, "max_steps": 3, "image_size": 96, "batch_size": 2, "learning_rate": 1e-3,
+            "adversarial_weight": 0.0, "perceptual": "none", "precision": "fp32", "num_workers": 0, "log_every": 1,
+            "num_validation_images": 2, "validate_every": 100,
+        }  # fmt: skip
+        return FinetuneConfig(**defaults | changes)
+
+    return make
+
+
+@pytest.fixture
+def new_autoencoder(small_autoencoder):
+    """A factory: each call gives the base again, as loading it from disk would."""
+    return lambda: type(small_autoencoder)()
+
+
+def signal_after(monkeypatch, step: int, number: signal.Signals = signal.SIGTERM) -> None:
+    """Let a signal arrive during a step."""
+
+    def train_step(state, *arguments):
+        record = real(state, *arguments)
+        if state.step == step:
+            os.kill(os.getpid(), number)
+        return record
+
+    real = loop.train_step
+    monkeypatch.setattr(loop, "train_step", train_step)
+
+
+def interrupt(config: FinetuneConfig, autoencoder, step: int) -> None:
+    """Run until a SIGTERM."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        signal_after(monkeypatch, step)
+        with pytest.raises(Interrupted, match=f"SIGTERM at step {step}"):
+            finetune(config, autoencoder)
+
+
+def train_records(folder: Path) -> list[dict]:
+    """The journal's training records without their times."""
+    records = [record for record in read_journal(folder) if record["kind"] == "train"]
+    return [{key: value for key, value in record.items() if key != "images_per_sec"} for record in records]
+
+
+# What a run writes --------------------------------------------------------------------------------------------------
+
+
+def test_a_run_writes_its_artifacts(configure, small_autoencoder):
+    config = configure(max_steps=4, validate_every=2)
+    figures = finetune(config, small_autoencoder)
+    out = config.out
+    assert {path.name for path in out.iterdir()} == {
+        "config.json", "environment.json", "journal.jsonl", "metrics.json", "checkpoint.safetensors", "autoencoder",
+        "validation",
+    }  # fmt: skip
+    saved = read_json(out / "config.json")
+    assert saved["command"] == "finetune"
+    assert saved["equivariance_probability"] == 0.5  # resolved, not None
+    assert saved["interpolation"] == "bicubic"
+    assert None not in saved.values()
+    assert read_json(out / "environment.json")["seed"] == 0
+    assert read_json(out / "metrics.json") == figures
+    assert figures["num_steps"] == 4
+    for name in ("equivariance_error_rotation", "equivariance_error_scale", "psnr_db", "ssim", "latent_std"):
+        assert math.isfinite(figures[name])
+        assert f"before_{name}" in figures
+    assert figures["num_images"] == 2
+    journal = read_journal(out)
+    assert [record["step"] for record in journal if record["kind"] == "train"] == [1, 2, 3, 4]
+    assert sorted({record["step"] for record in journal if record["kind"] == "validation"}) == [0, 2, 4]
+    assert sorted(path.name for path in (out / "validation").iterdir()) == [f"step_{step:06d}.png" for step in (0, 2, 4)]
+    for path in (out / "validation").iterdir():
+        picture = np.asarray(Image.open(path))
+        assert picture.std() > 5
+    assert {path.name for path in (out / "autoencoder").iterdir()} == {"weights.pt", "eqvae.json"}
+
+
+def test_the_card_says_where_the_model_comes_from(configure, new_autoencoder):
+    config = configure()
+    autoencoder = new_autoencoder()
+    figures = finetune(config, autoencoder)
+    card = read_json(config.out / "autoencoder" / "eqvae.json")
+    assert card["base_fingerprint"] == new_autoencoder().fingerprint()
+    exported = new_autoencoder()
+    exported.load_state_dict(torch.load(config.out / "autoencoder" / "weights.pt", weights_only=True))
+    assert card["fingerprint"] == exported.fingerprint() != card["base_fingerprint"]
+    assert (card["num_steps"], card["data"], card["base"]) == (3, config.data, "small")
+    assert card["recipe"] == {
+        key: value
+        for key, value in read_json(config.out / "config.json").items()
+        if key not in ("command", "base_fingerprint")
+    }
+    assert card["figures"]["psnr_db"] == figures["psnr_db"]
+
+
+def test_the_base_is_measured_before_the_first_step(configure, new_autoencoder):
+    config = configure(learning_rate=1e-30)
+    figures = finetune(config, new_autoencoder())
+    assert figures["psnr_db"] == pytest.approx(figures["before_psnr_db"], rel=1e-6)
+    assert figures["equivariance_error_scale"] == pytest.approx(figures["before_equivariance_error_scale"], rel=1e-5)
+
+
+def test_training_lowers_the_loss(configure, small_autoencoder):
+    config = configure(max_steps=40, learning_rate=5e-3, lr_scheduler="constant")
+    figures = finetune(config, small_autoencoder)
+    assert figures["psnr_db"] > figures["before_psnr_db"] + 1.0
+
+
+@pytest.mark.parametrize("ema_decay", [0.9, 0.0])
+def test_the_latents_of_the_exported_weights_are_measured(configure, new_autoencoder, monkeypatch, ema_decay):
+    config, autoencoder = configure(ema_decay=ema_decay, batch_size=4), new_autoencoder()
+    given = []
+    monkeypatch.setattr(type(autoencoder), "set_latent_statistics", lambda self, statistics: given.append(statistics))
+    finetune(config, autoencoder)
+    (statistics,) = given
+
+    exported = new_autoencoder()
+    exported.load_state_dict(torch.load(config.out / "autoencoder" / "weights.pt", weights_only=True))
+    source = open_images(config.data)
+    latents = []
+    with torch.inference_mode():
+        for index, batch in enumerate(([0, 1, 2, 3], [4, 5])):
+            posterior = exported.encode(to_images([adm_crop(source.read(image), 96) for image in batch]))
+            noise = torch.randn(posterior.mean.shape, generator=generator_for(0, index))
+            latents.append(posterior.mean + (0.5 * posterior.log_variance).exp() * noise)
+    z = torch.cat(latents).double()
+    assert z.shape == (6, 4, 24, 24)
+    assert statistics.mean == pytest.approx(z.mean((0, 2, 3)).tolist(), rel=1e-4, abs=1e-5)
+    assert statistics.std == pytest.approx(z.std((0, 2, 3), unbiased=False).tolist(), rel=1e-4)
+    card = read_json(config.out / "autoencoder" / "eqvae.json")
+    assert card["latent_mean"] == list(statistics.mean)
+    assert card["latent_std"] == list(statistics.std)
+
+
+# Resuming -----------------------------------------------------------------------------------------------------------
+
+
+def test_six_steps_are_three_an_interruption_and_three(configure, new_autoencoder):
+    changes = {"max_steps": 6, "adversarial_weight": 0.5, "discriminator_warmup_steps": 2, "lr_warmup_steps": 1}
+    whole, halves = configure("whole", **changes), configure("halves", **changes)
+    expected = finetune(whole, new_autoencoder())
+    interrupt(halves, new_autoencoder(), 3)
+    assert not (halves.out / "metrics.json").exists()
+    assert [record["step"] for record in train_records(halves.out)] == [1, 2, 3]
+    figures = finetune(halves, new_autoencoder())
+
+    theirs, numbers = read_tensors(whole.out / CHECKPOINT)
+    ours, _ = read_tensors(halves.out / CHECKPOINT)
+    assert '"step": 6' in numbers["numbers"]
+    assert ours.keys() == theirs.keys()
+    prefixes = {name.split(".")[0] for name in ours}
+    assert prefixes == {"autoencoder", "optimizer", "average", "discriminator", "discriminator_optimizer"}
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert train_records(halves.out) == train_records(whole.out)
+    assert len(train_records(whole.out)) == 6
+    times = ("training_sec", "training_images_per_sec", "images_per_sec", "before_images_per_sec")
+    assert {key: value for key, value in figures.items() if key not in times} == {
+        key: value for key, value in expected.items() if key not in times
+    }
+    fingerprints = [read_json(config.out / "autoencoder" / "eqvae.json")["fingerprint"] for config in (whole, halves)]
+    assert fingerprints[0] == fingerprints[1]
+
+
+def test_steps_after_the_last_checkpoint_come_again(configure, new_autoencoder, monkeypatch):
+    changes = {"max_steps": 5, "checkpoint_every": 2}
+    whole, killed = configure("whole", **changes), configure("killed", **changes)
+    finetune(whole, new_autoencoder())
+    with monkeypatch.context() as patch:
+        # Killed without a word in step 4: the journal is ahead of the checkpoint of step 2.
+        real = loop.train_step
+
+        def die(state, *arguments):
+            if state.step == 3:
+                raise MemoryError
+            return real(state, *arguments)
+
+        patch.setattr(loop, "train_step", die)
+        with pytest.raises(MemoryError):
+            finetune(killed, new_autoencoder())
+    assert [record["step"] for record in train_records(killed.out)] == [1, 2, 3]
+    finetune(killed, new_autoencoder())
+    assert train_records(killed.out) == train_records(whole.out)
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_again(configure, new_autoencoder, monkeypatch):
+    config = configure()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            finetune(config, new_autoencoder())
+    assert finetune(config, new_autoencoder())["num_steps"] == 3
+    assert [record["step"] for record in train_records(config.out)] == [1, 2, 3]
+
+
+def test_a_signal_in_the_last_step_lets_the_run_finish(configure, small_autoencoder, monkeypatch):
+    signal_after(monkeypatch, 3)
+    assert finetune(configure(), small_autoencoder)["num_steps"] == 3
+
+
+def test_resuming_with_another_learning_rate_is_refused(configure, new_autoencoder):
+    interrupt(configure(), new_autoencoder(), 1)
+    with pytest.raises(UserError, match=r"--learning-rate 0\.001, not 0\.002"):
+        finetune(configure(learning_rate=2e-3), new_autoencoder())
+    assert finetune(configure(num_workers=1, log_every=2), new_autoencoder())["num_steps"] == 3  # these are free
+
+
+def test_a_finished_run_returns_its_figures_without_training(configure, new_autoencoder, monkeypatch):
+    figures = finetune(configure(), new_autoencoder())
+    before = {path: path.stat().st_mtime_ns for path in configure().out.rglob("*") if path.is_file()}
+    monkeypatch.setattr(loop, "train_step", None)
+    monkeypatch.setattr(loop, "evaluate_autoencoder", None)
+    assert finetune(configure(), new_autoencoder()) == figures
+    assert {path: path.stat().st_mtime_ns for path in configure().out.rglob("*") if path.is_file()} == before
+
+
+def test_a_truncated_checkpoint_is_named(configure, new_autoencoder):
+    config = configure()
+    interrupt(config, new_autoencoder(), 1)
+    checkpoint = config.out / CHECKPOINT
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"checkpoint\.safetensors.*truncated"):
+        finetune(config, new_autoencoder())
+
+
+def test_resuming_from_another_base_is_refused(configure, new_autoencoder, small_autoencoder):
+    config = configure()
+    interrupt(config, new_autoencoder(), 1)
+    with pytest.raises(UserError, match="other weights than 'small'"):
+        finetune(config, type(small_autoencoder)(seed=1))
+
+
+# Failing ------------------------------------------------------------------------------------------------------------
+
+
+def test_losses_that_are_not_finite_stop_the_run_at_the_last_good_state(configure, new_autoencoder, monkeypatch):
+    config, good = configure(), {}
+    real = loop.train_step
+
+    def damage(state, x, *arguments):
+        if state.step == 2:
+            good.update({name: tensor.clone() for name, tensor in state.tensors().items()})
+            x = x * math.nan
+        return real(state, x, *arguments)
+
+    monkeypatch.setattr(loop, "train_step", damage)
+    with pytest.raises(UserError, match="diverged at step 2") as raised:
+        finetune(config, new_autoencoder())
+    assert "\n" not in str(raised.value)
+    assert "--learning-rate" in str(raised.value)
+    tensors, metadata = read_tensors(config.out / CHECKPOINT)
+    assert '"step": 2' in metadata["numbers"]
+    assert tensors.keys() == good.keys()
+    assert all(torch.equal(tensors[name], value) for name, value in good.items())
+    assert all(value.isfinite().all() for value in tensors.values())
+    assert not (config.out / "autoencoder").exists()
+    assert not (config.out / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"data": "missing-folder"}, "missing-folder"),
+        ({"validation_data": "missing-folder"}, "missing-folder"),
+        ({"image_size": 90}, "--image-size 90"),
+        ({"image_size": 48, "adversarial_weight": 0.5}, "too small for the discriminator"),
+        ({"device": "nonsense"}, "nonsense"),
+        ({"transforms": "rotations"}, "rotation"),
+        ({"batch_size": 3, "gradient_accumulation_steps": 2}, "--batch-size 3"),
+        ({"max_steps": 0}, "--max-steps"),
+        ({"learning_rate": -1.0}, "--learning-rate"),
+        ({"learning_rate": math.nan}, "--learning-rate"),
+        ({"adversarial_weight": 0.5, "discriminator_warmup_steps": 3}, "--discriminator-warmup-steps 3"),
+        ({"seed": -1}, "--seed"),
+        ({"num_workers": -1}, "--num-workers"),
+        ({"ema_decay": 1.0}, "--ema-decay"),
+        ({"adam_beta1": 1.0}, "--adam-beta1"),
+        ({"lr_warmup_steps": -1}, "--lr-warmup-steps"),
+        ({"kl_weight": math.nan}, "--kl-weight"),
+        ({"validate_every": 0}, "--validate-every"),
+    ],
+)
+def test_wrong_input_is_named_and_leaves_nothing_behind(configure, small_autoencoder, changes, says):
+    config = configure(**changes)
+    with pytest.raises(UserError) as raised:
+        finetune(config, small_autoencoder)
+    assert says in str(raised.value)
+    assert not config.out.exists()
+
+
+# Golden losses ------------------------------------------------------------------------------------------------------
+
+GOLDEN = {"reconstruction": [], "discriminator": [], "adaptive_weight": []}
+"""Of the run below, written down when its parts had been tested one by one."""
+
+
+def test_golden_losses(configure, small_autoencoder):
+    """The losses of a tiny run stay what they were. A wanted change of the method changes them: store them anew."""
+    config = configure(max_steps=4, adversarial_weight=0.5, discriminator_warmup_steps=1, lr_warmup_steps=1, seed=1)
+    finetune(config, small_autoencoder)
+    records = train_records(config.out)
+    for name, values in GOLDEN.items():
+        assert [record[name] for record in records] == pytest.approx(values, rel=1e-3), name
+
+
+# The watchdog -------------------------------------------------------------------------------------------------------
+
+
+def look_at(losses, window: int = 20) -> list[str]:
+    watchdog = Watchdog(window)
+    return [verdict for loss in losses if (verdict := watchdog.look(loss)) is not None]
+
+
+def test_the_watchdog_is_silent_before_its_window_is_full():
+    assert look_at([1.0] * 19) == []
+
+
+def test_a_dead_discriminator_is_said_once():
+    (verdict,) = look_at([1.0 + 0.001 * (-1) ** step for step in range(200)])
+    assert "dead" in verdict
+
+
+def test_a_saturated_discriminator_is_said_once():
+    (verdict,) = look_at([0.001] * 200)
+    assert "saturated" in verdict
+
+
+def test_a_healthy_discriminator_is_left_in_peace():
+    generator = np.random.default_rng(0)
+    assert look_at(generator.uniform(0.5, 1.1, 500)) == []
+    assert look_at(1.0 + generator.uniform(-0.1, 0.1, 500)) == []  # near chance, but alive
+
+
+def test_a_relapse_is_said_again():
+    healthy = [0.4, 0.9] * 20
+    verdicts = look_at([1.0] * 40 + healthy + [0.0] * 40 + healthy + [1.0] * 40)
+    assert [next(word for word in ("dead", "saturated") if word in verdict) for verdict in verdicts] == [
+        "dead", "saturated", "dead",
+    ]  # fmt: skip
+
+
+def test_the_watchdogs_words_reach_the_journal(configure, small_autoencoder, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "Watchdog", lambda: Watchdog(window=1))
+    monkeypatch.setattr("eqvae.finetune.step.hinge_loss", lambda real, fake: (0.0 * real).mean() + (0.0 * fake).mean())
+    config = configure(adversarial_weight=0.5)
+    finetune(config, small_autoencoder)
+    (record,) = [record for record in read_journal(config.out) if record["kind"] == "watchdog"]
+    assert record["step"] == 1
+    assert "saturated" in record["message"]
+    assert record["message"] in capsys.readouterr().err

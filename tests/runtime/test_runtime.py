@@ -1,0 +1,339 @@
+"""Atomic writes, checkpoints, journals, seeds, signals, progress."""
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from eqvae.artifacts import (
+    CONFIG,
+    JOURNAL,
+    claim_output_folder,
+    read_journal,
+    read_json,
+    write_atomically,
+    write_json,
+    write_tensors,
+)
+from eqvae.runtime.checkpoint import (
+    load_optimizer_tensors,
+    optimizer_tensors,
+    read_checkpoint,
+    sub_state,
+    write_checkpoint,
+)
+from eqvae.runtime.errors import UserError, nearest_name
+from eqvae.runtime.journal import Journal, write_environment
+from eqvae.runtime.progress import Progress
+from eqvae.runtime.seeds import generator_for
+from eqvae.runtime.signals import stop_on_signals
+
+# Atomic writes ------------------------------------------------------------------------------------------------------
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "figures.json"
+    path.write_text("old")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half of the ne")
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_replaces_the_file_and_makes_its_folder(tmp_path):
+    path = tmp_path / "new" / "folder" / "text"
+    for content in ("first", "second"):
+        write_atomically(path, lambda temporary, content=content: temporary.write_text(content))
+        assert path.read_text() == content
+    assert list(path.parent.iterdir()) == [path]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_figures_that_are_not_finite_are_not_written(tmp_path, value):
+    path = tmp_path / "metrics.json"
+    write_json(path, {"psnr_db": 30.0})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(path, {"psnr_db": value})
+    assert read_json(path) == {"psnr_db": 30.0}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", ["{", "[1, 2]", "\x00"])
+def test_json_that_cannot_be_read_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match="config.json"):
+        read_json(tmp_path / "config.json")
+
+
+# Checkpoints --------------------------------------------------------------------------------------------------------
+
+
+def make_model_and_optimizer() -> tuple[nn.Module, torch.optim.Optimizer]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 3))
+    # Channels-last and fused, as in training: the optimizer then walks through memory in the parameter's own layout.
+    model.to(memory_format=torch.channels_last)
+    return model, torch.optim.AdamW(model.parameters(), lr=0.1, betas=(0.5, 0.9), fused=True)
+
+
+def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    optimizer.zero_grad()
+    model(torch.randn(4, 4, 8, 8, generator=generator_for(7, step))).square().mean().backward()
+    optimizer.step()
+
+
+def test_a_checkpoint_brings_back_the_next_step_bit_for_bit(tmp_path):
+    model, optimizer = make_model_and_optimizer()
+    for step in range(3):
+        take_step(model, optimizer, step)
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= optimizer_tensors(optimizer, "optimizer")
+    path = tmp_path / "checkpoint.safetensors"
+    write_checkpoint(path, tensors, {"step": 3, "before": {"psnr_db": 20.5}})
+
+    loaded, numbers = read_checkpoint(path)
+    assert numbers == {"step": 3, "before": {"psnr_db": 20.5}}
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], value) for name, value in tensors.items())
+    other, other_optimizer = make_model_and_optimizer()
+    other.load_state_dict(sub_state(loaded, "model"))
+    load_optimizer_tensors(other_optimizer, "optimizer", loaded)
+    for step in (3, 4):
+        take_step(model, optimizer, step)
+        take_step(other, other_optimizer, step)
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+    ours, theirs = optimizer_tensors(optimizer, "o"), optimizer_tensors(other_optimizer, "o")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_without_its_optimizer_the_next_step_differs(tmp_path):
+    model, optimizer = make_model_and_optimizer()
+    take_step(model, optimizer, 0)
+    other, other_optimizer = make_model_and_optimizer()
+    other.load_state_dict(model.state_dict())
+    take_step(model, optimizer, 1)
+    take_step(other, other_optimizer, 1)
+    assert not torch.equal(model[0].weight, other[0].weight)
+
+
+def test_prefixes_that_begin_alike_are_kept_apart():
+    tensors = {"optimizer.0.step": torch.ones(()), "optimizer_of_another.0.step": torch.zeros(())}
+    assert sub_state(tensors, "optimizer") == {"0.step": torch.ones(())}
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -20])
+def test_a_truncated_checkpoint_is_named(tmp_path, keep):
+    path = tmp_path / "checkpoint.safetensors"
+    write_checkpoint(path, {"a": torch.zeros(100)}, {"step": 1})
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match="checkpoint.safetensors.*truncated"):
+        read_checkpoint(path)
+
+
+def test_weights_without_numbers_are_no_checkpoint(tmp_path):
+    write_tensors(tmp_path / "weights.safetensors", {"a": torch.zeros(1)})
+    with pytest.raises(UserError, match="no checkpoint"):
+        read_checkpoint(tmp_path / "weights.safetensors")
+
+
+# Journals -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_torn_last_line_is_left_out(tmp_path):
+    journal = Journal(tmp_path)
+    for step in (1, 2, 3):
+        journal.write("train", step=step, l1=0.5 / step)
+    path = tmp_path / JOURNAL
+    path.write_text(path.read_text()[:-10])
+    assert [record["step"] for record in read_journal(tmp_path)] == [1, 2]
+    assert read_journal(tmp_path / "elsewhere") == []
+
+
+def test_resuming_forgets_later_records_and_mends_a_torn_line(tmp_path):
+    journal = Journal(tmp_path)
+    for step in range(6):
+        journal.write("train", step=step)
+    with (tmp_path / JOURNAL).open("a") as file:
+        file.write('{"kind": "train", "st')
+    resumed = Journal(tmp_path, keep_up_to_step=3)
+    assert [record["step"] for record in read_journal(tmp_path)] == [0, 1, 2, 3]
+    resumed.write("train", step=4, again=True)
+    assert read_journal(tmp_path)[-1] == {"kind": "train", "step": 4, "again": True}
+    assert len((tmp_path / JOURNAL).read_text().splitlines()) == 5
+
+
+def test_each_record_is_on_disk_when_write_returns(tmp_path):
+    journal = Journal(tmp_path)
+    journal.write("validation", step=1, folder=tmp_path, figures=(1.0, 2.0))
+    (line,) = (tmp_path / JOURNAL).read_text().splitlines()
+    assert json.loads(line) == {"kind": "validation", "step": 1, "folder": str(tmp_path), "figures": [1.0, 2.0]}
+
+
+def test_the_environment_names_versions_device_and_seed(tmp_path):
+    write_environment(tmp_path, device=torch.device("cpu"), seed=3)
+    environment = read_json(tmp_path / "environment.json")
+    assert environment["torch"] == torch.__version__.split("+")[0] or environment["torch"] == torch.__version__
+    assert environment["device"].startswith("cpu")
+    assert environment["seed"] == 3
+
+
+# Seeds --------------------------------------------------------------------------------------------------------------
+
+
+def test_generators_depend_on_their_key_alone():
+    def draw(*key: int) -> tuple[float, ...]:
+        return tuple(torch.rand(4, generator=generator_for(*key)).tolist())
+
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    keys = [(seed, step, part) for seed in range(3) for step in range(10) for part in range(3)]
+    forwards = {key: draw(*key) for key in keys}
+    torch.manual_seed(1)
+    backwards = {key: draw(*key) for key in reversed(keys)}
+    assert forwards == backwards
+    assert len(set(forwards.values())) == len(keys)
+    torch.manual_seed(0)
+    draw(1, 2, 3)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_neighbouring_generators_are_uncorrelated():
+    draws = torch.stack([torch.randn(2000, generator=generator_for(0, step, 0)) for step in range(20)])
+    correlations = torch.corrcoef(draws) - torch.eye(20)
+    assert correlations.abs().max() < 0.12
+    first = torch.stack([torch.rand(1, generator=generator_for(0, step, 0)) for step in range(2000)])
+    assert abs(first.mean().item() - 0.5) < 0.03
+
+
+# Signals ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_asks_and_the_handlers_come_back(number):
+    former = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    with stop_on_signals() as stop:
+        assert not stop
+        assert signal.getsignal(number) != former[number]
+        os.kill(os.getpid(), number)
+        assert stop
+        assert stop.signal_name == number.name
+        assert {each: signal.getsignal(each) for each in former} == former  # a second one acts as usual
+    assert {each: signal.getsignal(each) for each in former} == former
+
+
+def test_the_handlers_come_back_without_a_signal_and_after_an_error():
+    former = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    with stop_on_signals() as stop:
+        pass
+    assert not stop
+    with pytest.raises(KeyError), stop_on_signals():
+        raise KeyError
+    assert {each: signal.getsignal(each) for each in former} == former
+
+
+def test_a_second_interrupt_interrupts():
+    with pytest.raises(KeyboardInterrupt), stop_on_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_outside_the_main_thread_nobody_asks():
+    found = []
+
+    def work() -> None:
+        with stop_on_signals() as stop:
+            found.append(bool(stop))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [False]
+
+
+# Progress -----------------------------------------------------------------------------------------------------------
+
+
+def test_piped_progress_is_plain_lines(capsys):
+    with Progress("finetune", total=4, start=1, every_sec=0.0) as progress:
+        progress.advance(l1=0.25)
+        progress.say("step 2: PSNR 20 dB")
+        progress.advance(2, l1=0.125)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("finetune: 2/4 steps, ")
+    assert lines[0].endswith(" s left, l1 0.25")
+    assert lines[1] == "step 2: PSNR 20 dB"
+    assert lines[2].startswith("finetune: 4/4 steps, ")
+    assert "0 s left" in lines[2]
+    assert "\r" not in captured.err
+    assert "\x1b" not in captured.err
+
+
+def test_piped_progress_is_quiet_between_its_lines(capsys):
+    with Progress("encode", total=1000, unit="image", every_sec=60.0) as progress:
+        for _ in range(1000):
+            progress.advance()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("encode: 1000/1000 images, ")
+
+
+# Output folders -----------------------------------------------------------------------------------------------------
+
+
+def test_a_new_and_an_empty_folder_are_free(tmp_path):
+    assert claim_output_folder(tmp_path / "new", "finetune") is None
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "empty").mkdir()
+    assert claim_output_folder(tmp_path / "empty", "finetune") is None
+
+
+def test_a_folder_of_the_same_command_is_its_own(tmp_path):
+    write_json(tmp_path / CONFIG, {"command": "finetune", "seed": 3})
+    assert claim_output_folder(tmp_path, "finetune") == {"command": "finetune", "seed": 3}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [({"command": "evaluate"}, "belongs to 'eqvae evaluate'"), ({"_class_name": "AutoencoderKL"}, "something else")],
+)
+def test_a_folder_of_another_command_is_refused(tmp_path, content, says):
+    write_json(tmp_path / CONFIG, content)
+    with pytest.raises(UserError, match=says):
+        claim_output_folder(tmp_path, "finetune")
+
+
+def test_anything_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="holds no 'eqvae finetune' run"):
+        claim_output_folder(tmp_path, "finetune")
+    with pytest.raises(UserError, match="thesis.tex"):
+        claim_output_folder(tmp_path / "thesis.tex", "finetune")
+    with pytest.raises(UserError, match="thesis.tex"):
+        claim_output_folder(tmp_path / "thesis.tex" / "run", "finetune")
+
+
+# Errors -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_error_is_one_line():
+    assert str(UserError("a\nb  c", "Do\n d")) == "a b c. Do d"
+
+
+def test_the_nearest_name_is_suggested():
+    assert nearest_name("tiny-kk", ["tiny-kl", "sd-vae"]) == "Did you mean 'tiny-kl'?"
+    assert nearest_name("zzz", ["b", "a"]) == "Known: a, b"
