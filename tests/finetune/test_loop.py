@@ -95,7 +95,9 @@ def test_a_run_writes_its_artifacts(configure, small_autoencoder):
     journal = read_journal(out)
     assert [record["step"] for record in journal if record["kind"] == "train"] == [1, 2, 3, 4]
     assert sorted({record["step"] for record in journal if record["kind"] == "validation"}) == [0, 2, 4]
-    assert sorted(path.name for path in (out / "validation").iterdir()) == [f"step_{step:06d}.png" for step in (0, 2, 4)]
+    assert sorted(path.name for path in (out / "validation").iterdir()) == [
+        f"step_{step:06d}.png" for step in (0, 2, 4)
+    ]
     for path in (out / "validation").iterdir():
         picture = np.asarray(Image.open(path))
         assert picture.std() > 5
@@ -316,15 +318,25 @@ def test_wrong_input_is_named_and_leaves_nothing_behind(configure, small_autoenc
 
 # Golden losses ------------------------------------------------------------------------------------------------------
 
-GOLDEN = {"reconstruction": [], "discriminator": [], "adaptive_weight": []}
+GOLDEN = {
+    "reconstruction": [0.460688, 0.649826, 0.0596685, 0.232061],
+    "kl": [13.3176, 18.7768, 10.1115, 18.7467],
+    "discriminator": [1.17773, 0.775403, 0.579395, 0.654803],
+    "adaptive_weight": [0, 2829.62, 69.5051, 733.524],
+    "gradient_norm": [0, 0.425217, 0.0196198, 0.171349],
+}
 """Of the run below, written down when its parts had been tested one by one."""
 
 
 def test_golden_losses(configure, small_autoencoder):
     """The losses of a tiny run stay what they were. A wanted change of the method changes them: store them anew."""
-    config = configure(max_steps=4, adversarial_weight=0.5, discriminator_warmup_steps=1, lr_warmup_steps=1, seed=1)
+    # The rate is low because Adam's first steps blow up what differs between machines: signs of vanishing gradients.
+    config = configure(
+        max_steps=4, adversarial_weight=0.5, discriminator_warmup_steps=1, lr_warmup_steps=1, learning_rate=1e-4, seed=1
+    )
     finetune(config, small_autoencoder)
     records = train_records(config.out)
+    assert [record["branch"] for record in records] == ["plain", "plain", "equivariance", "equivariance"]
     for name, values in GOLDEN.items():
         assert [record[name] for record in records] == pytest.approx(values, rel=1e-3), name
 
@@ -366,11 +378,11 @@ def test_a_relapse_is_said_again():
 
 
 def test_the_watchdogs_words_reach_the_journal(configure, small_autoencoder, monkeypatch, capsys):
-    monkeypatch.setattr(loop, "Watchdog", lambda: Watchdog(window=1))
-    monkeypatch.setattr("eqvae.finetune.step.hinge_loss", lambda real, fake: (0.0 * real).mean() + (0.0 * fake).mean())
+    words, seen = iter([None, "the discriminator sleeps", None]), []
+    monkeypatch.setattr(Watchdog, "look", lambda self, loss: seen.append(loss) or next(words))
     config = configure(adversarial_weight=0.5)
     finetune(config, small_autoencoder)
+    assert seen == [record["discriminator"] for record in train_records(config.out)]
     (record,) = [record for record in read_journal(config.out) if record["kind"] == "watchdog"]
-    assert record["step"] == 1
-    assert "saturated" in record["message"]
-    assert record["message"] in capsys.readouterr().err
+    assert record == {"kind": "watchdog", "step": 2, "message": "the discriminator sleeps"}
+    assert "step 2: the discriminator sleeps" in capsys.readouterr().err

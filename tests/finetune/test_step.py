@@ -51,7 +51,9 @@ def gradients(module) -> dict[str, torch.Tensor]:
 def assert_close(ours, theirs, *, rtol: float = 1e-4, atol: float = 1e-7):
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
-        torch.testing.assert_close(ours[name], tensor, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            ours[name], tensor, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def assert_same(ours, theirs):
@@ -159,7 +161,11 @@ def test_the_discriminators_warm_up_leaves_the_autoencoder_bit_for_bit(small_aut
     assert state.discriminator is not None
     assert state.average is not None
     for _ in range(2):
-        before, discriminator, average = weights(state.autoencoder), weights(state.discriminator), weights(state.average)
+        before, discriminator, average = (
+            weights(state.autoencoder),
+            weights(state.discriminator),
+            weights(state.average),
+        )
         record = step(state, x, config)
         assert_same(weights(state.autoencoder), before)
         assert_same(weights(state.average), average)
@@ -237,7 +243,9 @@ def test_each_part_draws_its_own_tau(small_autoencoder, monkeypatch):
 
 def test_the_rate_warms_up_linearly_then_falls_along_half_a_cosine():
     config = configure(max_steps=110, lr_warmup_steps=10, lr_scheduler="cosine", learning_rate=1.0)
-    assert [learning_rate_at(step, config) for step in range(10)] == pytest.approx([(step + 1) / 11 for step in range(10)])
+    assert [learning_rate_at(step, config) for step in range(10)] == pytest.approx(
+        [(step + 1) / 11 for step in range(10)]
+    )
     assert learning_rate_at(10, config) == pytest.approx(1.0)
     assert learning_rate_at(35, config) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
     assert learning_rate_at(60, config) == pytest.approx(0.5)

@@ -77,16 +77,25 @@ def _merge(config_type: type, command: str, content: dict[str, Any], path: Path,
     known = {field.name for field in fields(config_type)}
     flags: list[str] = []
     positional: list[str] = []
-    given_positional = bool(rest) and not rest[0].startswith("-")
     for key, value in content.items():
         name = str(key).replace("-", "_")
         if name not in known:
             raise UserError(f"'{path}' has a key '{key}' that eqvae {command} does not know", nearest_name(name, known))
         if name == "autoencoder":
-            positional = [] if given_positional else [str(value)]
+            positional = [] if _has_positional(rest) else [str(value)]
         else:
             flags += ["--" + name.replace("_", "-"), str(value)]
-    return positional + flags + rest if not given_positional else [rest[0], *flags, *rest[1:]]
+    return positional + flags + rest
+
+
+def _has_positional(arguments: list[str]) -> bool:
+    """Whether an argument is neither a flag nor a flag's value; every flag has one value."""
+    belongs_to_flag = False
+    for argument in arguments:
+        if not belongs_to_flag and not argument.startswith("-"):
+            return True
+        belongs_to_flag = not belongs_to_flag and "=" not in argument
+    return False
 
 
 def _one_line(box: str) -> str:

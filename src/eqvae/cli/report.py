@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from eqvae.cli.arguments import parse
-from eqvae.report import write_report
+from eqvae.report import write_figures, write_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,9 @@ class ReportConfig:
     out: Path
     """The page."""
 
+    figures: Path | None = None
+    """Also write each figure as a file of its own (PNG, SVG) into this folder."""
+
 
 def command(arguments: Sequence[str]) -> None:
     """Write the page and say where.
@@ -30,4 +33,6 @@ def command(arguments: Sequence[str]) -> None:
     """
     config = parse(ReportConfig, "report", arguments)
     write_report(config.folders, config.out)
+    if config.figures is not None:
+        write_figures(config.folders, config.figures)
     print(config.out)  # noqa: T201

@@ -1,5 +1,6 @@
 """The fine-tuning run: images in, an exported autoencoder with measured latents out."""
 
+import contextlib
 import shutil
 import time
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from eqvae.autoencoders.protocol import Autoencoder, LatentStatistics
 from eqvae.finetune.adversarial import MIN_IMAGE_SIZE_PX, Watchdog
 from eqvae.finetune.config import FinetuneConfig, check_same_run
 from eqvae.finetune.reconstruction import ReconstructionLoss
-from eqvae.finetune.step import NotFiniteError, TrainState, build_state, train_step
+from eqvae.finetune.step import NotFiniteError, StepRecord, TrainState, build_state, train_step
 from eqvae.images import ImageBatch, ImageSource, evaluation_batches, open_images, training_batches
 from eqvae.metrics.autoencoder import LatentMoments, check_image_size, evaluate_autoencoder
 from eqvae.runtime.checkpoint import read_checkpoint, write_checkpoint
@@ -36,6 +37,7 @@ from eqvae.runtime.journal import Journal, installed_version, write_environment
 from eqvae.runtime.progress import Progress
 from eqvae.runtime.seeds import generator_for
 from eqvae.runtime.signals import stop_on_signals
+from eqvae.transforms import TransformSampler
 
 CHECKPOINT = "checkpoint.safetensors"
 VALIDATION = "validation"
@@ -92,6 +94,7 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder) -> dict[str, Any]
         source=source,
         validation_source=validation_source,
         journal=Journal(config.out, keep_up_to_step=state.step),
+        sampler=config.sampler(),
         **numbers,
     )
     if state.step == 0:
@@ -120,10 +123,14 @@ class _Run:
     source: ImageSource
     validation_source: ImageSource
     journal: Journal
+    sampler: TransformSampler
     before: dict[str, float] = field(default_factory=dict)
     """Validation of the base."""
     training_sec: float = 0.0
     """Spent in training steps, over all sessions."""
+    step_sec: float = 0.0
+    """Spent in the last step."""
+    watchdog: Watchdog = field(default_factory=Watchdog)
 
     def train(self) -> None:
         """Take all steps that are left.
@@ -136,8 +143,6 @@ class _Run:
         if config.compile:
             state.autoencoder.encode = torch.compile(state.autoencoder.encode)  # type: ignore[method-assign]
             state.autoencoder.decode = torch.compile(state.autoencoder.decode)  # type: ignore[method-assign]
-        sampler, watchdog = config.sampler(), Watchdog()
-        board = _open_tensorboard(config)
         batches = training_batches(
             self.source,
             image_size_px=config.image_size,
@@ -150,45 +155,56 @@ class _Run:
         )
         with (
             stop_on_signals() as stop,
+            _open_board(config) as board,
+            contextlib.closing(batches),
             Progress("finetune", total=config.max_steps, start=state.step) as progress,
         ):
             for batch in batches:
-                began_sec = time.perf_counter()
-                self._name_broken(batch)
-                try:
-                    record = train_step(state, batch.images.to(self.device), config, self.reconstruction_loss, sampler)
-                except NotFiniteError as error:
-                    self.write_checkpoint()
-                    raise UserError(
-                        f"training diverged at step {state.step} ({error}); the state before it is in "
-                        f"'{config.out / CHECKPOINT}'",
-                        "Start again in another --out with a lower --learning-rate or --adversarial-weight 0",
-                    ) from None
-                elapsed_sec = time.perf_counter() - began_sec
-                self.training_sec += elapsed_sec
+                record = self._step(batch)
                 progress.advance(l1=record.l1, loss=record.reconstruction)
-                if state.step % config.log_every == 0:
-                    figures = asdict(record) | {"images_per_sec": config.batch_size / elapsed_sec}
-                    self.journal.write("train", step=state.step, **figures)
-                    if board is not None:
-                        for name, value in figures.items():
-                            if isinstance(value, float):
-                                board.add_scalar(f"train/{name}", value, state.step)
-                if state.discriminator is not None and (verdict := watchdog.look(record.discriminator)):
-                    self.journal.write("watchdog", step=state.step, message=verdict)
-                    progress.say(f"step {state.step}: {verdict}")
-                if state.step % (config.validate_every or 1) == 0 or state.step == config.max_steps:
-                    figures = self.validate()
-                    progress.say(_validation_line(state.step, figures))
-                if state.step % config.checkpoint_every == 0 or state.step == config.max_steps:
+                self._log(record, board, progress)
+                done = state.step == config.max_steps
+                if state.step % (config.validate_every or 1) == 0 and not done:
+                    progress.say(_validation_line(state.step, self.validate()))
+                if state.step % config.checkpoint_every == 0 or done or stop:
                     self.write_checkpoint()
-                if stop and state.step < config.max_steps:
-                    self.write_checkpoint()
+                if stop and not done:
                     raise Interrupted(
                         f"{stop.signal_name} at step {state.step}; the same command goes on from '{config.out}'"
                     )
-        if board is not None:
-            board.close()
+
+    def _step(self, batch: ImageBatch) -> StepRecord:
+        """Take one step, or stop the run at its last good state."""
+        for name in batch.broken:
+            self.journal.write("broken_image", step=self.state.step, name=name)
+        began_sec = time.perf_counter()
+        try:
+            record = train_step(
+                self.state, batch.images.to(self.device), self.config, self.reconstruction_loss, self.sampler
+            )
+        except NotFiniteError as error:
+            self.write_checkpoint()
+            raise UserError(
+                f"training diverged at step {self.state.step} ({error}); the state before it is in "
+                f"'{self.config.out / CHECKPOINT}'",
+                "Start again in another --out with a lower --learning-rate or --adversarial-weight 0",
+            ) from None
+        self.step_sec = time.perf_counter() - began_sec
+        self.training_sec += self.step_sec
+        return record
+
+    def _log(self, record: StepRecord, board: Any, progress: Progress) -> None:
+        """Write the journal's record where one is due, and what the watchdog says."""
+        step = self.state.step
+        if step % self.config.log_every == 0:
+            figures = asdict(record) | {"images_per_sec": self.config.batch_size / self.step_sec}
+            self.journal.write("train", step=step, **figures)
+            for name, value in figures.items():
+                if board is not None and isinstance(value, float):
+                    board.add_scalar(f"train/{name}", value, step)
+        if self.state.discriminator is not None and (verdict := self.watchdog.look(record.discriminator)):
+            self.journal.write("watchdog", step=step, message=verdict)
+            progress.say(f"step {step}: {verdict}")
 
     def validate(self) -> dict[str, float]:
         """Measure the weights that would be exported, and draw their pictures.
@@ -256,7 +272,9 @@ class _Run:
         for index, x in enumerate(images):
             with autocast(self.device, self.config.precision):
                 posterior = autoencoder.encode(x.to(self.device).contiguous(memory_format=torch.channels_last))
-            noise = torch.randn(posterior.mean.shape, generator=generator_for(self.config.seed, index))
+            noise = torch.randn(
+                posterior.mean.shape, generator=generator_for(self.config.seed, index, 0, 1)
+            )  # no training step's key
             moments.add(posterior.sample(noise.to(self.device)).float())
         return moments.statistics()
 
@@ -269,10 +287,6 @@ class _Run:
             num_workers=0,
         ):
             yield batch.images
-
-    def _name_broken(self, batch: ImageBatch) -> None:
-        for name in batch.broken:
-            self.journal.write("broken_image", step=self.state.step, name=name)
 
 
 def _export(autoencoder: Autoencoder, card: ModelCard, folder: Path) -> None:
@@ -301,9 +315,10 @@ def _validation_line(step: int, figures: dict[str, float]) -> str:
     )
 
 
-def _open_tensorboard(config: FinetuneConfig):
+def _open_board(config: FinetuneConfig) -> contextlib.AbstractContextManager[Any]:
+    """TensorBoard's writer where it is asked for, else None."""
     if not config.tensorboard:
-        return None
+        return contextlib.nullcontext()
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

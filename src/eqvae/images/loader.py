@@ -4,9 +4,11 @@ Which images a batch holds, and how they are cropped, follows from (seed, step) 
 a run was resumed. Broken images are replaced or left out and named, up to 1% of the data.
 """
 
+import atexit
+import multiprocessing
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import final
@@ -139,7 +141,7 @@ def training_batches(
     num_steps: int,
     flip: bool = True,
     num_workers: int,
-) -> Iterator[ImageBatch]:
+) -> Generator[ImageBatch, None, None]:
     """Yield the batches of steps `first_step` ... `first_step + num_steps - 1`.
 
     Images follow a permutation for each epoch, drawn from (seed, epoch); epochs run on inside a batch. A broken image
@@ -228,7 +230,12 @@ def _load(steps: Dataset[_Crops], order: Sequence[int], num_workers: int) -> Ite
             generator=torch.Generator(),
             worker_init_fn=_leave_signals_to_the_parent,
         )
-        return iter(loader)
+        workers_before = multiprocessing.active_children()
+        crops = iter(loader)
+    # A run that ends in an error may leave its workers waiting, and Python's own SIGTERM at exit does not move them.
+    for worker in set(multiprocessing.active_children()).difference(workers_before):
+        atexit.register(worker.kill)
+    return crops
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:

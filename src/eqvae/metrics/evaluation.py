@@ -82,6 +82,8 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder) -> dict[str, floa
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} is {value}", "It must be at least 1")
+    if config.num_workers < 0:
+        raise UserError(f"--num-workers is {config.num_workers}", "It must be 0 or more")
     check_image_size(config.image_size, autoencoder.stride, quarters=True)
     claim_output_folder(config.out, "evaluate")
     device = choose_device(config.device)

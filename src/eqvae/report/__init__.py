@@ -4,6 +4,7 @@ This package reads artifacts only; it runs no autoencoder.
 """
 
 from eqvae.report.curves import draw_panel, run_panels
+from eqvae.report.files import write_figures
 from eqvae.report.folders import Evaluation, Run, read_folders
 from eqvae.report.grids import Grid, draw_grid, latent_map_grid, to_png, transform_grids
 from eqvae.report.html import render_report, write_report
@@ -25,5 +26,6 @@ __all__ = [
     "run_panels",
     "to_png",
     "transform_grids",
+    "write_figures",
     "write_report",
 ]

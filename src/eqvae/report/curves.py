@@ -158,23 +158,48 @@ def draw_panel(panel: Panel, id_prefix: str = "chart") -> str:
     with matplotlib.rc_context(STYLE):
         chart = Figure(figsize=SIZE_INCHES, layout="constrained")
         axes = chart.add_subplot()
-        for series in panel.series:
-            _draw_series(axes, series)
-        if panel.base is not None:
-            axes.axhline(panel.base, color=BASE, linewidth=1.4, linestyle=(0, (4, 3)), zorder=1)
-            axes.annotate(
-                "base", (1.0, panel.base), xycoords=axes.get_yaxis_transform(), xytext=(0, 3),
-                textcoords="offset points", ha="right", va="bottom", color=INK, fontsize=9,
-            )  # fmt: skip
-        axes.set_xlabel("optimizer steps")
-        axes.set_ylabel(panel.y_label)
-        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], integer=True))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-        axes.margins(y=0.12)
+        _draw_axes(axes, panel)
         svg = io.StringIO()
         FigureCanvasSVG(chart).print_svg(svg, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return _for_html(svg.getvalue(), id_prefix)
+
+
+def draw_run(run: Run) -> Figure:
+    """Draw all panels of a run as one figure, for papers.
+
+    Args:
+        run: A fine-tuning run, finished or not.
+
+    Returns:
+        A matplotlib figure, three panels wide.
+    """
+    panels = [panel for group in run_panels(run) for panel in group.panels]
+    num_rows = -(-len(panels) // 3)
+    with matplotlib.rc_context(STYLE | {"figure.facecolor": "white"}):
+        chart = Figure(figsize=(3 * SIZE_INCHES[0], num_rows * (SIZE_INCHES[1] + 0.3)), layout="constrained")
+        for axes, panel in zip(chart.subplots(num_rows, 3, squeeze=False).flat, panels, strict=False):
+            _draw_axes(axes, panel)
+            axes.set_title(panel.title, fontsize=10, loc="left")
+        for axes in chart.axes[len(panels) :]:
+            axes.remove()
+    return chart
+
+
+def _draw_axes(axes: Axes, panel: Panel) -> None:
+    for series in panel.series:
+        _draw_series(axes, series)
+    if panel.base is not None:
+        axes.axhline(panel.base, color=BASE, linewidth=1.4, linestyle=(0, (4, 3)), zorder=1)
+        axes.annotate(
+            "base", (1.0, panel.base), xycoords=axes.get_yaxis_transform(), xytext=(0, 3),
+            textcoords="offset points", ha="right", va="bottom", color=INK, fontsize=9,
+        )  # fmt: skip
+    axes.set_xlabel("optimizer steps")
+    axes.set_ylabel(panel.y_label)
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], integer=True))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+    axes.margins(y=0.12)
 
 
 def smooth(values: Float64[ndarray, " n"]) -> Float64[ndarray, " n"]:
