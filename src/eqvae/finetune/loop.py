@@ -272,10 +272,9 @@ class _Run:
         for index, x in enumerate(images):
             with autocast(self.device, self.config.precision):
                 posterior = autoencoder.encode(x.to(self.device).contiguous(memory_format=torch.channels_last))
-            noise = torch.randn(
-                posterior.mean.shape, generator=generator_for(self.config.seed, index, 0, 1)
-            )  # no training step's key
-            moments.add(posterior.sample(noise.to(self.device)).float())
+            generator = generator_for(self.config.seed, index, 0, 1)  # longer than any training step's key
+            noise = torch.randn(posterior.mean.shape, generator=generator).to(self.device)
+            moments.add(posterior.sample(noise).float())
         return moments.statistics()
 
     def _evaluation_images(self, source: ImageSource, num_images: int) -> Iterator[torch.Tensor]:

@@ -1,0 +1,57 @@
+"""Options of the loop that lean on other packages: TensorBoard, torch.compile, --dry-run's arithmetic."""
+
+from pathlib import Path
+
+import pytest
+
+from eqvae.autoencoders import build_autoencoder
+from eqvae.finetune.config import FinetuneConfig
+from eqvae.finetune.loop import finetune
+from eqvae.finetune.plan import plan
+
+
+def configure(folder: Path, data: Path, **changes) -> FinetuneConfig:
+    quick = {
+        "image_size": 64, "batch_size": 2, "max_steps": 2, "log_every": 1, "num_workers": 0, "perceptual": "none",
+        "adversarial_weight": 0.0, "num_validation_images": 2, "num_statistics_images": 2, "device": "cpu",
+        "validation_data": str(data),
+    }  # fmt: skip
+    return FinetuneConfig(autoencoder="small", data=str(data), out=folder / "run", **(quick | changes))
+
+
+def test_tensorboard_gets_the_journal(tmp_path, photographs, small_autoencoder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = configure(tmp_path, photographs, tensorboard=True)
+    finetune(config, small_autoencoder)
+    events = EventAccumulator(str(config.out / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/l1")] == [1, 2]
+
+
+@pytest.mark.slow
+def test_compiled_training_gives_the_same_losses(tmp_path, photographs, small_autoencoder):
+    import copy
+
+    from eqvae.artifacts import read_journal
+
+    losses = []
+    for compiled in (False, True):
+        out = tmp_path / str(compiled)
+        config = configure(out, photographs, compile=compiled, precision="fp32", transforms="rotation")
+        finetune(config, copy.deepcopy(small_autoencoder))
+        losses.append([record["l1"] for record in read_journal(config.out) if record["kind"] == "train"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_the_plan_counts_convolutions(tmp_path):
+    autoencoder = build_autoencoder("tiny-kl", seed=0)
+    config = configure(tmp_path, tmp_path)
+    figures = plan(config, autoencoder)
+    assert figures["num_parameters"] == autoencoder.num_parameters()
+    assert figures["latent_size"] == [4, 8, 8]
+    assert figures["tflops_total"] == pytest.approx(2 * figures["tflops_per_step"])
+    larger = plan(configure(tmp_path, tmp_path, image_size=128), autoencoder)
+    assert larger["tflops_per_step"] == pytest.approx(4 * figures["tflops_per_step"], rel=1e-6)
+    assert larger["memory_gib"] > figures["memory_gib"]
+    assert not config.out.exists()
