@@ -4,9 +4,9 @@
 
 The reference is written out below, from the description of LDM's trainer under Lightning 1.4.2: each step encodes and
 decodes twice, once for the autoencoder and once for the discriminator, each time with its own tau, in fp32. Ours is
-`eqvae.finetune.step.train_step`. Both start from the same weights (untrained: speed does not depend on them), see the same
-images, and draw the autoencoder's tau from the same seeds. Steps alternate between the plain and the equivariance branch;
-a variant's figure is the mean of the two branches' medians, the expected time of a step where the equivariance
+`eqvae.finetune.step.train_step`. Both start from the same weights (untrained: speed does not depend on them), see the
+same images, and draw the autoencoder's tau from the same seeds. Steps alternate between the plain and the equivariance
+branch; a variant's figure is the mean of the two branches' medians, the expected time of a step where the equivariance
 probability is 0.5. Each variant runs in a process of its own, so that its peak memory is its own.
 """
 
@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -115,7 +115,7 @@ class Options:
     json: Path | None = None
     """File to write the figures to."""
 
-    measure: Annotated[str | None, tyro.conf.arg(help_behavior_hint="")] = None
+    measure: str | None = None
     """Measure this one variant here and print its figures; the command calls itself with it."""
 
 
@@ -214,6 +214,7 @@ def prepare_ours(
         out=Path("none"),
         image_size=options.image_size,
         batch_size=options.batch_size,
+        lr_warmup_steps=0,
         discriminator_warmup_steps=0,
         perceptual=options.perceptual,
         precision=variant.precision,
