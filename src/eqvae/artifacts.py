@@ -112,7 +112,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_journal(folder: Path) -> list[dict[str, Any]]:
-    """Read the records of a run, in order; a torn last line, as a kill leaves it, is left out.
+    """Read the records of a run, in order; a torn line, as a kill leaves it, and all that is no object is left out.
 
     Args:
         folder: The run's folder.
@@ -123,12 +123,14 @@ def read_journal(folder: Path) -> list[dict[str, Any]]:
     path = folder / JOURNAL
     if not path.exists():
         return []
-    records = []
+    records: list[dict[str, Any]] = []
     for line in path.read_text().splitlines():
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(record, dict):
+            records.append(record)
     return records
 
 
@@ -143,20 +145,42 @@ def claim_output_folder(folder: Path, command: str) -> dict[str, Any] | None:
         The configuration that the same command left there, or None where the folder is new or empty.
 
     Raises:
-        UserError: If something else lies there.
+        UserError: If something else lies there, or nothing can be written there.
     """
     if (folder / CONFIG).is_file():
         saved = read_json(folder / CONFIG)
         if saved.get("command") != command:
             owner = f"belongs to 'eqvae {saved['command']}'" if "command" in saved else "holds something else"
             raise UserError(f"--out '{folder}' {owner}", "Choose another folder")
+        check_writable(folder, "--out")
         return saved
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--out '{folder}' exists and holds no 'eqvae {command}' run", "Choose another folder")
-    above = next((parent for parent in folder.absolute().parents if parent.exists()), None)
-    if above is not None and not above.is_dir():
-        raise UserError(f"--out '{folder}' can't be made: '{above}' is a file", "Choose another folder")
+    check_writable(folder, "--out")
     return None
+
+
+def check_writable(folder: Path, flag: str) -> None:
+    """See whether files can be written into a folder, before a long computation ends in vain.
+
+    Args:
+        folder: The folder; it may be missing and is not made here.
+        flag: What named it, for the error.
+
+    Raises:
+        UserError: If the folder, or the nearest one above it that exists, is a file or can't be written into.
+    """
+    absolute = folder.absolute()
+    existing = next(path for path in (absolute, *absolute.parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise UserError(f"{flag} '{folder}' can't be made: '{existing}' is no folder", "Choose another folder")
+    try:  # rather than os.access: it says yes to root for /proc and other places where nothing can be made
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise UserError(
+            f"{flag} '{folder}' can't be written: '{existing}' takes no files ({error.strerror})",
+            "Choose another folder",
+        ) from None
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

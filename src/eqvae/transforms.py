@@ -205,12 +205,27 @@ class TransformSampler:
             return Draw(before=self._scale(latent_size, vertical, horizontal), branch="low-resolution plain")
         return Draw()
 
+    def smallest_side(self, latent_side: int) -> int:
+        """Work out how small a grid can become.
+
+        Args:
+            latent_side: Cells.
+
+        Returns:
+            Cells of the smallest grid that `draw` can ask for.
+        """
+        scales = self.scale != "none" and self.equivariance_probability > 0
+        return self._smallest(latent_side) if scales or self.low_resolution_probability > 0 else latent_side
+
+    def _smallest(self, side: int) -> int:
+        return min(math.ceil(self.min_scale * side), max(side - 1, 1))
+
     def _scale(self, grid: tuple[int, int], vertical: float, horizontal: float) -> Scale:
         """Map two uniform numbers in [0, 1) to scales in [min_scale, 1), snapped down to whole cells."""
 
         def snap(side: int, uniform: float) -> Fraction:
             scale = self.min_scale + (1.0 - self.min_scale) * uniform
-            return Fraction(max(math.floor(scale * side), 1), side)
+            return Fraction(max(math.floor(scale * side), self._smallest(side)), side)
 
         return Scale(snap(grid[0], vertical), snap(grid[1], horizontal), self.interpolation, self.antialias)
 

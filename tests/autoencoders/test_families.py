@@ -15,7 +15,7 @@ from eqvae.autoencoders.kl import KLAutoencoder
 from eqvae.autoencoders.tiny import TinyAutoencoder
 
 STATISTICS = LatentStatistics(mean=(1.0, 2.0, 3.0), std=(1.0, 2.0, 2.0))
-STD = math.sqrt(3.0)
+STD = math.sqrt(23 / 3 - 2.0**2)  # of all values: E[z^2] - E[z]^2
 
 
 def config_of(folder: Path) -> dict:
@@ -137,7 +137,7 @@ def test_dc_statistics_are_a_scale_only(small_dc: AutoencoderDC, tmp_path: Path)
     autoencoder = DCAutoencoder(small_dc, name="small")
     autoencoder.set_latent_statistics(STATISTICS)
     autoencoder.save(tmp_path)
-    assert config_of(tmp_path)["scaling_factor"] == pytest.approx(1.0 / STD)
+    assert config_of(tmp_path)["scaling_factor"] == pytest.approx(1.0 / math.sqrt(23 / 3))
     assert "shift_factor" not in config_of(tmp_path)
 
 

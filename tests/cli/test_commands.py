@@ -69,7 +69,8 @@ def test_the_exported_folder_is_diffusers_own(finetuned):
     card = read_json(finetuned / "autoencoder" / "eqvae.json")
     assert card["fingerprint"] == ours.fingerprint()
     std, mean = (torch.tensor(card[name], dtype=torch.float64) for name in ("latent_std", "latent_mean"))
-    assert theirs.config.scaling_factor == pytest.approx(1 / std.square().mean().sqrt().item(), rel=1e-6)
+    pooled = (std.square() + mean.square()).mean() - mean.mean().square()  # of all values, whatever their channel
+    assert theirs.config.scaling_factor == pytest.approx(1 / pooled.sqrt().item(), rel=1e-6)
     assert theirs.config.shift_factor == pytest.approx(mean.mean().item(), rel=1e-6, abs=1e-9)
 
 
@@ -180,6 +181,42 @@ def test_a_dry_run_prints_its_plan_and_creates_nothing(tmp_path, capsys):
     assert 0 < plan["tflops_per_step"] < 1
     assert 0 < plan["memory_gib"] < 4
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("position", ["before", "last"])
+def test_a_boolean_flag_may_stand_alone(tmp_path, capsys, position):
+    flags = ["--dry-run", "--compile", "--tensorboard", "--antialias", "--no-flip"]
+    command, *rest = [*FINETUNE, "--out", str(tmp_path / "out")]
+    assert run([command, *flags, *rest] if position == "before" else [command, *rest, *flags]) == 0
+    config = json.loads(capsys.readouterr().out)["config"]
+    assert config["autoencoder"] == "untrained:tiny-kl"
+    assert [config[name] for name in ("compile", "tensorboard", "antialias", "flip")] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--lpips"], True),
+        (["--no-lpips"], False),
+        (["--lpips", "None"], None),
+        (["--lpips", "false"], False),
+        (["--lpips=True"], True),
+        ([], None),
+    ],
+)
+def test_a_boolean_that_may_be_none(arguments, expected):
+    from eqvae.cli.arguments import parse
+    from eqvae.metrics.evaluation import EvaluateConfig
+
+    config = parse(EvaluateConfig, "evaluate", [*arguments, "sd-vae", "--data", "photos", "--out", "x"])
+    assert (config.lpips, config.autoencoder) == (expected, "sd-vae")
+
+
+def test_a_bare_boolean_overrides_the_yaml(tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text("autoencoder: untrained:tiny-kl\ndata: photos\nimage_size: 64\nflip: true\n")
+    assert run(["finetune", "--dry-run", "--config", str(path), "--no-flip", "--out", "x"]) == 0
+    assert json.loads(capsys.readouterr().out)["config"]["flip"] is False
 
 
 # Help ---------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eqvae.artifacts import write_json
 from eqvae.cli.main import run
 
 TINY = "untrained:tiny-kl"
@@ -161,6 +162,23 @@ def test_a_checkpoint_that_holds_code(fails, tmp_path, poisoned):
     assert not marker.exists()
 
 
+@both
+def test_a_run_that_has_not_finished(fails, tmp_path, command):
+    folder = tmp_path / "run"
+    write_json(folder / "config.json", {"command": "finetune", "autoencoder": "tiny-kl"})
+    line = fails(command, folder, "--data", "photos")
+    assert f"'{folder}' has not finished" in line
+    assert "same 'eqvae finetune' command goes on" in line
+
+
+def test_an_evaluation_is_no_autoencoder(fails, tmp_path):
+    folder = tmp_path / "evaluation"
+    write_json(folder / "config.json", {"command": "evaluate", "autoencoder": "tiny-kl"})
+    assert f"'{folder}' was written by 'eqvae evaluate' and holds no autoencoder" in fails(
+        "evaluate", folder, "--data", "photos"
+    )
+
+
 # Values -------------------------------------------------------------------------------------------------------------
 
 
@@ -243,12 +261,18 @@ def test_a_missing_autoencoder(fails, command):
 
 @pytest.mark.parametrize(
     ("flag", "value"),
-    [("--batch-size", "many"), ("--learning-rate", "slow"), ("--precision", "fp8"), ("--flip", "perhaps")],
+    [("--batch-size", "many"), ("--learning-rate", "slow"), ("--precision", "fp8")],
 )
 def test_a_value_of_the_wrong_type(fails, flag, value):
     line = fails("finetune", TINY, "--data", "photos", flag, value)
     assert flag in line
     assert value in line
+
+
+def test_a_boolean_that_is_neither_true_nor_false(fails):
+    assert "'perhaps'" in fails("finetune", TINY, "--data", "photos", "--flip", "perhaps")
+    assert "perhaps" in fails("finetune", TINY, "--data", "photos", "--flip=perhaps")
+    assert "'--no-data'" in fails("finetune", TINY, "--data", "photos", "--no-data")
 
 
 # YAML ---------------------------------------------------------------------------------------------------------------
@@ -307,6 +331,25 @@ def test_an_output_folder_that_holds_something_else(fails, tmp_path, images, com
     assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
 
 
+@both
+def test_an_output_folder_where_nothing_can_be_made(fails, command):
+    line = fails(command, TINY, "--data", "photos", "--image-size", 64, out=Path("/proc/x"))
+    assert "--out '/proc/x'" in line
+
+
+@both
+@pytest.mark.parametrize("wrong", ["data", "out", "device"])
+def test_cheap_checks_come_before_the_autoencoder(fails, tmp_path, monkeypatch, command, wrong):
+    def never(name: str) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(f"eqvae.cli.{command}.load_autoencoder", never)
+    (tmp_path / "file").touch()
+    data = tmp_path / "missing" if wrong == "data" else "photos"
+    device = "nonsense" if wrong == "device" else "cpu"
+    fails(command, TINY, "--data", data, "--device", device, out=tmp_path / "file" if wrong == "out" else None)
+
+
 # Commands -----------------------------------------------------------------------------------------------------------
 
 
@@ -332,3 +375,33 @@ def test_a_report_of_nothing(fails, tmp_path):
 def test_a_report_onto_a_folder(fails, tmp_path):
     (tmp_path / "folder").mkdir()
     assert str(tmp_path) in fails("report", tmp_path / "missing", out=tmp_path / "folder")
+
+
+@pytest.mark.parametrize("target", ["page", "figures"])
+def test_a_report_below_a_file(fails, tmp_path, monkeypatch, target):
+    def never(*_: object) -> None:
+        raise AssertionError("drawn")
+
+    monkeypatch.setattr("eqvae.report.html.read_folders", never)
+    file = tmp_path / "file"
+    file.write_text("years of work")
+    page = file / "page.html" if target == "page" else tmp_path / "page.html"
+    flags = ("--figures", file) if target == "figures" else ()
+    assert f"'{file}' is no folder" in fails("report", tmp_path, *flags, out=page)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device. Check the path"),
+        (PermissionError(13, "Permission denied", "/a/b"), "Permission denied: '/a/b'. Check the path"),
+        (OSError("a library's\nown words"), "a library's own words"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(fails, monkeypatch, error, says):
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("eqvae.cli.report.write_report", refuse)
+    assert says in fails("report", "folder")

@@ -85,7 +85,7 @@ def test_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer(small_autoe
     last = small_autoencoder.layer.weight
     norms = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (reconstruction, adversarial)]
     expected = 0.5 * (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4)
-    assert weight == pytest.approx(expected.item(), rel=1e-4)
+    assert weight.item() == pytest.approx(expected.item(), rel=1e-4)
     (reconstruction + expected.detach() * adversarial).backward()
     for name, gradient in gradients(small_autoencoder).items():
         assert torch.allclose(ours[name], gradient, rtol=1e-3, atol=1e-4), name

@@ -243,27 +243,27 @@ def test_each_part_draws_its_own_tau(small_autoencoder, monkeypatch):
 
 def test_the_rate_warms_up_linearly_then_falls_along_half_a_cosine():
     config = configure(max_steps=110, lr_warmup_steps=10, lr_scheduler="cosine", learning_rate=1.0)
-    assert [learning_rate_at(step, config) for step in range(10)] == pytest.approx(
+    assert [learning_rate_at(step, config, first_step=0) for step in range(10)] == pytest.approx(
         [(step + 1) / 11 for step in range(10)]
     )
-    assert learning_rate_at(10, config) == pytest.approx(1.0)
-    assert learning_rate_at(35, config) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
-    assert learning_rate_at(60, config) == pytest.approx(0.5)
-    assert 0.0 < learning_rate_at(109, config) < 0.001
-    assert learning_rate_at(110, config) == pytest.approx(0.0, abs=1e-12)
+    assert learning_rate_at(10, config, first_step=0) == pytest.approx(1.0)
+    assert learning_rate_at(35, config, first_step=0) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+    assert learning_rate_at(60, config, first_step=0) == pytest.approx(0.5)
+    assert 0.0 < learning_rate_at(109, config, first_step=0) < 0.001
+    assert learning_rate_at(110, config, first_step=0) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_the_rate_may_stay_constant():
     config = configure(max_steps=110, lr_warmup_steps=10, lr_scheduler="constant", learning_rate=3e-4)
-    assert {learning_rate_at(step, config) for step in range(10, 110)} == {3e-4}
+    assert {learning_rate_at(step, config, first_step=0) for step in range(10, 110)} == {3e-4}
 
 
 def test_the_autoencoders_schedule_begins_after_the_discriminators_warm_up():
     changes = {"lr_warmup_steps": 10, "lr_scheduler": "cosine", "learning_rate": 1.0}
     alone = configure(max_steps=100, **changes)
     delayed = configure(max_steps=150, adversarial_weight=0.5, discriminator_warmup_steps=50, **changes)
-    rates = [learning_rate_at(step, alone) for step in range(100)]
-    assert [learning_rate_at(step, delayed) for step in range(50, 150)] == pytest.approx(rates)
+    rates = [learning_rate_at(step, alone, first_step=0) for step in range(100)]
+    assert [learning_rate_at(step, delayed, first_step=50) for step in range(50, 150)] == pytest.approx(rates)
 
 
 # Averaging ----------------------------------------------------------------------------------------------------------

@@ -168,12 +168,16 @@ def test_too_many_broken_images_end_evaluation_at_once(tmp_path: Path, num_worke
     assert max(seen, default=0) < 30
 
 
-def test_evaluation_counts_what_is_to_be_visited(tmp_path: Path) -> None:
+def test_the_limit_is_the_whole_sources_however_few_are_visited(tmp_path: Path) -> None:
     source = write_images(tmp_path, 200, broken=(20, 150))
     assert len(evaluate(source)) == 50
-    with pytest.raises(UserError, match="1 of 50 images"):
-        evaluate(source, 50)
-    assert len(evaluate(source, 20)) == 5
+    assert [index for batch in evaluate(source, 50) for index in batch.indices] == [*range(20), *range(21, 50)]
+
+
+def test_a_spread_sample_is_taken_at_equal_distances(tmp_path: Path) -> None:
+    source = write_images(tmp_path, 10)
+    batches = evaluation_batches(source, image_size_px=8, batch_size=3, num_images=4, num_workers=0, spread=True)
+    assert [index for batch in batches for index in batch.indices] == [0, 2, 5, 7]
 
 
 def test_leaving_early_ends_the_workers(source: ImageSource) -> None:

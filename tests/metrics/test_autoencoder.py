@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eqvae.metrics.autoencoder import LatentMoments, check_image_size, evaluate_autoencoder, overall_moments
+from eqvae.metrics.autoencoder import LatentMoments, check_image_size, evaluate_autoencoder
 from eqvae.metrics.reconstruction import MAX_PSNR_DB
 from eqvae.runtime.errors import UserError
 
@@ -55,7 +55,7 @@ def test_latent_statistics_are_those_of_all_values():
     values = z.transpose(0, 1).flatten(1).double()
     assert torch.allclose(torch.tensor(statistics.mean).double(), values.mean(1), atol=1e-6)
     assert torch.allclose(torch.tensor(statistics.std).double(), values.std(1, correction=0), atol=1e-6)
-    mean, std = overall_moments(statistics)
+    mean, std = statistics.overall()
     assert mean == pytest.approx(z.double().mean().item(), abs=1e-6)
     assert std == pytest.approx(z.double().std(correction=0).item(), abs=1e-6)
 

@@ -68,9 +68,15 @@ def run_folder(tmp_path: Path) -> Path:
     records: list[dict[str, Any]] = [{"kind": "validation", "step": 0, **BASE}]
     for step in range(1, 41):
         branch = "equivariance" if step % 2 else "plain"
-        losses = {"loss": 1.0 / step, "l1": 0.5 / step, "explicit": 0.0, "discriminator": 1.0, "learning_rate": 1e-4}
+        losses = {
+            "reconstruction": 1.0 / step,
+            "l1": 0.5 / step,
+            "explicit": 0.0,
+            "discriminator": 1.0,
+            "learning_rate": 1e-4,
+        }
         records.append({"kind": "train", "step": step, "branch": branch, **losses})
-    records.append({"kind": "train", "step": 40, "branch": "plain", "loss": 77.0, "l1": 0.1})
+    records.append({"kind": "train", "step": 40, "branch": "plain", "reconstruction": 77.0, "l1": 0.1})
     records.append({"kind": "broken_image", "step": 3, "name": "cat.jpg"})
     records += [{"kind": "watchdog", "step": step, "message": "the discriminator wins"} for step in range(7)]
     records.append({"kind": "validation", "step": 40, **FINETUNED})

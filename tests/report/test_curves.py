@@ -20,7 +20,7 @@ def read(folder):
 
 def test_only_what_was_logged_is_drawn(groups):
     assert list(groups) == ["Validation", "Losses", "Discriminator", "Optimization"]
-    assert list(groups["Losses"]) == ["L1 of pixels", "Total"], "the explicit loss is always 0"
+    assert list(groups["Losses"]) == ["Reconstruction", "L1 of pixels"], "the explicit loss is always 0"
     assert list(groups["Discriminator"]) == ["Discriminator loss"]
 
 
@@ -32,7 +32,7 @@ def test_validation_has_the_base_as_reference(groups):
 
 
 def test_branches_are_drawn_apart_and_the_later_of_two_records_counts(groups):
-    plain, equivariance = groups["Losses"]["Total"].series
+    plain, equivariance = groups["Losses"]["Reconstruction"].series
     assert (plain.label, equivariance.label) == ("plain", "equivariance")
     assert equivariance.steps.tolist() == list(range(1, 41, 2))
     assert plain.values[-1] == 77.0
@@ -49,9 +49,9 @@ def test_charts_are_well_formed_and_take_the_pages_colours(groups):
 
 def test_values_that_are_no_numbers_are_left_out(run_folder):
     with (run_folder / "journal.jsonl").open("a") as journal:
-        journal.write('\n{"kind": "train", "step": 50, "loss": NaN, "l1": null, "branch": "equivariance"}\n')
+        journal.write('\n{"kind": "train", "step": 50, "reconstruction": NaN, "l1": null, "branch": "equivariance"}\n')
     panels = {panel.title: panel for group in run_panels(read(run_folder)) for panel in group.panels}
-    assert max(panels["Total"].series[1].steps) == 39
+    assert max(panels["Reconstruction"].series[1].steps) == 39
 
 
 def test_smoothing_keeps_a_constant_and_starts_at_the_first_value():

@@ -1,8 +1,11 @@
 """The page: complete, self-contained, honest about what may not be compared, and clear about wrong input."""
 
 import re
+import tomllib
 from dataclasses import replace
+from importlib.resources import files
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -130,3 +133,10 @@ def test_wrong_input_is_one_line(page, tmp_path, write_evaluation, two_evaluatio
         page(unfinished)
     with pytest.raises(UserError, match="is a folder"):
         write_report(two_evaluations, tmp_path)
+
+
+def test_the_pages_parts_are_installed_with_the_package():
+    for name in ("report.css", "report.html.jinja"):
+        assert files("eqvae.report").joinpath(name).is_file()
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["src/eqvae"]}

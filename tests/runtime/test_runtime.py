@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import threading
 from pathlib import Path
 
@@ -175,7 +176,7 @@ def test_resuming_forgets_later_records_and_mends_a_torn_line(tmp_path):
     assert len((tmp_path / JOURNAL).read_text().splitlines()) == 5
 
 
-def test_each_record_is_on_disk_when_write_returns(tmp_path):
+def test_each_record_is_in_the_file_when_write_returns(tmp_path):
     journal = Journal(tmp_path)
     journal.write("validation", step=1, folder=tmp_path, figures=(1.0, 2.0))
     (line,) = (tmp_path / JOURNAL).read_text().splitlines()
@@ -188,6 +189,23 @@ def test_the_environment_names_versions_device_and_seed(tmp_path):
     assert environment["torch"] == torch.__version__.split("+")[0] or environment["torch"] == torch.__version__
     assert environment["device"].startswith("cpu")
     assert environment["seed"] == 3
+
+
+@pytest.mark.parametrize(
+    ("folder", "is_checkout"),
+    [("src", True), (".venv/lib/python3.11/site-packages", False), ("libs/src", False), ("lib", False)],
+)
+def test_only_a_checkout_of_this_project_has_a_commit(tmp_path, monkeypatch, folder, is_checkout):
+    repository = tmp_path / "repository"
+    module = repository / folder / "eqvae" / "runtime" / "journal.py"
+    module.parent.mkdir(parents=True)
+    author = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+    for command in (["init", "-q"], [*author, "commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run(["git", *command], cwd=repository, check=True)
+    monkeypatch.setattr("eqvae.runtime.journal.__file__", str(module))
+    write_environment(tmp_path, device=torch.device("cpu"), seed=None)
+    commit = read_json(tmp_path / "environment.json")["commit"]
+    assert (commit is not None and len(commit) == 12) if is_checkout else commit is None
 
 
 # Seeds --------------------------------------------------------------------------------------------------------------
@@ -325,6 +343,16 @@ def test_anything_else_is_refused(tmp_path):
         claim_output_folder(tmp_path / "thesis.tex", "finetune")
     with pytest.raises(UserError, match="thesis.tex"):
         claim_output_folder(tmp_path / "thesis.tex" / "run", "finetune")
+
+
+def test_a_place_where_nothing_can_be_made_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--out '/proc/x/y' can't be written: '/proc' takes no files"):
+        claim_output_folder(Path("/proc/x/y"), "finetune")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match="is no folder"):
+        claim_output_folder(tmp_path / "nowhere" / "run", "finetune")
+    assert claim_output_folder(tmp_path / "a" / "b" / "c", "finetune") is None
+    assert [path.name for path in tmp_path.iterdir()] == ["nowhere"]
 
 
 # Errors -------------------------------------------------------------------------------------------------------------

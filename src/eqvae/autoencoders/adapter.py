@@ -1,14 +1,13 @@
 """What the adapters over diffusers' models share: one wrapped model, its config, and how both are written."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any, ClassVar
 
 from diffusers.models.modeling_utils import ModelMixin
 
 from eqvae.artifacts import CONFIG, write_json, write_tensors
-from eqvae.autoencoders.protocol import Autoencoder, LatentStatistics
+from eqvae.autoencoders.protocol import Autoencoder
 
 WEIGHTS = "diffusion_pytorch_model"
 """The stem of the weight files in a diffusers folder."""
@@ -46,27 +45,3 @@ class DiffusersAutoencoder(Autoencoder):
         """
         write_json(folder / CONFIG, json.loads(self.model.to_json_string()))
         write_tensors(folder / f"{WEIGHTS}.safetensors", self.model.state_dict(), {"format": "pt"})
-
-
-def scalar_mean(statistics: LatentStatistics) -> float:
-    """Average the channel means: the scalar `shift_factor` of diffusers' configs.
-
-    Args:
-        statistics: Per-channel mean and standard deviation of raw latents.
-
-    Returns:
-        The mean over channels.
-    """
-    return math.fsum(statistics.mean) / len(statistics.mean)
-
-
-def scalar_std(statistics: LatentStatistics) -> float:
-    """Take the root of the mean channel variance: the reciprocal of the scalar `scaling_factor` of diffusers' configs.
-
-    Args:
-        statistics: Per-channel mean and standard deviation of raw latents.
-
-    Returns:
-        The standard deviation that all channels share.
-    """
-    return math.sqrt(math.fsum(std**2 for std in statistics.std) / len(statistics.std))

@@ -1,12 +1,13 @@
 """Deep-compression autoencoders (`AutoencoderDC`, arXiv:2410.10733): strides 32 to 128, deterministic encoder."""
 
+import math
 from typing import Any
 
 from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eqvae.autoencoders.adapter import DiffusersAutoencoder, scalar_std
+from eqvae.autoencoders.adapter import DiffusersAutoencoder
 from eqvae.autoencoders.protocol import LatentStatistics, Posterior
 
 
@@ -53,9 +54,9 @@ class DCAutoencoder(DiffusersAutoencoder):
         return layer if isinstance(layer, nn.Conv2d) else layer.conv
 
     def set_latent_statistics(self, statistics: LatentStatistics) -> None:
-        """Write `scaling_factor`; the family's config has no shift.
+        """Write `scaling_factor`, the reciprocal of the root mean square: the family's config has no shift.
 
         Args:
             statistics: Per-channel mean and standard deviation of raw latents.
         """
-        self.model.register_to_config(scaling_factor=1.0 / scalar_std(statistics))
+        self.model.register_to_config(scaling_factor=1.0 / math.hypot(*statistics.overall()))

@@ -9,7 +9,7 @@ from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eqvae.autoencoders.adapter import DiffusersAutoencoder, scalar_mean, scalar_std
+from eqvae.autoencoders.adapter import DiffusersAutoencoder
 from eqvae.autoencoders.protocol import LatentStatistics, Posterior
 
 
@@ -74,9 +74,8 @@ class KLAutoencoder(DiffusersAutoencoder):
                 latents_mean=list(statistics.mean), latents_std=list(statistics.std), scaling_factor=1.0
             )
         else:
-            self.model.register_to_config(
-                scaling_factor=1.0 / scalar_std(statistics), shift_factor=scalar_mean(statistics)
-            )
+            mean, std = statistics.overall()
+            self.model.register_to_config(scaling_factor=1.0 / std, shift_factor=mean)
 
 
 def _write_batch_norm(model: Any, statistics: LatentStatistics) -> None:

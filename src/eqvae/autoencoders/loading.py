@@ -111,12 +111,26 @@ def _load_diffusers(folder: Path, name: str) -> Autoencoder:
     config = read_json(folder / CONFIG)
     class_name = config.get("_class_name")
     if not isinstance(class_name, str):
-        raise UserError(f"'{folder / CONFIG}' names no autoencoder ('_class_name')", f"Give {_KINDS}")
+        raise _no_autoencoder(folder, config)
     _family(class_name, str(folder / CONFIG))  # an unknown class is told before gigabytes are read
     weights = next((file for file in WEIGHT_FILES if (folder / file).is_file()), None)
     if weights is None:
         raise UserError(f"'{folder}' has a {CONFIG} but no weights ({WEIGHT_FILES[0]})", "Fetch or write it again")
     return _fill(class_name, config, rename_legacy_attention(read_weights(folder / weights)), name)
+
+
+def _no_autoencoder(folder: Path, config: Mapping[str, Any]) -> UserError:
+    """Say what a folder's `config.json` describes instead of an autoencoder."""
+    if config.get("command") == "finetune":
+        return UserError(
+            f"The fine-tuning run in '{folder}' has not finished and holds no autoencoder yet",
+            "The same 'eqvae finetune' command goes on with it",
+        )
+    if "command" in config:
+        return UserError(
+            f"'{folder}' was written by 'eqvae {config['command']}' and holds no autoencoder", f"Give {_KINDS}"
+        )
+    return UserError(f"'{folder / CONFIG}' names no autoencoder ('_class_name')", f"Give {_KINDS}")
 
 
 def _load_ldm(path: Path, name: str) -> Autoencoder:

@@ -1,6 +1,7 @@
 """What every autoencoder offers, whatever its family: encode to a posterior, decode, and say what its latents are."""
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,6 +58,18 @@ class LatentStatistics:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def overall(self) -> tuple[float, float]:
+        """Pool the channels, which have equally many values.
+
+        Returns:
+            Mean and standard deviation of all values: the scalar shift and the reciprocal of the scalar scaling factor
+            of LDM's and diffusers' configs.
+        """
+        count = len(self.mean)
+        mean = math.fsum(self.mean) / count
+        second_moment = math.fsum(m**2 + s**2 for m, s in zip(self.mean, self.std, strict=True)) / count
+        return mean, math.sqrt(max(second_moment - mean**2, 0.0))
 
 
 class Autoencoder(nn.Module, ABC):

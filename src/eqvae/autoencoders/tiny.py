@@ -9,7 +9,7 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eqvae.autoencoders.adapter import DiffusersAutoencoder, scalar_mean, scalar_std
+from eqvae.autoencoders.adapter import DiffusersAutoencoder
 from eqvae.autoencoders.protocol import LatentStatistics, Posterior
 from eqvae.runtime.errors import UserError
 
@@ -126,7 +126,8 @@ class TinyAutoencoder(DiffusersAutoencoder):
         Args:
             statistics: Per-channel mean and standard deviation of raw latents.
         """
-        self.model.register_to_config(scaling_factor=1.0 / scalar_std(statistics), shift_factor=scalar_mean(statistics))
+        mean, std = statistics.overall()
+        self.model.register_to_config(scaling_factor=1.0 / std, shift_factor=mean)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,11 @@
 import contextlib
 import io
 import re
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
 import yaml
@@ -19,6 +20,8 @@ Config = TypeVar("Config")
 def parse(config_type: type[Config], command: str, arguments: Sequence[str]) -> Config:
     """Parse a command's arguments; `--config FILE.yaml` is read first, flags override it.
 
+    A boolean flag may stand alone: `--flip` is `--flip True`, and `--no-flip` is `--flip False`.
+
     Args:
         config_type: A keyword-only dataclass, the prose under its fields being the help.
         command: The command's name.
@@ -30,7 +33,7 @@ def parse(config_type: type[Config], command: str, arguments: Sequence[str]) -> 
     Raises:
         UserError: If anything is unknown, missing or of the wrong type.
     """
-    arguments = _with_config_file(config_type, command, list(arguments))
+    arguments = _with_config_file(config_type, command, _spell_out_booleans(config_type, arguments))
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -46,6 +49,25 @@ def parse(config_type: type[Config], command: str, arguments: Sequence[str]) -> 
         flags = ["--" + field.name.replace("_", "-") for field in fields(config_type)]  # type: ignore[arg-type]
         raise UserError(f"eqvae {command} does not know '{unknown[0]}'", nearest_name(unknown[0].split("=")[0], flags))
     return config
+
+
+def _spell_out_booleans(config_type: type, arguments: Sequence[str]) -> list[str]:
+    """Give each boolean flag its value, so that from here on every flag has exactly one."""
+    kinds = get_type_hints(config_type)
+    flags = {"--" + name.replace("_", "-") for name, kind in kinds.items() if kind in (bool, bool | None)}
+    spelled: list[str] = []
+    rest = deque(arguments)
+    while rest:
+        argument = rest.popleft()
+        flag = argument.replace("_", "-")
+        if flag in flags:
+            has_value = bool(rest) and rest[0].lower() in ("true", "false", "none")
+            spelled += [flag, rest.popleft().capitalize() if has_value else "True"]
+        elif flag.startswith("--no-") and (opposite := "--" + flag.removeprefix("--no-")) in flags:
+            spelled += [opposite, "False"]
+        else:
+            spelled.append(argument)
+    return spelled
 
 
 def _with_config_file(config_type: type, command: str, arguments: list[str]) -> list[str]:

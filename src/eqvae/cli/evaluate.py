@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
+from eqvae.artifacts import claim_output_folder
 from eqvae.autoencoders import load_autoencoder
 from eqvae.cli.arguments import parse
+from eqvae.images import open_images
 from eqvae.metrics.evaluation import EvaluateConfig, evaluate
+from eqvae.runtime.device import choose_device
 
 
 def command(arguments: Sequence[str]) -> None:
@@ -14,6 +17,10 @@ def command(arguments: Sequence[str]) -> None:
         arguments: What follows the command's name.
     """
     config = parse(EvaluateConfig, "evaluate", arguments)
+    # What is cheap to check comes before the autoencoder, which may be gigabytes from the hub.
+    choose_device(config.device)
+    open_images(config.data, split="evaluation")
+    claim_output_folder(config.out, "evaluate")
     figures = evaluate(config, load_autoencoder(config.autoencoder))
     for name in ("equivariance_error_rotation", "equivariance_error_scale", "psnr_db", "ssim", "lpips", "latent_std"):
         if name in figures:

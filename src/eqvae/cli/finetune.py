@@ -3,11 +3,14 @@
 import json
 from collections.abc import Sequence
 
+from eqvae.artifacts import claim_output_folder
 from eqvae.autoencoders import load_autoencoder
 from eqvae.cli.arguments import parse
 from eqvae.finetune.config import FinetuneConfig
 from eqvae.finetune.loop import finetune
 from eqvae.finetune.plan import plan
+from eqvae.images import open_images
+from eqvae.runtime.device import choose_device
 
 
 def command(arguments: Sequence[str]) -> None:
@@ -17,11 +20,15 @@ def command(arguments: Sequence[str]) -> None:
         arguments: What follows the command's name.
     """
     config = parse(FinetuneConfig, "finetune", arguments).resolved()
-    autoencoder = load_autoencoder(config.autoencoder)
     if config.dry_run:
-        print(json.dumps(plan(config, autoencoder), indent=2))  # noqa: T201
+        print(json.dumps(plan(config, load_autoencoder(config.autoencoder)), indent=2))  # noqa: T201
         return
-    figures = finetune(config, autoencoder)
+    # What is cheap to check comes before the autoencoder, which may be gigabytes from the hub.
+    choose_device(config.device)
+    open_images(config.data)
+    open_images(config.validation_data, split="evaluation")
+    claim_output_folder(config.out, "finetune")
+    figures = finetune(config, load_autoencoder(config.autoencoder))
     before, after = figures["before_equivariance_error_rotation"], figures["equivariance_error_rotation"]
     before_scale, after_scale = figures["before_equivariance_error_scale"], figures["equivariance_error_scale"]
     print(  # noqa: T201

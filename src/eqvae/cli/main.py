@@ -42,6 +42,11 @@ def run(arguments: Sequence[str]) -> int:
     except UserError as error:
         print(f"eqvae: {error}", file=sys.stderr)  # noqa: T201
         return 2
+    except OSError as error:
+        where = f": '{error.filename}'" if error.filename else ""
+        mend = "Check the path, its permissions and the space left" if error.errno else ""
+        print(f"eqvae: {UserError(f'{error.strerror or error}{where}', mend)}", file=sys.stderr)  # noqa: T201
+        return 2
     except Interrupted as stop:
         print(f"eqvae: interrupted, {stop}", file=sys.stderr)  # noqa: T201
         return 130

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from eqvae.artifacts import check_writable
 from eqvae.cli.arguments import parse
 from eqvae.report import write_figures, write_report
 
@@ -32,6 +33,8 @@ def command(arguments: Sequence[str]) -> None:
         arguments: What follows the command's name.
     """
     config = parse(ReportConfig, "report", arguments)
+    if config.figures is not None:  # before the page is drawn and written
+        check_writable(config.figures, "--figures")
     write_report(config.folders, config.out)
     if config.figures is not None:
         write_figures(config.folders, config.figures)

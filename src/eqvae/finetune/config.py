@@ -1,5 +1,6 @@
 """The configuration of a fine-tuning run. Every field is a flag of `eqvae finetune`."""
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -111,10 +112,10 @@ class FinetuneConfig:
     """Images for validation; of `photos`, the photographs held out from training."""
 
     num_validation_images: int = 32
-    """How many of them at most."""
+    """How many of them at most, spread over the data."""
 
     num_statistics_images: int = 512
-    """Training images over which the exported scaling and shift factors are measured."""
+    """Training images, spread over the data, on which the exported scaling and shift factors are measured."""
 
     validate_every: int | None = None
     """Steps between validations; None: a tenth of max_steps."""
@@ -138,7 +139,7 @@ class FinetuneConfig:
     """Compile encoder and decoder with torch.compile."""
 
     tensorboard: bool = False
-    """Write the journal for TensorBoard too; needs `pip install eqvae[tensorboard]`."""
+    """Write losses and validations for TensorBoard too; needs `pip install eqvae[tensorboard]`."""
 
     num_workers: int = 1
     """Processes that read images ahead; 0 reads in the training process. Changes no result."""
@@ -161,6 +162,8 @@ class FinetuneConfig:
                 f"--batch-size {self.batch_size} can't be split into {self.gradient_accumulation_steps} equal parts",
                 "Choose --gradient-accumulation-steps that divides it",
             )
+        if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise UserError("--tensorboard needs TensorBoard", "Run: pip install 'eqvae[tensorboard]'")
         sampler = self.sampler()
         twentieth = min(self.max_steps // 20, 1000)
         adversarial = self.adversarial_weight > 0
@@ -226,7 +229,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
 
 FREE_TO_CHANGE = frozenset(
     {"out", "num_workers", "device", "log_every", "validate_every", "checkpoint_every", "tensorboard", "dry_run",
-     "compile", "num_validation_images", "validation_data"}
+     "compile", "num_statistics_images"}
 )  # fmt: skip
 """Fields that may differ between a run and its resumption."""
 

@@ -97,7 +97,7 @@ def backward(
     adversarial_weight: float,
     regularization: Float[Tensor, ""],
     factor: float,
-) -> float:
+) -> Float[Tensor, ""]:
     """Send the gradient of `factor * (L_rec + lambda_gan L_gan + regularization)` through the decoder, once.
 
     `lambda_gan` is LDM's adaptive weight: `adversarial_weight * |grad L_rec| / |grad L_gan|`, measured at the decoder's
@@ -114,7 +114,7 @@ def backward(
         lambda_gan.
     """
     (gradient,) = torch.autograd.grad(objective.reconstruction.mean(), objective.seam)
-    adaptive_weight = 0.0
+    adaptive_weight = objective.seam.new_zeros(())
     if adversarial_weight > 0 and objective.fake_logits is not None:
         (adversarial,) = torch.autograd.grad(objective.adversarial.mean(), objective.seam, retain_graph=True)
 
@@ -123,7 +123,7 @@ def backward(
             return torch.autograd.grad(objective.decoded, last_layer, upstream, retain_graph=True)[0].float().norm()
 
         ratio = norm_at_last_layer(gradient) / (norm_at_last_layer(adversarial) + 1e-4)
-        adaptive_weight = adversarial_weight * float(ratio.clamp(0.0, 1e4))
+        adaptive_weight = adversarial_weight * ratio.clamp(0.0, 1e4)
         gradient = gradient + adaptive_weight * adversarial
     ends, upstream = [objective.decoded], [(factor * gradient).to(objective.decoded.dtype)]
     if regularization.requires_grad:  # not where the encoder is deterministic

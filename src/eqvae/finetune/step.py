@@ -84,10 +84,10 @@ class StepRecord:
     """tau of the first micro-batch."""
 
     reconstruction: float
-    """L_rec per value of the image: L1 + perceptual."""
+    """L_rec per value of the image: L1 + perceptual, weighing a scaled picture as `resolution_weighting` says."""
 
     l1: float
-    """Its first part: mean absolute error, images in [-1, 1]."""
+    """Mean absolute error between tau o x and D(tau o E(x)), images in [-1, 1]; unweighted."""
 
     kl: float
     """Nats per image."""
@@ -122,7 +122,7 @@ def build_state(autoencoder: Autoencoder, config: FinetuneConfig, device: torch.
     Returns:
         The state before step 0.
     """
-    place(autoencoder, device).train()
+    set_training(place(autoencoder, device))
     discriminator = build_discriminator(config.seed) if config.adversarial_weight > 0 else None
 
     def adamw(module: torch.nn.Module) -> Optimizer:
@@ -149,6 +149,18 @@ def build_state(autoencoder: Autoencoder, config: FinetuneConfig, device: torch.
     )
 
 
+def set_training(autoencoder: Autoencoder) -> None:
+    """Training mode, but for batch normalization, which keeps its statistics: batches of mixed scales would spoil them.
+
+    Args:
+        autoencoder: Changed in place.
+    """
+    autoencoder.train()
+    for module in autoencoder.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
 def _moving_average(decay: float):
     """Exponential moving average whose horizon grows with the run, so that it soon lets go of the base."""
 
@@ -165,22 +177,23 @@ def _moving_average(decay: float):
     return update
 
 
-def learning_rate_at(step: int, config: FinetuneConfig) -> float:
+def learning_rate_at(step: int, config: FinetuneConfig, *, first_step: int) -> float:
     """Linear warm-up, then constant or half a cosine to zero.
 
     Args:
         step: Counts from 0.
         config: Resolved.
+        first_step: The first step of what is trained: 0 for the discriminator, the end of its warm-up for the
+            autoencoder.
 
     Returns:
         The rate of this step.
     """
-    first = config.discriminator_warmup_steps or 0
     warmup = config.lr_warmup_steps or 0
-    done = max(step - first, 0)
+    done = step - first_step
     rate = config.learning_rate * min(1.0, (done + 1) / (warmup + 1))
     if config.lr_scheduler == "cosine":
-        progress = max(done - warmup, 0) / max(config.max_steps - first - warmup, 1)
+        progress = max(done - warmup, 0) / max(config.max_steps - first_step - warmup, 1)
         rate *= 0.5 * (1.0 + math.cos(math.pi * progress))
     return rate
 
@@ -207,8 +220,9 @@ def train_step(
     Raises:
         NotFiniteError: If a loss or gradient is NaN or infinite; nothing was updated then.
     """
-    rate = learning_rate_at(state.step, config)
-    warming_up = state.step < (config.discriminator_warmup_steps or 0)
+    first_step = config.discriminator_warmup_steps or 0
+    warming_up = state.step < first_step
+    rate = 0.0 if warming_up else learning_rate_at(state.step, config, first_step=first_step)
     state.autoencoder.requires_grad_(not warming_up)
     for optimizer in (state.optimizer, state.discriminator_optimizer):
         if optimizer is not None:
@@ -225,12 +239,13 @@ def train_step(
         sums = {name: sums.get(name, 0.0) + value / len(parts) for name, value in losses.items()}
 
     norm = _clip(state.autoencoder, config.max_grad_norm)
-    if not all(math.isfinite(value) for value in (*sums.values(), norm)):
+    norms = [norm] if state.discriminator is None else [norm, _clip(state.discriminator, config.max_grad_norm)]
+    if not all(math.isfinite(value) for value in (*sums.values(), *norms)):
         for tensor, former in zip(statistics, former_statistics, strict=True):
             tensor.copy_(former)
         raise NotFiniteError(", ".join(f"{name} {value:.4g}" for name, value in {**sums, "gradient": norm}.items()))
     if state.discriminator_optimizer is not None:
-        _step(state.discriminator_optimizer, config.learning_rate if warming_up else rate)
+        _step(state.discriminator_optimizer, learning_rate_at(state.step, config, first_step=0))
     if not warming_up:
         _step(state.optimizer, rate)
         if state.average is not None:
@@ -240,7 +255,7 @@ def train_step(
         branch=draws[0].branch,
         transform=str(draws[0].tau),
         gradient_norm=norm,
-        learning_rate=0.0 if warming_up else rate,
+        learning_rate=rate,
         **sums,
     )
 
@@ -269,8 +284,8 @@ def _accumulate(
     explicit = discriminator_loss = x.new_zeros(())
 
     def weighted_reconstruction_loss(target: Tensor, reconstruction: Tensor) -> Tensor:
-        weight = num_values / target[0].numel() if config.resolution_weighting == "equal" else 1.0
-        return weight * reconstruction_loss(target, reconstruction)
+        loss = reconstruction_loss(target, reconstruction)
+        return loss * (num_values / target[0].numel()) if config.resolution_weighting == "equal" else loss
 
     with autocast(x.device, config.precision):
         objective = eq_vae_loss(
@@ -287,7 +302,7 @@ def _accumulate(
         if discriminator is not None and objective.fake_logits is not None:
             discriminator_loss = hinge_loss(discriminator(objective.target), objective.fake_logits)
 
-    adaptive_weight = 0.0
+    adaptive_weight = x.new_zeros(())
     if objective.decoded.requires_grad:
         adaptive_weight = backward(
             objective,
@@ -298,15 +313,17 @@ def _accumulate(
         )
     if discriminator is not None:
         (discriminator_loss / num_parts).backward(inputs=list(discriminator.parameters()))
-    return {
-        "reconstruction": float(objective.reconstruction.detach().mean()) / num_values,
-        "l1": float((objective.target - objective.seam.detach()).abs().mean()),
-        "kl": float(objective.regularization.detach().mean()),
-        "explicit": float(explicit.detach()),
-        "adversarial": float(objective.adversarial.detach().mean()),
-        "discriminator": float(discriminator_loss.detach()),
+    figures = {
+        "reconstruction": objective.reconstruction.mean() / num_values,
+        "l1": (objective.target - objective.seam).abs().mean(),
+        "kl": objective.regularization.mean(),
+        "explicit": explicit,
+        "adversarial": objective.adversarial.mean(),
+        "discriminator": discriminator_loss,
         "adaptive_weight": adaptive_weight,
     }
+    # One transfer, and so one wait for the device, for all of them.
+    return dict(zip(figures, torch.stack([value.detach().float() for value in figures.values()]).tolist(), strict=True))
 
 
 def _clip(module: torch.nn.Module, max_norm: float) -> float:
@@ -314,7 +331,7 @@ def _clip(module: torch.nn.Module, max_norm: float) -> float:
     gradients = [parameter for parameter in module.parameters() if parameter.grad is not None]
     if not gradients:
         return 0.0
-    return float(torch.nn.utils.clip_grad_norm_(gradients, max_norm if max_norm > 0 else math.inf, foreach=True))
+    return float(torch.nn.utils.clip_grad_norm_(gradients, max_norm if max_norm > 0 else math.inf))
 
 
 def _step(optimizer: Optimizer, rate: float) -> None:

@@ -117,11 +117,13 @@ class _EvaluationSteps(Dataset[_Crops]):
     image_size_px: int
     batch_size: int
     num_images: int
+    spread: bool
 
     def __getitem__(self, step: int) -> _Crops:
-        reader = _Reader(self.source, _max_broken(self.num_images))
+        reader = _Reader(self.source, _max_broken(len(self.source)))
         arrays, indices = [], []
-        for index in range(step * self.batch_size, min((step + 1) * self.batch_size, self.num_images)):
+        for position in range(step * self.batch_size, min((step + 1) * self.batch_size, self.num_images)):
+            index = position * len(self.source) // self.num_images if self.spread else position
             image = reader.read(index)
             if image is not None:
                 arrays.append(adm_crop(image, self.image_size_px))
@@ -166,9 +168,15 @@ def training_batches(
 
 
 def evaluation_batches(
-    source: ImageSource, *, image_size_px: int, batch_size: int, num_images: int | None, num_workers: int
+    source: ImageSource,
+    *,
+    image_size_px: int,
+    batch_size: int,
+    num_images: int | None,
+    num_workers: int,
+    spread: bool = False,
 ) -> Iterator[ImageBatch]:
-    """Yield the first `num_images` images in order, broken ones left out.
+    """Yield the first `num_images` images in order, or as many spread over the source; broken ones are left out.
 
     Args:
         source: At least one image.
@@ -176,16 +184,19 @@ def evaluation_batches(
         batch_size: Images to visit for each batch; the last may be smaller, and so is one with a broken image.
         num_images: How many to visit; None for all.
         num_workers: Processes that decode ahead; 0 decodes here. The batches do not depend on it.
+        spread: Visit images at equal distances: the first ones of a folder tree are often all of one class.
 
     Yields:
-        Batches of at least one image, until more than 1% of the images to visit are found broken: then a `UserError`
+        Batches of at least one image, until more than 1% of the source's images are found broken: then a `UserError`
         is raised.
     """
     num_visited = len(source) if num_images is None else min(num_images, len(source))
-    steps = _EvaluationSteps(source=source, image_size_px=image_size_px, batch_size=batch_size, num_images=num_visited)
+    steps = _EvaluationSteps(
+        source=source, image_size_px=image_size_px, batch_size=batch_size, num_images=num_visited, spread=spread
+    )
     num_steps = -(-num_visited // batch_size)
     pending: ImageBatch | None = None
-    for batch in _batches(steps, range(num_steps), source.name, num_visited, num_workers):
+    for batch in _batches(steps, range(num_steps), source.name, len(source), num_workers):
         # A batch is held back until the next one is known: one without images hands it its broken names.
         if pending is None or not pending.indices:
             pending = replace(batch, broken=(pending.broken if pending else ()) + batch.broken)

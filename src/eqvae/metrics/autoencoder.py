@@ -12,7 +12,7 @@ from eqvae.artifacts import Pictures, to_uint8
 from eqvae.autoencoders.protocol import Autoencoder, LatentStatistics
 from eqvae.metrics.equivariance import equivariance_errors, evaluation_transforms
 from eqvae.metrics.reconstruction import psnr_db, ssim
-from eqvae.runtime.device import Precision, autocast
+from eqvae.runtime.device import Precision, autocast, synchronize
 from eqvae.runtime.errors import UserError
 from eqvae.transforms import Transform
 
@@ -37,7 +37,7 @@ class LatentMoments:
         Args:
             z: Raw latents.
         """
-        values = z.detach().double().cpu().transpose(0, 1).flatten(1)
+        values = z.detach().cpu().double().transpose(0, 1).flatten(1)
         if self.count == 0:
             self.total = torch.zeros(z.shape[1], dtype=torch.float64)
             self.total_of_squares = torch.zeros(z.shape[1], dtype=torch.float64)
@@ -54,21 +54,6 @@ class LatentMoments:
         mean = self.total / self.count
         variance = (self.total_of_squares / self.count - mean.square()).clamp(min=0.0)
         return LatentStatistics(mean=tuple(mean.tolist()), std=tuple(variance.sqrt().tolist()))
-
-
-def overall_moments(statistics: LatentStatistics) -> tuple[float, float]:
-    """Pool per-channel statistics over channels.
-
-    Args:
-        statistics: Per channel; all channels have equally many values.
-
-    Returns:
-        Mean and standard deviation of all latent values.
-    """
-    mean, std = torch.tensor(statistics.mean).double(), torch.tensor(statistics.std).double()
-    overall = mean.mean()
-    variance = (std.square() + mean.square()).mean() - overall.square()
-    return float(overall), float(variance.clamp(min=0.0).sqrt())
 
 
 def check_image_size(image_size_px: int, stride: int, *, quarters: bool = False) -> None:
@@ -106,7 +91,7 @@ def evaluate_autoencoder(
     perceptual_distance: Callable[[Tensor, Tensor], Tensor] | None = None,
     num_pictures: int = 6,
     on_batch: Callable[[int], None] = lambda num_images: None,
-) -> tuple[dict[str, float], LatentStatistics, Pictures]:
+) -> tuple[dict[str, float | int], LatentStatistics, Pictures]:
     """Measure equivariance (C.3), reconstruction (C.2) and latents over images.
 
     Latents are posterior means. Each error is the mean over images, and `equivariance_error_rotation` and `_scale`
@@ -145,9 +130,11 @@ def evaluate_autoencoder(
 
     for x in batches:
         x = x.to(device)
+        synchronize(device)
         began_sec = time.perf_counter()
         z = encode(x)
         images, reconstructions = to_uint8(x), to_uint8(decode(z))
+        synchronize(device)
         coding_sec += time.perf_counter() - began_sec
         measured = equivariance_errors(encode, x, z, transforms)
         measured = {f"equivariance_error_{name}": error for name, error in measured.items()}
@@ -155,7 +142,7 @@ def evaluate_autoencoder(
         if perceptual_distance is not None:
             measured["lpips"] = perceptual_distance(images / 127.5 - 1.0, reconstructions / 127.5 - 1.0)
         for name, value in measured.items():
-            values.setdefault(name, []).append(value.double().cpu())
+            values.setdefault(name, []).append(value.cpu().double())
         moments.add(z)
         if num_pictured < num_pictures:
             count = min(num_pictures - num_pictured, len(x))
@@ -177,7 +164,7 @@ def evaluate_autoencoder(
     )
 
 
-def _with_means(figures: dict[str, float]) -> dict[str, float]:
+def _with_means(figures: dict[str, float | int]) -> dict[str, float | int]:
     """Put the means over each kind of transformation first, as Table 1 prints them."""
     means = {}
     for kind in ("rotation", "scale"):
@@ -187,8 +174,8 @@ def _with_means(figures: dict[str, float]) -> dict[str, float]:
     return means | figures
 
 
-def _latent_figures(statistics: LatentStatistics) -> dict[str, float]:
-    mean, std = overall_moments(statistics)
+def _latent_figures(statistics: LatentStatistics) -> dict[str, float | int]:
+    mean, std = statistics.overall()
     figures = {"latent_mean": mean, "latent_std": std}
     for channel, (channel_mean, channel_std) in enumerate(zip(statistics.mean, statistics.std, strict=True)):
         figures |= {f"latent_mean_{channel}": channel_mean, f"latent_std_{channel}": channel_std}

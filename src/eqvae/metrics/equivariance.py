@@ -21,8 +21,8 @@ def equivariance_error(
         `||tau o E(x) - E(tau o x)||^2 / ||E(tau o x)||^2` for each image: 0 for an equivariant encoder, about 2 for
         unrelated latents of mean zero.
     """
-    a, b = transformed_latent.double().flatten(1), latent_of_transformed.double().flatten(1)
-    return ((a - b).square().sum(1) / b.square().sum(1)).to(transformed_latent.dtype)
+    a, b = transformed_latent.float().flatten(1), latent_of_transformed.float().flatten(1)
+    return (a - b).square().sum(1) / b.square().sum(1)
 
 
 def evaluation_transforms(interpolation: Interpolation = "bicubic", antialias: bool = False) -> dict[str, Transform]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from torch import Tensor
@@ -32,7 +32,7 @@ class EvaluateConfig:
     """`photos`, an image folder, `*.parquet`, tar shards or `hf:NAME[:SPLIT]`."""
 
     out: Path
-    """Output folder; written anew when the command is run again."""
+    """Output folder; written anew when the same autoencoder is measured again on the same data."""
 
     image_size: int = 256
     """Side of the centre crops, in px (ADM's preprocessing)."""
@@ -65,7 +65,7 @@ class EvaluateConfig:
     """Processes that read images ahead; 0 reads in this process."""
 
 
-def evaluate(config: EvaluateConfig, autoencoder: Autoencoder) -> dict[str, float]:
+def evaluate(config: EvaluateConfig, autoencoder: Autoencoder) -> dict[str, float | int]:
     """Measure and write `config.json`, `environment.json`, `metrics.json` and `pictures.safetensors`.
 
     Args:
@@ -76,7 +76,7 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder) -> dict[str, floa
         The figures of `metrics.json`.
 
     Raises:
-        UserError: If the input is wrong; nothing is written then.
+        UserError: If the input is wrong, or the folder holds another evaluation; nothing is written then.
     """
     for name in ("num_images", "batch_size", "num_pictures"):
         value = getattr(config, name)
@@ -85,7 +85,10 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder) -> dict[str, floa
     if config.num_workers < 0:
         raise UserError(f"--num-workers is {config.num_workers}", "It must be 0 or more")
     check_image_size(config.image_size, autoencoder.stride, quarters=True)
-    claim_output_folder(config.out, "evaluate")
+    fingerprint = autoencoder.fingerprint()
+    saved = claim_output_folder(config.out, "evaluate")
+    if saved is not None:
+        _check_same_evaluation(saved, config, fingerprint)
     device = choose_device(config.device)
     source = open_images(config.data, split="evaluation")
     num_images = len(source) if config.num_images is None else config.num_images
@@ -104,8 +107,7 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder) -> dict[str, floa
             num_workers=config.num_workers,
         ):
             broken.extend(batch.broken)
-            if len(batch.images):
-                yield batch.images
+            yield batch.images
 
     with Progress("evaluate", total=num_images, unit="image") as progress:
         figures, _, pictures = evaluate_autoencoder(
@@ -119,7 +121,7 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder) -> dict[str, floa
             on_batch=progress.advance,
         )
     config.out.mkdir(parents=True, exist_ok=True)
-    fingerprint = autoencoder.fingerprint()
+    (config.out / METRICS).unlink(missing_ok=True)  # it comes back last: whoever finds it finds a whole evaluation
     write_json(config.out / CONFIG, to_plain(config) | {"command": "evaluate", "fingerprint": fingerprint})
     write_environment(config.out, device=device, seed=None)
     pictures.write(config.out / PICTURES)
@@ -128,3 +130,24 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder) -> dict[str, floa
         journal.write("broken_image", name=name)
     write_json(config.out / METRICS, figures)
     return figures
+
+
+def _check_same_evaluation(saved: dict[str, Any], config: EvaluateConfig, fingerprint: str) -> None:
+    """Refuse to replace the evaluation of another autoencoder, or one on other data.
+
+    Args:
+        saved: The folder's `config.json`.
+        config: The configuration of now.
+        fingerprint: Digest of the autoencoder's weights of now.
+
+    Raises:
+        UserError: If they differ.
+    """
+    mend = "Choose another --out, or remove that folder"
+    for name, now in (("autoencoder", config.autoencoder), ("data", config.data)):
+        if saved.get(name) != now:
+            raise UserError(
+                f"--out '{config.out}' holds the evaluation of {name} '{saved.get(name)}', not '{now}'", mend
+            )
+    if saved.get("fingerprint") != fingerprint:
+        raise UserError(f"--out '{config.out}' holds an evaluation of '{config.autoencoder}' with other weights", mend)

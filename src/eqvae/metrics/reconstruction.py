@@ -11,6 +11,10 @@ MAX_PSNR_DB = 100.0
 """Reported for images that are equal in all 8 bits, whose PSNR is infinite."""
 
 
+LPIPS_MIN_IMAGE_SIZE_PX = 16
+"""The smallest image on which VGG16's four poolings leave a cell."""
+
+
 def psnr_db(images: UInt8[Tensor, "n 3 h w"], reconstructions: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
     """Peak signal-to-noise ratio of each image.
 

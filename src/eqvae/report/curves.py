@@ -113,7 +113,6 @@ TRAINING = {
         Quantity(key="perceptual", title="Perceptual", y_label="loss"),
         Quantity(key="kl", title="KL to N(0, I)", y_label="nats per image"),
         Quantity(key="explicit", title="Explicit equivariance", y_label="loss per image"),
-        Quantity(key="loss", title="Total", y_label="loss"),
     ),
     "Discriminator": (
         Quantity(key="adversarial", title="Adversarial loss", y_label="minus mean logit"),
@@ -168,7 +167,7 @@ def draw_run(run: Run) -> Figure:
     """Draw all panels of a run as one figure, for papers.
 
     Args:
-        run: A fine-tuning run, finished or not.
+        run: A fine-tuning run that has logged something, finished or not.
 
     Returns:
         A matplotlib figure, three panels wide.

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from eqvae.artifacts import write_atomically
-from eqvae.report.curves import draw_run
+from eqvae.report.curves import draw_run, run_panels
 from eqvae.report.figures import picture_groups
 from eqvae.report.folders import read_folders
 from eqvae.report.grids import draw_grid, latent_map_grid, transform_grids
@@ -14,6 +14,8 @@ from eqvae.report.grids import draw_grid, latent_map_grid, transform_grids
 
 def write_figures(folders: Sequence[Path], out: Path) -> list[Path]:
     """Write latent maps (Figure 1) and transformed decodings (Figures 2 and 6) as PNG, curves of runs as SVG.
+
+    A run that has not logged anything yet has no curves and gets no file.
 
     Args:
         folders: As for `write_report`.
@@ -31,14 +33,20 @@ def write_figures(folders: Sequence[Path], out: Path) -> list[Path]:
     for number, group in enumerate(groups):
         suffix = f"_{number + 1}" if len(groups) > 1 else ""
         for grid in [latent_map_grid(group), *transform_grids(group)]:
-            name = re.sub(r"[^\w.]+", "_", grid.title.replace("°", "_degrees")).strip("_") or "latent_maps"
+            name = _file_name(grid.title.replace("°", "_degrees")) or "latent_maps"
             path = out / f"{name}{suffix}.png"
             picture = draw_grid(grid)
             write_atomically(path, partial(picture.save, format="png"))
             written.append(path)
     for run in runs:
-        path = out / f"curves_{run.name}.svg"
+        if not run_panels(run):
+            continue
+        path = out / f"curves_{_file_name(run.name)}.svg"
         chart = draw_run(run)
         write_atomically(path, partial(chart.savefig, format="svg"))
         written.append(path)
     return written
+
+
+def _file_name(title: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", title).strip("_")

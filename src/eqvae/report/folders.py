@@ -1,10 +1,11 @@
 """The folders that a report is made of, read into records: evaluations and fine-tuning runs."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from eqvae.artifacts import (
     AUTOENCODER,
@@ -93,8 +94,12 @@ class Run:
         Returns:
             They, by step. A resumed run logs the steps after its checkpoint twice: the later record counts.
         """
-        by_step = {record["step"]: record for record in self.journal if record.get("kind") == kind and "step" in record}
+        found = [record for record in self.journal if record.get("kind") == kind]
+        by_step = {record["step"]: record for record in found if isinstance(record.get("step"), int)}
         return [by_step[step] for step in sorted(by_step)]
+
+
+Named = TypeVar("Named", Evaluation, Run)
 
 
 def messages(journal: Sequence[dict[str, Any]]) -> list[str]:
@@ -127,7 +132,7 @@ def read_folders(folders: Sequence[Path]) -> tuple[list[Evaluation], list[Run]]:
         folders: Folders of evaluations and fine-tuning runs, in the order in which they shall be shown.
 
     Returns:
-        The evaluations, with distinct names, and the runs.
+        The evaluations and the runs, each kind with distinct names.
 
     Raises:
         UserError: If no folder is given, or one is missing, unfinished or of another kind.
@@ -147,7 +152,8 @@ def read_folders(folders: Sequence[Path]) -> tuple[list[Evaluation], list[Run]]:
         if origin is not None and origin not in known:
             known.add(origin)
             runs.append(_read_run(origin, _read_config(origin)))
-    return _with_distinct_names(evaluations), runs
+    by_folder, by_folder_above = attrgetter("name"), attrgetter("parent.name")  # a run is named after its folder
+    return _with_distinct_names(evaluations, by_folder), _with_distinct_names(runs, by_folder_above)
 
 
 def short_name(source: Any) -> str:
@@ -223,10 +229,10 @@ def _originating_run(evaluation: Evaluation) -> Path | None:
     return None
 
 
-def _with_distinct_names(evaluations: list[Evaluation]) -> list[Evaluation]:
-    """Tell two evaluations of one autoencoder apart by their folders."""
-    count = Counter(evaluation.name for evaluation in evaluations)
-    short = [f"{item.name} ({item.folder.name})" if count[item.name] > 1 else item.name for item in evaluations]
-    full = [f"{item.name} ({item.folder})" for item in evaluations]
+def _with_distinct_names(items: list[Named], tell_apart: Callable[[Path], str]) -> list[Named]:
+    """Mark items of the same name by a part of their folders' paths, or by all of it where that does not do."""
+    count = Counter(item.name for item in items)
+    short = [f"{item.name} ({tell_apart(item.folder)})" if count[item.name] > 1 else item.name for item in items]
+    full = [f"{item.name} ({item.folder})" for item in items]
     names = short if len(set(short)) == len(short) else full
-    return [replace(item, name=name) for item, name in zip(evaluations, names, strict=True)]
+    return [replace(item, name=name) for item, name in zip(items, names, strict=True)]

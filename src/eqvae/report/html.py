@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from eqvae.artifacts import to_plain, write_atomically
+from eqvae.artifacts import check_writable, to_plain, write_atomically
 from eqvae.report.curves import draw_panel, run_panels
 from eqvae.report.figures import EmbeddedGrid, embed, headline, notes, picture_groups, shared_conditions
 from eqvae.report.folders import Evaluation, Run, read_folders
@@ -59,10 +59,12 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
         out: The HTML file; replaced atomically.
 
     Raises:
-        UserError: If a folder is missing, unfinished or of another kind, or `out` is a folder.
+        UserError: If a folder is missing, unfinished or of another kind, or `out` is a folder or
+            can't be written.
     """
     if out.is_dir():
         raise UserError(f"'{out}' is a folder", "Name the HTML file to write")
+    check_writable(out.parent, "--out")
     page = render_report(*read_folders(folders))
 
     def write(temporary: Path) -> None:

@@ -76,8 +76,6 @@ METRICS = (
     Metric(key="psnr_db", label="PSNR", better="higher", digits=2, unit="dB"),
     Metric(key="ssim", label="SSIM", better="higher"),
     Metric(key="lpips", label="LPIPS"),
-    Metric(key="rfid", label="rFID", digits=2),
-    Metric(key="fd_efficientnet_lite0", label="FD EfficientNet-Lite0", digits=2),
     Metric(key="latent_std", label="Latent std", better="neither", digits=2),
 )
 """The columns of the main table; those that no evaluation has measured are left out."""

@@ -16,7 +16,7 @@ def choose_device(name: str = "auto") -> torch.device:
     """Resolve a device's name.
 
     Args:
-        name: `auto` (CUDA, else Apple's MPS, else the CPU) or a name that PyTorch knows.
+        name: `auto` (CUDA, else the CPU), `cpu`, `cuda`, `cuda:1` or `mps` (Apple; nobody has tried it yet).
 
     Returns:
         The device.
@@ -25,11 +25,13 @@ def choose_device(name: str = "auto") -> torch.device:
         UserError: If this machine has no such device.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("eqvae knows cpu, cuda and mps")
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         first_line = str(error).splitlines()[0]
         raise UserError(f"device '{name}' can't be used here ({first_line})", "Try --device auto") from None
     return device
@@ -46,8 +48,21 @@ def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractC
         A context manager.
     """
     if precision == "fp32":
-        return contextlib.nullcontext()
+        # cuDNN would round convolutions to TF32, which has no more digits than a measure can spare.
+        return torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all it was asked for, so that a clock can be read.
+
+    Args:
+        device: The device; the CPU is never behind.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def place(module: Module, device: torch.device) -> Module:

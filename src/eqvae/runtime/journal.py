@@ -14,7 +14,7 @@ from eqvae.artifacts import ENVIRONMENT, JOURNAL, read_journal, to_plain, write_
 
 
 class Journal:
-    """Appends records to `journal.jsonl`; each is on disk when `write` returns."""
+    """Appends records to `journal.jsonl`; a killed process loses none, a power cut may lose the last ones."""
 
     def __init__(self, folder: Path, *, keep_up_to_step: int | None = None) -> None:
         """Open a run's journal.
@@ -96,12 +96,16 @@ def device_name(device: torch.device) -> str:
 
 def _commit() -> str | None:
     """Find the commit of the checkout that this package is run from; None for an installed package."""
-    here = Path(__file__).parent
+    source = Path(__file__).resolve().parents[2]
+    # An installed package may lie in a virtual environment inside another project's checkout.
+    if source.name != "src" or _ask_git(source, "rev-parse", "--show-toplevel") != str(source.parent):
+        return None
+    return _ask_git(source, "describe", "--always", "--dirty", "--abbrev=12")
+
+
+def _ask_git(folder: Path, *question: str) -> str | None:
     try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=here, capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
+        answer = subprocess.run(["git", *question], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip() or None
