@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from eqvae.autoencoders import build_autoencoder, load_autoencoder
     from eqvae.autoencoders.protocol import Autoencoder, Posterior
-    from eqvae.finetune.config import FinetuneConfig
-    from eqvae.finetune.equivariance import backward, eq_vae_loss
+    from eqvae.finetune.equivariance import Objective, eq_vae_loss
     from eqvae.metrics.equivariance import equivariance_error
     from eqvae.metrics.evaluation import EvaluateConfig, evaluate
     from eqvae.metrics.reconstruction import psnr_db, ssim
@@ -28,8 +27,7 @@ _HOME = {
     "Scale": "eqvae.transforms",
     "TransformSampler": "eqvae.transforms",
     "eq_vae_loss": "eqvae.finetune.equivariance",
-    "backward": "eqvae.finetune.equivariance",
-    "FinetuneConfig": "eqvae.finetune.config",
+    "Objective": "eqvae.finetune.equivariance",
     "Autoencoder": "eqvae.autoencoders.protocol",
     "Posterior": "eqvae.autoencoders.protocol",
     "build_autoencoder": "eqvae.autoencoders",
@@ -48,12 +46,11 @@ __all__ = [
     "Compose",
     "Draw",
     "EvaluateConfig",
-    "FinetuneConfig",
+    "Objective",
     "Posterior",
     "Rotate",
     "Scale",
     "TransformSampler",
-    "backward",
     "build_autoencoder",
     "eq_vae_loss",
     "equivariance_error",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eqvae.finetune.adversarial import build_discriminator
-from eqvae.finetune.equivariance import backward, eq_vae_loss
+from eqvae.finetune.equivariance import eq_vae_loss
 from eqvae.finetune.reconstruction import ReconstructionLoss
 from eqvae.transforms import IDENTITY, Compose, Rotate, TransformSampler
 
@@ -56,8 +56,8 @@ def test_target_and_reconstruction_meet_for_every_draw(small_autoencoder, x, noi
 def test_gradients_without_an_adversary_are_those_of_the_sum(small_autoencoder, x, noise, tau):
     objective = eq_vae_loss(small_autoencoder, x, tau, noise, reconstruction_loss=l1)
     regularization = 1e-3 * objective.regularization.mean()
-    backward(
-        objective, small_autoencoder.layer.weight, adversarial_weight=0.0, regularization=regularization, factor=0.5
+    objective.backward(
+        small_autoencoder.layer.weight, adversarial_weight=0.0, regularization=regularization, factor=0.5
     )
     ours = gradients(small_autoencoder)
     small_autoencoder.zero_grad()
@@ -72,8 +72,7 @@ def test_gradients_without_an_adversary_are_those_of_the_sum(small_autoencoder, 
 def test_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer(small_autoencoder, x, noise):
     discriminator = build_discriminator(0).eval()
     objective = eq_vae_loss(small_autoencoder, x, Rotate(1), noise, reconstruction_loss=l1, discriminator=discriminator)
-    weight = backward(
-        objective, small_autoencoder.layer.weight, adversarial_weight=0.5,
+    weight = objective.backward(small_autoencoder.layer.weight, adversarial_weight=0.5,
         regularization=0.0 * objective.regularization.mean(), factor=1.0,
     )  # fmt: skip
     ours = gradients(small_autoencoder)

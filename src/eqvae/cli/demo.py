@@ -41,7 +41,7 @@ def command(arguments: Sequence[str]) -> None:
         max_steps=config.max_steps,
         image_size=128,
         batch_size=8,
-        learning_rate=2e-4,
+        learning_rate=1e-4,
         adam_beta1=0.9,
         adam_beta2=0.99,
         ema_decay=0.98,

@@ -46,6 +46,46 @@ class Objective:
     fake_logits: Float[Tensor, "n 1 _ _"] | None
     """The discriminator's view of `seam`; its own loss uses them too."""
 
+    def backward(
+        self,
+        last_layer: Tensor,
+        *,
+        adversarial_weight: float,
+        regularization: Float[Tensor, ""],
+        factor: float,
+    ) -> Float[Tensor, ""]:
+        """Send the gradient of `factor * (L_rec + lambda_gan L_gan + regularization)` through the decoder, once.
+
+        `lambda_gan` is LDM's adaptive weight: `adversarial_weight * |grad L_rec| / |grad L_gan|`, measured at the decoder's
+        last layer. Both gradients are known at the seam, so each costs one weight gradient of one convolution.
+
+        Args:
+            last_layer: Weight of the decoder's last convolution.
+            adversarial_weight: 0.5 in LDM; 0 leaves L_gan out.
+            regularization: lambda_reg L_reg, already weighted (1e-6 times the divergence in LDM).
+            factor: Conditions the whole, e.g. 1 / pixels; changes no ratio.
+
+        Returns:
+            lambda_gan.
+        """
+        (gradient,) = torch.autograd.grad(self.reconstruction.mean(), self.seam)
+        adaptive_weight = self.seam.new_zeros(())
+        if adversarial_weight > 0 and self.fake_logits is not None:
+            (adversarial,) = torch.autograd.grad(self.adversarial.mean(), self.seam, retain_graph=True)
+
+            def norm_at_last_layer(upstream: Tensor) -> Tensor:
+                upstream = upstream.to(self.decoded.dtype)
+                return torch.autograd.grad(self.decoded, last_layer, upstream, retain_graph=True)[0].float().norm()
+
+            ratio = norm_at_last_layer(gradient) / (norm_at_last_layer(adversarial) + 1e-4)
+            adaptive_weight = adversarial_weight * ratio.clamp(0.0, 1e4)
+            gradient = gradient + adaptive_weight * adversarial
+        ends, upstream = [self.decoded], [(factor * gradient).to(self.decoded.dtype)]
+        if regularization.requires_grad:  # not where the encoder is deterministic
+            ends, upstream = [*ends, factor * regularization], [*upstream, torch.ones_like(regularization)]
+        torch.autograd.backward(ends, upstream)
+        return adaptive_weight
+
 
 def eq_vae_loss(
     autoencoder: Autoencoder,
@@ -70,7 +110,7 @@ def eq_vae_loss(
         discriminator: Images to logits, or None for an objective without L_gan.
 
     Returns:
-        The terms; `backward` sends their gradients into the autoencoder.
+        The terms; their `backward` sends the gradients into the autoencoder.
     """
     posterior = autoencoder.encode(x)
     z = posterior.sample(noise)
@@ -88,45 +128,3 @@ def eq_vae_loss(
         seam=seam,
         fake_logits=logits,
     )
-
-
-def backward(
-    objective: Objective,
-    last_layer: Tensor,
-    *,
-    adversarial_weight: float,
-    regularization: Float[Tensor, ""],
-    factor: float,
-) -> Float[Tensor, ""]:
-    """Send the gradient of `factor * (L_rec + lambda_gan L_gan + regularization)` through the decoder, once.
-
-    `lambda_gan` is LDM's adaptive weight: `adversarial_weight * |grad L_rec| / |grad L_gan|`, measured at the decoder's
-    last layer. Both gradients are known at the seam, so each costs one weight gradient of one convolution.
-
-    Args:
-        objective: From `eq_vae_loss`.
-        last_layer: Weight of the decoder's last convolution.
-        adversarial_weight: 0.5 in LDM; 0 leaves L_gan out.
-        regularization: lambda_reg L_reg, already weighted (1e-6 times the divergence in LDM).
-        factor: Conditions the whole, e.g. 1 / pixels; changes no ratio.
-
-    Returns:
-        lambda_gan.
-    """
-    (gradient,) = torch.autograd.grad(objective.reconstruction.mean(), objective.seam)
-    adaptive_weight = objective.seam.new_zeros(())
-    if adversarial_weight > 0 and objective.fake_logits is not None:
-        (adversarial,) = torch.autograd.grad(objective.adversarial.mean(), objective.seam, retain_graph=True)
-
-        def norm_at_last_layer(upstream: Tensor) -> Tensor:
-            upstream = upstream.to(objective.decoded.dtype)
-            return torch.autograd.grad(objective.decoded, last_layer, upstream, retain_graph=True)[0].float().norm()
-
-        ratio = norm_at_last_layer(gradient) / (norm_at_last_layer(adversarial) + 1e-4)
-        adaptive_weight = adversarial_weight * ratio.clamp(0.0, 1e4)
-        gradient = gradient + adaptive_weight * adversarial
-    ends, upstream = [objective.decoded], [(factor * gradient).to(objective.decoded.dtype)]
-    if regularization.requires_grad:  # not where the encoder is deterministic
-        ends, upstream = [*ends, factor * regularization], [*upstream, torch.ones_like(regularization)]
-    torch.autograd.backward(ends, upstream)
-    return adaptive_weight

@@ -96,7 +96,7 @@ class Run:
                 if state.step % (config.validate_every or 1) == 0 and not done:
                     progress.say(_validation_line(state.step, self.validate()))
 
-    def stop_if_asked(self, _num_images: int = 0) -> None:
+    def stop_if_asked(self) -> None:
         """End the run after a signal, with a checkpoint.
 
         Raises:
@@ -155,7 +155,7 @@ class Run:
             self._evaluation_images(self.validation_source, config.num_validation_images),
             device=self.device,
             precision=config.precision,
-            on_batch=self.stop_if_asked,
+            on_batch=lambda num_images: self.stop_if_asked(),
         )
         set_training(state.autoencoder)
         self.journal.write("validation", step=state.step, **figures)

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.finetune.adversarial import PatchDiscriminator, build_discriminator, hinge_loss
 from eqvae.finetune.config import FinetuneConfig
-from eqvae.finetune.equivariance import backward, eq_vae_loss
+from eqvae.finetune.equivariance import eq_vae_loss
 from eqvae.finetune.explicit import explicit_loss
 from eqvae.finetune.reconstruction import ReconstructionLoss
 from eqvae.runtime.checkpoint import load_optimizer_tensors, optimizer_tensors, sub_state
@@ -304,8 +304,7 @@ def _accumulate(
 
     adaptive_weight = x.new_zeros(())
     if objective.decoded.requires_grad:
-        adaptive_weight = backward(
-            objective,
+        adaptive_weight = objective.backward(
             autoencoder.last_layer.weight,
             adversarial_weight=config.adversarial_weight,
             regularization=config.kl_weight * objective.regularization.mean() + config.explicit_weight * explicit,
