@@ -162,7 +162,7 @@ def test_wrong_configs_are_told(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"block_out_channels": [8, 12]}))
     assert "does not describe an AutoencoderKL" in fault(folder)
     (folder / "config.json").write_text('{"command": "finetune"}')
-    assert "names no autoencoder" in fault(folder)
+    assert "has not finished" in fault(folder)
     (folder / "config.json").write_text("{")
     assert "no readable JSON" in fault(folder)
 

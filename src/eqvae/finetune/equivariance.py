@@ -56,8 +56,8 @@ class Objective:
     ) -> Float[Tensor, ""]:
         """Send the gradient of `factor * (L_rec + lambda_gan L_gan + regularization)` through the decoder, once.
 
-        `lambda_gan` is LDM's adaptive weight: `adversarial_weight * |grad L_rec| / |grad L_gan|`, measured at the decoder's
-        last layer. Both gradients are known at the seam, so each costs one weight gradient of one convolution.
+        `lambda_gan` is LDM's adaptive weight: `adversarial_weight * |grad L_rec| / |grad L_gan|`, measured at the
+        decoder's last layer. Both gradients are known at the seam, so each costs one convolution's weight gradient.
 
         Args:
             last_layer: Weight of the decoder's last convolution.

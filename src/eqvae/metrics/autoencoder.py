@@ -83,7 +83,7 @@ def check_image_size(image_size_px: int, stride: int, *, quarters: bool = False)
 @torch.inference_mode()
 def evaluate_autoencoder(
     autoencoder: Autoencoder,
-    batches: Iterable[Float[Tensor, "n 3 h w"]],
+    batches: Iterable[Float[Tensor, "_ 3 _ _"]],
     *,
     device: torch.device,
     precision: Precision = "fp32",
