@@ -4,6 +4,7 @@ import json
 import platform
 import subprocess
 import sys
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class Journal:
 
 
 def write_environment(folder: Path, *, device: torch.device, seed: int | None) -> None:
-    """Write `environment.json`: versions, device, commit, seed.
+    """Write `environment.json`: versions, device, commit, date, seed.
 
     Args:
         folder: The run's folder.
@@ -54,6 +55,7 @@ def write_environment(folder: Path, *, device: torch.device, seed: int | None) -
         {
             "eqvae": installed_version("eqvae"),
             "commit": _commit(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "python": platform.python_version(),
             **{name: installed_version(name) for name in ("torch", "torchvision", "diffusers", "timm", "torchmetrics")},
             "device": device_name(device),
@@ -91,7 +93,17 @@ def device_name(device: torch.device) -> str:
     """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+    return f"{device.type} ({_processor()}, {torch.get_num_threads()} threads)"
+
+
+def _processor() -> str:
+    """The processor's name where Linux tells it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def _commit() -> str | None:
