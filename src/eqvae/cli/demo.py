@@ -37,7 +37,7 @@ def command(arguments: Sequence[str]) -> None:
     training = FinetuneConfig(
         autoencoder="tiny-kl",
         data="photos",
-        out=config.out / "finetune",
+        out=config.out / "tiny-kl-eq",
         max_steps=config.max_steps,
         image_size=128,
         batch_size=8,

@@ -30,10 +30,8 @@ PHOTOGRAPHS: dict[Split, tuple[str, ...]] = {
         "skimage/data/astronaut.png",
         "skimage/data/coffee.png",
         "skimage/data/hubble_deep_field.jpg",
-        "skimage/data/ihc.png",
         "skimage/data/motorcycle_left.png",  # the two motorcycles are a stereo pair: never one in each set
         "skimage/data/motorcycle_right.png",
-        "skimage/data/retina.jpg",
         "sklearn/datasets/images/china.jpg",
     ),
     "evaluation": (
@@ -42,7 +40,7 @@ PHOTOGRAPHS: dict[Split, tuple[str, ...]] = {
         "sklearn/datasets/images/flower.jpg",
     ),
 }
-"""The colour photographs in the wheels of scikit-image and scikit-learn."""
+"""The colour photographs in the wheels of scikit-image and scikit-learn; not those through a microscope or an eye."""
 
 _EVALUATION_SPLITS = ("validation", "valid", "val", "test")
 _NUM_PROBED_ROWS = 16
