@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint unit test-slow clean
+.PHONY: demo test lint unit clean
 
 demo: .venv/.demo
 	$(BIN)/eqvae demo --out runs/demo
@@ -18,10 +18,7 @@ lint: .venv/.dev .venv-lint/.installed
 	$(BIN)/lint-imports --no-logo
 
 unit: .venv/.dev
-	$(BIN)/python -m pytest
-
-test-slow: .venv/.dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow or not slow"
 
 .venv/.created:
 	$(PYTHON) -m venv .venv
