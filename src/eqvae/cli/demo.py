@@ -46,6 +46,7 @@ def command(arguments: Sequence[str]) -> None:
         adam_beta2=0.99,
         ema_decay=0.98,
         resolution_weighting="equal",
+        equivariance_probability=0.35,
         perceptual_weight=0.1,
         adversarial_weight=0.0,
         validate_every=100,
