@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from diffusers.models.modeling_utils import ModelMixin
+from jaxtyping import Float
+from torch import Tensor
 
 from eqvae.artifacts import CONFIG, write_json, write_tensors
 from eqvae.autoencoders.protocol import Autoencoder
@@ -36,6 +38,17 @@ class DiffusersAutoencoder(Autoencoder):
         self.name = name
         self.stride = stride
         self.latent_channels = model.config.latent_channels
+
+    def decode(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h2 w2"]:
+        """Decode raw latents.
+
+        Args:
+            z: Raw latents.
+
+        Returns:
+            Images, nominally in [-1, 1] but not clamped.
+        """
+        return self.model.decode(z).sample
 
     def save(self, folder: Path) -> None:
         """Write `config.json` and the weights as safetensors, each atomically.

@@ -36,17 +36,6 @@ class DCAutoencoder(DiffusersAutoencoder):
         """
         return Posterior(mean=self.model.encode(x).latent)
 
-    def decode(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h2 w2"]:
-        """Decode raw latents.
-
-        Args:
-            z: Raw latents.
-
-        Returns:
-            Images, nominally in [-1, 1] but not clamped.
-        """
-        return self.model.decode(z).sample
-
     @property
     def last_layer(self) -> nn.Conv2d:
         """The decoder's last convolution; a pixel shuffle follows where the finest resolution has no blocks."""

@@ -39,17 +39,6 @@ class KLAutoencoder(DiffusersAutoencoder):
         posterior = self.model.encode(x).latent_dist
         return Posterior(mean=posterior.mean, log_variance=posterior.logvar)
 
-    def decode(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h2 w2"]:
-        """Decode raw latents.
-
-        Args:
-            z: Raw latents.
-
-        Returns:
-            Images, nominally in [-1, 1] but not clamped.
-        """
-        return self.model.decode(z).sample
-
     @property
     def last_layer(self) -> nn.Conv2d:
         """The decoder's last convolution."""

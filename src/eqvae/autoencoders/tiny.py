@@ -104,17 +104,6 @@ class TinyAutoencoder(DiffusersAutoencoder):
         """
         return Posterior(mean=self.model.encode(x).latents)
 
-    def decode(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h2 w2"]:
-        """Decode raw latents, which the decoder itself limits smoothly to (-3, 3).
-
-        Args:
-            z: Raw latents.
-
-        Returns:
-            Images, nominally in [-1, 1] but not clamped.
-        """
-        return self.model.decode(z).sample
-
     @property
     def last_layer(self) -> nn.Conv2d:
         """The decoder's last convolution."""

@@ -6,9 +6,8 @@ many workers share it; decoding is ours (`decoding.py`).
 
 import glob
 import importlib.util
-import tarfile
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Literal, Protocol, final, runtime_checkable
 import datasets
 from PIL import Image
 
+from eqvae.images.archives import open_archives
 from eqvae.images.decoding import IMAGE_SUFFIXES, BrokenImageError, decode_image, is_image
 from eqvae.runtime.errors import UserError, nearest_name
 
@@ -126,28 +126,6 @@ class _Files:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class _Members:
-    """Members of uncompressed tar archives, read in place: nothing is unpacked or copied."""
-
-    members: datasets.Dataset
-    """Columns `archive`, `member`, `offset` and `size`, both in bytes."""
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def content(self, index: int) -> bytes:
-        row = self.members[index]
-        with Path(row["archive"]).open("rb") as file:
-            file.seek(row["offset"])
-            return file.read(row["size"])
-
-    def label(self, index: int) -> str:
-        row = self.members[index]
-        return f"{row['archive']}[{row['member']}]"
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
 class _Column:
     """The image column of one or several tables."""
 
@@ -203,7 +181,7 @@ def open_images(data: str, *, split: Split = "train") -> ImageSource:
     if by_suffix["parquet"]:
         return ImageSource(data, _open_parquet(data, by_suffix["parquet"]))
     if by_suffix["tar"]:
-        return ImageSource(data, _open_archives(data, by_suffix["tar"]))
+        return ImageSource(data, open_archives(data, by_suffix["tar"]))
     raise UserError(
         f"'{data}' holds no image ({len(files)} other file{'' if len(files) == 1 else 's'})",
         f"Images end in {', '.join(sorted(IMAGE_SUFFIXES))}; tables in .parquet; archives in .tar",
@@ -239,36 +217,6 @@ def _find_photographs(split: Split) -> list[Path]:
 
 def _files_to_rows(paths: Sequence[Path]) -> _Files:
     return _Files(paths=datasets.Dataset.from_dict({"path": [str(path) for path in paths]}))
-
-
-def _open_archives(data: str, archives: Sequence[Path]) -> _Members:
-    """Index the images of tar archives."""
-    members = [row for archive in archives for row in _list_members(archive)]
-    if not members:
-        raise UserError(
-            f"'{data}' holds no image in {len(archives)} tar archive(s)",
-            f"Images end in {', '.join(sorted(IMAGE_SUFFIXES))}",
-        )
-    return _Members(members=datasets.Dataset.from_list(members))
-
-
-def _list_members(archive: Path) -> Iterator[dict[str, Any]]:
-    """List the images of one archive: the first of each WebDataset sample, so that masks beside it are left out."""
-    last_sample = None
-    try:
-        with tarfile.open(archive, "r:") as tar:
-            for member in tar:
-                path = Path(member.name)
-                sample = path.parent / path.name.partition(".")[0]
-                hidden = any(part.startswith(".") for part in path.parts)
-                if member.isfile() and not hidden and path.suffix.lower() in IMAGE_SUFFIXES and sample != last_sample:
-                    last_sample = sample
-                    row = {"member": member.name, "offset": member.offset_data, "size": member.size}
-                    yield {"archive": str(archive), **row}
-    except (tarfile.TarError, OSError) as error:
-        raise UserError(
-            f"'{archive}' is truncated or no uncompressed tar archive ({error})", "Fetch it again"
-        ) from None
 
 
 def _open_parquet(data: str, files: Sequence[Path]) -> _Column:
