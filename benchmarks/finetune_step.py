@@ -36,7 +36,7 @@ from eqvae.finetune.adversarial import build_discriminator
 from eqvae.finetune.config import FinetuneConfig
 from eqvae.finetune.reconstruction import Perceptual, ReconstructionLoss
 from eqvae.finetune.step import build_state, train_step
-from eqvae.runtime.device import Precision, choose_device, place
+from eqvae.runtime.device import Precision, choose_device, place, synchronize
 from eqvae.runtime.seeds import generator_for
 from eqvae.transforms import TransformSampler
 
@@ -261,19 +261,11 @@ def measure(name: str, options: Options) -> dict[str, Any]:
         x = (2.0 * torch.rand(shape, generator=generator_for(SEED, index)) - 1.0).to(device)
         began_sec, began_cpu_sec = time.perf_counter(), time.process_time()
         transform = take_step(x, BRANCHES[branch])
-        wait_for(device)
+        synchronize(device)
         sec, cpu_sec = time.perf_counter() - began_sec, time.process_time() - began_cpu_sec
         steps.append(Step(branch=branch, transform=transform, sec=sec, cpu_sec=cpu_sec))
     measured = [asdict(step) for step in steps[options.num_warmup_steps :]]
     return {"steps": measured, "peak_mib": peak_mib(device), "imported_mib": imported_mib}
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until the device has done all that it was asked for."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def peak_mib(device: torch.device) -> float:

@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -315,7 +315,7 @@ class ModelCard:
         Args:
             folder: The folder of the exported autoencoder.
         """
-        write_json(folder / MODEL_CARD, asdict(self))
+        write_json(folder / MODEL_CARD, self)
 
 
 def to_uint8(x: Float[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h w"]:

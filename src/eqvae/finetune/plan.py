@@ -1,7 +1,6 @@
 """What a run would do and cost, without doing it: `--dry-run`."""
 
 import copy
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -52,7 +51,7 @@ def plan(config: FinetuneConfig, autoencoder: Autoencoder) -> dict[str, Any]:
         model.decode(z)
     forward_flops_per_image = counter.get_total_flops() / num_images
     return {
-        "config": to_plain(asdict(config)),
+        "config": to_plain(config),
         "num_parameters": autoencoder.num_parameters(),
         "latent_size": [autoencoder.latent_channels, *z.shape[-2:]],
         "tflops_per_step": 3 * forward_flops_per_image * config.batch_size / 1e12,
