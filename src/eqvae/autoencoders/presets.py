@@ -113,6 +113,8 @@ _FLUX = _kl(_F8, 16, 0.3611, 0.1159, **_NO_QUANT)
 _FLUX2 = Architecture(class_name="AutoencoderKLFlux2", config={"latent_channels": 32})
 # 2.09 million parameters, most of them in the coarse levels: the two finest take most of the time.
 _TINY_KL = _kl((16, 32, 64, 112), 4, 1.0, 0.0, layers_per_block=1, norm_num_groups=8, mid_block_add_attention=False)
+# For pictures of 32 px: 16 x 16 cells, so that a generator with patches of 2 cells has 64 tokens.
+_TINY_KL_F2 = _kl((32, 64), 4, 1.0, 0.0, layers_per_block=1, norm_num_groups=8, mid_block_add_attention=False)
 _TAESD = Architecture(class_name="AutoencoderTiny", config={"latent_channels": 4})
 _TAESD16 = Architecture(class_name="AutoencoderTiny", config={"latent_channels": 16})
 _TAEF2 = Architecture(class_name="PooledAutoencoderTiny", config={"latent_channels": 32})
@@ -126,6 +128,7 @@ _NONE = ""
 _ROWS = (
     # name             hub id                                         folder architecture c    f    rFID  PSNR   source
     ("tiny-kl",        None,                                          "",    _TINY_KL,    4,   8,   None, None,  _NONE),
+    ("tiny-kl-f2",     None,                                          "",    _TINY_KL_F2, 4,   2,   None, None,  _NONE),
     ("sd-vae",         "CompVis/stable-diffusion-v1-4",               "vae", _SD,         4,   8,   0.90, 25.82, _T12),
     ("sd-vae-16",      None,                                          "",    _SD16,       16,  16,  0.87, 24.67, _T12),
     ("sd-vae-ft-ema",  "stabilityai/sd-vae-ft-ema",                   "",    _SD,         4,   8,   None, None,  _NONE),

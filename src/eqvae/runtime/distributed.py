@@ -1,0 +1,78 @@
+"""One process among several: who am I, wait for the others, sum and gather. Started by torchrun or accelerate launch."""
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed
+from accelerate import PartialState
+from torch import Tensor
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """The processes that share a piece of work; a single one where nothing launched more."""
+
+    rank: int
+    """This process: 0 ... count - 1."""
+
+    count: int
+
+    device: torch.device
+    """Where this process computes: with several accelerators, each process has its own."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes what is written once."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Return when every process has come here."""
+        if self.count > 1:
+            PartialState().wait_for_everyone()
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Add up a tensor over processes.
+
+        Args:
+            value: Of the same shape and type in every process.
+
+        Returns:
+            The sum, in every process; on the tensor's own device.
+        """
+        if self.count == 1:
+            return value
+        total = value.to(self.device, copy=True)
+        torch.distributed.all_reduce(total)
+        return total.to(value.device)
+
+    def gather(self, value: Value) -> list[Value]:
+        """Collect an object from each process.
+
+        Args:
+            value: Small; it is pickled from one of our own processes to another.
+
+        Returns:
+            The objects by rank, in every process.
+        """
+        if self.count == 1:
+            return [value]
+        values: list = [None] * self.count
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+
+def join_processes(device: torch.device) -> Processes:
+    """Join the processes that torchrun, `accelerate launch` or a scheduler started; alone where none did.
+
+    Args:
+        device: What `choose_device` gave.
+
+    Returns:
+        This process's place among them; calling again gives the same.
+    """
+    state = PartialState(cpu=device.type == "cpu")
+    own = state.device if state.num_processes > 1 and device.type == "cuda" else device
+    return Processes(rank=state.process_index, count=state.num_processes, device=own)
