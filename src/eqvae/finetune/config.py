@@ -1,14 +1,14 @@
 """The configuration of a fine-tuning run. Every field is a flag of `eqvae finetune`."""
 
 import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from eqvae.finetune.reconstruction import Perceptual
+from eqvae.runtime.configs import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, check_ranges
 from eqvae.runtime.device import Precision
 from eqvae.runtime.errors import UserError, nearest_name
 from eqvae.transforms import PRESETS, Interpolation, TransformSampler
@@ -156,7 +156,7 @@ class FinetuneConfig:
         Raises:
             UserError: If a value makes no sense.
         """
-        self._check_ranges()
+        check_ranges(self, _RANGES)
         if self.batch_size % self.gradient_accumulation_steps:
             raise UserError(
                 f"--batch-size {self.batch_size} can't be split into {self.gradient_accumulation_steps} equal parts",
@@ -189,13 +189,6 @@ class FinetuneConfig:
             )
         return config
 
-    def _check_ranges(self) -> None:
-        for rule, is_kept, names in _RANGES:
-            for name in names:
-                value = getattr(self, name)
-                if value is not None and not is_kept(value):
-                    raise UserError(f"--{name.replace('_', '-')} is {value}", f"It must be {rule}")
-
     def sampler(self) -> TransformSampler:
         """Build the sampler of tau.
 
@@ -215,42 +208,19 @@ class FinetuneConfig:
             raise UserError(str(error)) from None
 
 
-_RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
-    ("at least 1", lambda value: value >= 1,
+_RANGES = (
+    (AT_LEAST_1,
      ("max_steps", "image_size", "batch_size", "gradient_accumulation_steps", "log_every", "checkpoint_every",
       "validate_every", "num_validation_images", "num_statistics_images")),
-    ("positive", lambda value: value > 0, ("learning_rate",)),
-    ("0 or more", lambda value: value >= 0,
+    (POSITIVE, ("learning_rate",)),
+    (NOT_NEGATIVE,
      ("seed", "num_workers", "lr_warmup_steps", "discriminator_warmup_steps", "weight_decay", "max_grad_norm",
       "explicit_weight", "perceptual_weight", "kl_weight", "adversarial_weight")),
-    ("0 or more and less than 1", lambda value: 0 <= value < 1, ("adam_beta1", "adam_beta2", "ema_decay")),
+    (BELOW_1, ("adam_beta1", "adam_beta2", "ema_decay")),
 )  # fmt: skip
-"""What fields must be, a test that fails for NaN too, and the fields."""
 
 FREE_TO_CHANGE = frozenset(
     {"out", "num_workers", "device", "log_every", "validate_every", "checkpoint_every", "tensorboard", "dry_run",
      "compile", "num_statistics_images"}
 )  # fmt: skip
 """Fields that may differ between a run and its resumption."""
-
-
-def check_same_run(saved: dict[str, object], config: FinetuneConfig) -> None:
-    """Refuse to resume a run under another configuration.
-
-    Args:
-        saved: The run's `config.json`.
-        config: The resolved configuration of now.
-
-    Raises:
-        UserError: If a field differs that changes the result.
-    """
-    from eqvae.artifacts import to_plain
-
-    for field in fields(FinetuneConfig):
-        now = to_plain(getattr(config, field.name))
-        if field.name not in FREE_TO_CHANGE and saved.get(field.name) != now:
-            flag = field.name.replace("_", "-")
-            raise UserError(
-                f"'{config.out}' holds a run with --{flag} {saved.get(field.name)}, not {now}",
-                "Give the same flags to resume it, or another --out",
-            )

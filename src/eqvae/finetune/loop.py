@@ -6,7 +6,7 @@ from typing import Any
 from eqvae.artifacts import CONFIG, METRICS, claim_output_folder, read_json, to_plain, write_json
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.finetune.adversarial import MIN_IMAGE_SIZE_PX
-from eqvae.finetune.config import FinetuneConfig, check_same_run
+from eqvae.finetune.config import FREE_TO_CHANGE, FinetuneConfig
 from eqvae.finetune.reconstruction import ReconstructionLoss
 from eqvae.finetune.run import CHECKPOINT, Run
 from eqvae.finetune.step import TrainState, build_state
@@ -14,6 +14,7 @@ from eqvae.images import ImageSource, evaluation_batches, open_images, training_
 from eqvae.metrics.autoencoder import check_image_size
 from eqvae.metrics.reconstruction import LPIPS_MIN_IMAGE_SIZE_PX
 from eqvae.runtime.checkpoint import read_checkpoint
+from eqvae.runtime.configs import check_same_run
 from eqvae.runtime.device import choose_device, place
 from eqvae.runtime.errors import UserError
 from eqvae.runtime.journal import Journal, write_environment
@@ -43,7 +44,7 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder) -> dict[str, Any]
     identity = to_plain(config) | {"command": "finetune", "base_fingerprint": base_fingerprint}
     saved = claim_output_folder(config.out, "finetune")
     if saved is not None:
-        check_same_run(saved, config)
+        check_same_run(saved, config, FREE_TO_CHANGE)
         if saved.get("base_fingerprint") != base_fingerprint:
             raise UserError(
                 f"'{config.out}' holds a run that began from other weights than '{config.autoencoder}' has now",

@@ -1,4 +1,4 @@
-"""One process among several: who am I, wait for the others, sum and gather. Started by torchrun or accelerate launch."""
+"""One process among several: who am I, wait, sum and gather. Started by torchrun or `accelerate launch`."""
 
 from dataclasses import dataclass
 from typing import TypeVar
