@@ -1,0 +1,205 @@
+"""Files that commands write: atomic, readable, nothing pickled."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from eqvae.runtime.errors import UserError
+
+CONFIG = "config.json"
+ENVIRONMENT = "environment.json"
+JOURNAL = "journal.jsonl"
+METRICS = "metrics.json"
+PICTURES = "pictures.safetensors"
+SPECTRUM = "spectrum.json"
+AUTOENCODER = "autoencoder"
+MODEL_CARD = "eqvae.json"
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, sync it to disk and rename it into place.
+
+    Args:
+        path: The final name.
+        write: Called with the temporary name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o644)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def to_plain(value: Any) -> Any:
+    """Turn records, paths, tuples and NumPy scalars into what JSON knows.
+
+    Args:
+        value: Anything that a config or a record holds.
+
+    Returns:
+        Dictionaries, lists, strings, numbers, booleans or None.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return str(value) if isinstance(value, Path) else value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write readable JSON atomically.
+
+    Args:
+        path: The file.
+        value: A record or a mapping; see `to_plain`. NaN and infinities are refused.
+    """
+    text = json.dumps(to_plain(value), indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        UserError: If it is missing or no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"'{path}' does not exist", "Is this a folder that an eqvae command wrote?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"'{path}' is no readable JSON ({error})", "Write it again or remove it") from None
+    if not isinstance(content, dict):
+        raise UserError(f"'{path}' holds no JSON object", "Write it again or remove it")
+    return content
+
+
+def read_journal(folder: Path) -> list[dict[str, Any]]:
+    """Read the records of a run, in order; a torn line, as a kill leaves it, and all that is no object is left out.
+
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        One mapping for each record; empty where there is no journal.
+    """
+    path = folder / JOURNAL
+    if not path.exists():
+        return []
+    records: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def claim_output_folder(folder: Path, command: str) -> dict[str, Any] | None:
+    """See whether a command may write into a folder: a new one, an empty one, or one of its own.
+
+    Args:
+        folder: The output folder; it is not made here.
+        command: The command's name.
+
+    Returns:
+        The configuration that the same command left there, or None where the folder is new or empty.
+
+    Raises:
+        UserError: If something else lies there, or nothing can be written there.
+    """
+    if (folder / CONFIG).is_file():
+        saved = read_json(folder / CONFIG)
+        if saved.get("command") != command:
+            owner = f"belongs to 'eqvae {saved['command']}'" if "command" in saved else "holds something else"
+            raise UserError(f"--out '{folder}' {owner}", "Choose another folder")
+        check_writable(folder, "--out")
+        return saved
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--out '{folder}' exists and holds no 'eqvae {command}' run", "Choose another folder")
+    check_writable(folder, "--out")
+    return None
+
+
+def check_writable(folder: Path, flag: str) -> None:
+    """See whether files can be written into a folder, before a long computation ends in vain.
+
+    Args:
+        folder: The folder; it may be missing and is not made here.
+        flag: What named it, for the error.
+
+    Raises:
+        UserError: If the folder, or the nearest one above it that exists, is a file or can't be written into.
+    """
+    absolute = folder.absolute()
+    existing = next(path for path in (absolute, *absolute.parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise UserError(f"{flag} '{folder}' can't be made: '{existing}' is no folder", "Choose another folder")
+    try:  # rather than os.access: it says yes to root for /proc and other places where nothing can be made
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise UserError(
+            f"{flag} '{folder}' can't be written: '{existing}' takes no files ({error.strerror})",
+            "Choose another folder",
+        ) from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file atomically.
+
+    Args:
+        path: The file.
+        tensors: Named tensors; made contiguous and moved to the CPU here.
+        metadata: Text to keep in the file's header.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(plain, temporary, metadata=dict(metadata or {})))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its tensors and its metadata.
+
+    Raises:
+        UserError: If it is missing, truncated or no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"'{path}' does not exist", "Check the path") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"'{path}' is truncated or no safetensors file ({error})", "Fetch or write it again") from None
