@@ -48,6 +48,21 @@ class ImageBatch:
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class CropBatch:
+    """Centre crops as bytes: a quarter of what floats would take on their way to an accelerator."""
+
+    crops: UInt8[Tensor, "n size size 3"]
+    """0 ... 255, on the CPU."""
+
+    indices: tuple[int, ...]
+    """Where each image stands in its source."""
+
+    broken: tuple[str, ...]
+    """Names of the images found broken while making this batch."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class _Crops:
     """What a worker hands over: 8 bits, a quarter of the bytes to send."""
 
@@ -120,17 +135,41 @@ class _EvaluationSteps(Dataset[_Crops]):
     spread: bool
 
     def __getitem__(self, step: int) -> _Crops:
-        reader = _Reader(self.source, _max_broken(len(self.source)))
-        arrays, indices = [], []
-        for position in range(step * self.batch_size, min((step + 1) * self.batch_size, self.num_images)):
-            index = position * len(self.source) // self.num_images if self.spread else position
-            image = reader.read(index)
-            if image is not None:
-                arrays.append(adm_crop(image, self.image_size_px))
-                indices.append(index)
-            elif reader.has_given_up:
-                break
-        return _Crops(arrays=tuple(arrays), indices=tuple(indices), broken=tuple(reader.broken.items()))
+        positions = range(step * self.batch_size, min((step + 1) * self.batch_size, self.num_images))
+        if self.spread:
+            return _centre_crops(
+                self.source,
+                self.image_size_px,
+                [position * len(self.source) // self.num_images for position in positions],
+            )
+        return _centre_crops(self.source, self.image_size_px, positions)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _EncodingSteps(Dataset[_Crops]):
+    """Step to the crops of one range of images."""
+
+    source: ImageSource
+    image_size_px: int
+    parts: Sequence[range]
+
+    def __getitem__(self, step: int) -> _Crops:
+        return _centre_crops(self.source, self.image_size_px, self.parts[step])
+
+
+def _centre_crops(source: ImageSource, image_size_px: int, visited: Sequence[int]) -> _Crops:
+    """Read and crop some images; broken ones are left out."""
+    reader = _Reader(source, _max_broken(len(source)))
+    arrays, indices = [], []
+    for index in visited:
+        image = reader.read(index)
+        if image is not None:
+            arrays.append(adm_crop(image, image_size_px))
+            indices.append(index)
+        elif reader.has_given_up:
+            break
+    return _Crops(arrays=tuple(arrays), indices=tuple(indices), broken=tuple(reader.broken.items()))
 
 
 def training_batches(
@@ -209,22 +248,73 @@ def evaluation_batches(
         yield pending
 
 
+def encoding_batches(
+    source: ImageSource, *, image_size_px: int, parts: Sequence[range], num_broken: int = 0, num_workers: int
+) -> Generator[CropBatch, None, None]:
+    """Yield the centre crops of given ranges of images, one batch for each; broken images are left out.
+
+    Args:
+        source: At least one image.
+        image_size_px: Side of the centre crops, see `adm_crop`.
+        parts: Indices of each batch, in the order wanted.
+        num_broken: Images found broken before, in other ranges; they count towards the limit.
+        num_workers: Processes that decode ahead; 0 decodes here. The batches do not depend on it.
+
+    Yields:
+        A batch for each part, without images where all of them are broken, until more than 1% of the source's images
+        are found broken: then a `UserError` is raised.
+    """
+    steps = _EncodingSteps(source=source, image_size_px=image_size_px, parts=parts)
+    for crops, broken in _keep_to_limit(steps, range(len(parts)), source.name, len(source), num_workers, num_broken):
+        arrays = np.stack(crops.arrays) if crops.arrays else np.empty((0, image_size_px, image_size_px, 3), np.uint8)
+        yield CropBatch(crops=torch.from_numpy(arrays), indices=crops.indices, broken=broken)
+
+
 def _batches(
     steps: Dataset[_Crops], order: Sequence[int], source_name: str, num_images: int, num_workers: int
 ) -> Iterator[ImageBatch]:
+    """Run steps in order and turn their crops into images."""
+    for crops, broken in _keep_to_limit(steps, order, source_name, num_images, num_workers):
+        images = to_images(crops.arrays) if crops.arrays else torch.empty(0, 3, 0, 0)
+        yield ImageBatch(images=images, indices=crops.indices, broken=broken)
+
+
+def _keep_to_limit(
+    steps: Dataset[_Crops],
+    order: Sequence[int],
+    source_name: str,
+    num_images: int,
+    num_workers: int,
+    num_broken: int = 0,
+) -> Iterator[tuple[_Crops, tuple[str, ...]]]:
     """Run steps in order, ahead of their use where there are workers, and hold the broken images to the limit."""
     broken: dict[int, str] = {}
     for crops in _load(steps, order, num_workers):
         found = {index: name for index, name in crops.broken if index not in broken}
         broken |= found
-        if len(broken) > _max_broken(num_images):
-            raise UserError(
-                f"{len(broken)} of {num_images} images of '{source_name}' are broken so far, more than "
-                f"{MAX_BROKEN_PERCENT}%; the first is '{next(iter(broken.values()))}'",
-                "Mend or remove them",
-            )
-        images = to_images(crops.arrays) if crops.arrays else torch.empty(0, 3, 0, 0)
-        yield ImageBatch(images=images, indices=crops.indices, broken=tuple(found.values()))
+        if broken:
+            check_broken(source_name, num_images, num_broken + len(broken), next(iter(broken.values())))
+        yield crops, tuple(found.values())
+
+
+def check_broken(source_name: str, num_images: int, num_broken: int, first: str) -> None:
+    """Refuse data of which more than 1% is broken.
+
+    Args:
+        source_name: DATA.
+        num_images: In the source.
+        num_broken: Found broken so far.
+        first: Name of the first of them.
+
+    Raises:
+        UserError: If they are too many.
+    """
+    if num_broken > _max_broken(num_images):
+        raise UserError(
+            f"{num_broken} of {num_images} images of '{source_name}' are broken so far, more than "
+            f"{MAX_BROKEN_PERCENT}%; the first is '{first}'",
+            "Mend or remove them",
+        )
 
 
 def _load(steps: Dataset[_Crops], order: Sequence[int], num_workers: int) -> Iterator[_Crops]:

@@ -5,22 +5,21 @@ many workers share it; decoding is ours (`decoding.py`).
 """
 
 import glob
+import hashlib
 import importlib.util
-from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, Protocol, final, runtime_checkable
+from typing import Protocol, final, runtime_checkable
 
 import datasets
 from PIL import Image
 
 from eqvae.images.archives import open_archives
-from eqvae.images.decoding import IMAGE_SUFFIXES, BrokenImageError, decode_image, is_image
+from eqvae.images.decoding import IMAGE_SUFFIXES, BrokenImageError, decode_image
+from eqvae.images.labels import NO_LABELS, Classes, LabelColumn, folder_labels
+from eqvae.images.tables import Split, num_bytes, open_hub, open_parquet
 from eqvae.runtime.errors import UserError, nearest_name
-
-Split = Literal["train", "evaluation"]
 
 KINDS = ("photos", "an image folder", "*.parquet", "*.tar", "hf:NAME[:SPLIT]")
 """What DATA can be."""
@@ -42,9 +41,6 @@ PHOTOGRAPHS: dict[Split, tuple[str, ...]] = {
 }
 """The colour photographs in the wheels of scikit-image and scikit-learn; not those through a microscope or an eye."""
 
-_EVALUATION_SPLITS = ("validation", "valid", "val", "test")
-_NUM_PROBED_ROWS = 16
-
 
 @runtime_checkable
 class _Rows(Protocol):
@@ -56,20 +52,25 @@ class _Rows(Protocol):
 
     def label(self, index: int) -> str: ...
 
+    def identities(self) -> Iterator[str]: ...
+
 
 @final
 class ImageSource:
     """A sequence of images, each decoded when it is read. Pickles, so that loader workers can hold it."""
 
-    def __init__(self, name: str, rows: _Rows) -> None:
+    def __init__(self, name: str, rows: _Rows, labels: LabelColumn | None = None) -> None:
         """Name the rows; `open_images` makes them.
 
         Args:
             name: DATA, as the user gave it.
             rows: Encoded images and their names.
+            labels: Their classes; None where they have none.
         """
         self.name = name
         self._rows = rows
+        self._labels = labels
+        self._classes: Classes | None = None
 
     def __len__(self) -> int:
         """Count the images, broken ones included."""
@@ -105,6 +106,43 @@ class ImageSource:
         """
         return self._rows.label(index)
 
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes, in the order of their indices; None where the images have no labels.
+
+        Raises:
+            UserError: If a label is missing or out of range; names the row.
+        """
+        classes = self._check_classes()
+        return None if classes is None else classes.names
+
+    def class_of(self, index: int) -> int | None:
+        """Look up the class of one image.
+
+        Args:
+            index: 0 ... len - 1.
+
+        Returns:
+            0 ... len(class_names) - 1; None where the images have no labels.
+
+        Raises:
+            UserError: If any image's label is missing or out of range; names the row.
+        """
+        classes = self._check_classes()
+        return None if classes is None else int(classes.indices[index])
+
+    def fingerprint(self) -> str:
+        """Digest names and sizes, wherever the data lie: 16 hexadecimal digits. No image is read."""
+        digest = hashlib.sha256(f"{len(self)}\n".encode())
+        for identity in self._rows.identities():
+            digest.update(f"{identity}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()[:16]
+
+    def _check_classes(self) -> Classes | None:
+        if self._classes is None and self._labels is not None:
+            self._classes = self._labels.classes(self.label)
+        return self._classes
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +151,9 @@ class _Files:
 
     paths: datasets.Dataset
     """Column `path`."""
+
+    root: Path
+    """A folder above all of them."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -123,36 +164,13 @@ class _Files:
     def label(self, index: int) -> str:
         return self.paths[index]["path"]
 
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class _Column:
-    """The image column of one or several tables."""
-
-    table: datasets.Dataset
-    """That column alone, not decoded."""
-
-    parts: tuple[str, ...]
-    """Names of the tables that were joined."""
-
-    ends: tuple[int, ...]
-    """Row after the last of each part."""
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def content(self, index: int) -> bytes | Path:
-        content = _value_to_content(self.table[index][self.table.column_names[0]])
-        if content is None:
-            raise ValueError("the row is empty")
-        return content
-
-    def label(self, index: int) -> str:
-        part = bisect_right(self.ends, index)
-        return f"{self.parts[part]}[{index - (self.ends[part - 1] if part else 0)}]"
+    def identities(self) -> Iterator[str]:
+        for row in self.paths:
+            path = Path(row["path"])
+            yield f"{_relative(path, self.root).as_posix()} {num_bytes(path)}"
 
 
-def open_images(data: str, *, split: Split = "train") -> ImageSource:
+def open_images(data: str, *, split: Split = "train", label_column: str | None = None) -> ImageSource:
     """Open DATA.
 
     Args:
@@ -160,28 +178,38 @@ def open_images(data: str, *, split: Split = "train") -> ImageSource:
             a folder or a glob; or `hf:NAME[:SPLIT]`. Folders are searched in depth, hidden files are left out, and the
             order is that of the paths.
         split: Which set of the photographs, or of a hub data set named without SPLIT; ignored otherwise.
+        label_column: The column of a table that holds the labels; None looks for one, `none` leaves labels out. Files
+            are labelled by the folders directly under DATA, members of archives by `.cls` members or else by folders.
 
     Returns:
-        At least one image; which of them are broken shows when they are read.
+        At least one image; which of them are broken shows when they are read, and wrong labels when they are.
 
     Raises:
-        UserError: If nothing is there, or it holds no images, or the hub cannot be reached.
+        UserError: If nothing is there, or it holds no images or not that column, or the hub cannot be reached.
     """
-    if data == "photos":
-        return ImageSource(data, _files_to_rows(_find_photographs(split)))
     if data.startswith("hf:"):
-        return ImageSource(data, _open_hub(data, split))
+        table = open_hub(data, split, label_column)
+        return ImageSource(data, table.rows, table.labels)
+    if data == "photos":
+        _check_no_table(data, label_column)
+        return ImageSource(data, _files_to_rows(_find_photographs(split), Path()))
     files = _list_files(data)
     by_suffix = {
         kind: [file for file in files if file.suffix.lower() in suffixes]
         for kind, suffixes in (("image", IMAGE_SUFFIXES), ("parquet", {".parquet"}), ("tar", {".tar"}))
     }
+    if by_suffix["parquet"] and not by_suffix["image"]:
+        table = open_parquet(data, by_suffix["parquet"], label_column)
+        return ImageSource(data, table.rows, table.labels)
+    _check_no_table(data, label_column)
+    is_labelled = label_column != NO_LABELS
     if by_suffix["image"]:
-        return ImageSource(data, _files_to_rows(by_suffix["image"]))
-    if by_suffix["parquet"]:
-        return ImageSource(data, _open_parquet(data, by_suffix["parquet"]))
+        root = _root(data)
+        labels = folder_labels([_relative(file, root).parent for file in by_suffix["image"]]) if is_labelled else None
+        return ImageSource(data, _files_to_rows(by_suffix["image"], root), labels)
     if by_suffix["tar"]:
-        return ImageSource(data, open_archives(data, by_suffix["tar"]))
+        members = open_archives(data, by_suffix["tar"])
+        return ImageSource(data, members, members.find_labels() if is_labelled else None)
     raise UserError(
         f"'{data}' holds no image ({len(files)} other file{'' if len(files) == 1 else 's'})",
         f"Images end in {', '.join(sorted(IMAGE_SUFFIXES))}; tables in .parquet; archives in .tar",
@@ -202,6 +230,29 @@ def _list_files(data: str) -> list[Path]:
     return files
 
 
+def _root(data: str) -> Path:
+    """Find the folder under which a path's or a glob's files lie: class folders are directly under it."""
+    path = Path(data).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        return path.parent
+    wild = next((index for index, part in enumerate(path.parts) if glob.has_magic(part)), len(path.parts) - 1)
+    return Path(*path.parts[:wild])
+
+
+def _relative(path: Path, root: Path) -> Path:
+    return path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
+
+
+def _check_no_table(data: str, label_column: str | None) -> None:
+    if label_column not in (None, NO_LABELS):
+        raise UserError(
+            f"--label-column '{label_column}': '{data}' is no table and has no columns",
+            f"Leave it out, or give '{NO_LABELS}' to ignore labels",
+        )
+
+
 def _find_photographs(split: Split) -> list[Path]:
     """Locate the built-in photographs without importing the packages that carry them."""
     photographs = []
@@ -215,100 +266,5 @@ def _find_photographs(split: Split) -> list[Path]:
     return photographs
 
 
-def _files_to_rows(paths: Sequence[Path]) -> _Files:
-    return _Files(paths=datasets.Dataset.from_dict({"path": [str(path) for path in paths]}))
-
-
-def _open_parquet(data: str, files: Sequence[Path]) -> _Column:
-    """Open parquet files through `datasets`, whose cache goes by path and modification time."""
-    for file in files:
-        _check_parquet(file)
-    # One split for each file: only so are their numbers of rows known afterwards.
-    splits = {f"file{index}": [glob.escape(str(file.absolute()))] for index, file in enumerate(files)}
-    try:
-        builder = datasets.load_dataset_builder("parquet", data_files=splits)
-        builder.download_and_prepare()
-        lengths = [builder.info.splits[name].num_examples for name in splits]
-        # An empty split cannot be opened.
-        tables = [builder.as_dataset(split=name) for name, length in zip(splits, lengths, strict=True) if length]
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        reason = str(error.__cause__ or error)
-        raise UserError(f"'{data}' cannot be read as parquet ({reason})", "Do its files share one schema?") from None
-    if not tables:
-        raise UserError(f"'{data}' has no rows", "Give a table with images")
-    table = _select_images(data, datasets.concatenate_datasets(tables))
-    return _Column(table=table, parts=tuple(map(str, files)), ends=tuple(accumulate(lengths)))
-
-
-def _check_parquet(file: Path) -> None:
-    """Refuse truncated files by name; `datasets` would not say which of them it is."""
-    try:
-        with file.open("rb") as opened:
-            head = opened.read(4)
-            opened.seek(max(0, file.stat().st_size - 4))
-            tail = opened.read(4)
-    except OSError as error:
-        raise UserError(f"'{file}' cannot be read ({error.strerror})", "Check its permissions") from None
-    if head != b"PAR1" or tail != b"PAR1":
-        raise UserError(f"'{file}' is truncated or no parquet file", "Fetch or write it again")
-
-
-def _open_hub(data: str, split: Split) -> _Column:
-    """Open a data set of the hub, or of its local cache."""
-    name, _, hub_split = data.removeprefix("hf:").partition(":")
-    try:
-        hub_split = hub_split or _choose_split(data, datasets.get_dataset_split_names(name), split)
-        table = datasets.load_dataset(name, split=hub_split)
-    except datasets.exceptions.DatasetNotFoundError:
-        raise UserError(
-            f"'{data}': the hub has no data set '{name}', or it is private", "Check the name, or log in with `hf auth`"
-        ) from None
-    except ConnectionError:
-        raise UserError(
-            f"'{data}': the hub cannot be reached and '{name}' is not in the local cache",
-            "Without network, use `photos`, an image folder, *.parquet or *.tar",
-        ) from None
-    except (datasets.exceptions.DatasetsError, OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"'{data}' cannot be opened ({error})", "DATA is hf:NAME[:SPLIT]") from None
-    return _Column(table=_select_images(data, table), parts=(f"hf:{name}:{hub_split}",), ends=(len(table),))
-
-
-def _choose_split(data: str, names: Sequence[str], split: Split) -> str:
-    """Choose the hub's split for training or for evaluation."""
-    for name in ("train",) if split == "train" else _EVALUATION_SPLITS:
-        if name in names:
-            return name
-    raise UserError(f"'{data}' has no split for {split}", f"Name one of: {', '.join(f'{data}:{n}' for n in names)}")
-
-
-def _select_images(data: str, table: datasets.Dataset) -> datasets.Dataset:
-    """Keep the image column alone, not decoded. It is found by its content, not by its name."""
-    for column, feature in table.features.items():
-        if isinstance(feature, datasets.Image):
-            table = table.cast_column(column, datasets.Image(decode=False))
-        elif not _is_encoded(feature):
-            continue
-        candidate = table.select_columns([column])
-        probed = candidate[:_NUM_PROBED_ROWS][column]
-        if any(content is not None and is_image(content) for content in map(_value_to_content, probed)):
-            return candidate
-    raise UserError(
-        f"'{data}' has no image column (columns: {', '.join(table.column_names)})",
-        "Images are encoded bytes, plain or in a struct with `bytes` and `path`",
-    )
-
-
-def _is_encoded(feature: Any) -> bool:
-    """Tell whether a column's type can hold encoded images."""
-    if isinstance(feature, dict):
-        return "bytes" in feature or "path" in feature
-    return isinstance(feature, datasets.Value) and "binary" in feature.dtype
-
-
-def _value_to_content(value: Any) -> bytes | Path | None:
-    """Take the bytes, or else the path, out of a cell."""
-    if isinstance(value, dict):
-        if value.get("bytes") is not None:
-            return value["bytes"]
-        return Path(value["path"]) if value.get("path") else None
-    return value
+def _files_to_rows(paths: Sequence[Path], root: Path) -> _Files:
+    return _Files(paths=datasets.Dataset.from_dict({"path": [str(path) for path in paths]}), root=root)

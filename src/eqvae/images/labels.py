@@ -1,0 +1,165 @@
+"""Class labels: from folder names, a column of a table, or the `.cls` members of tar shards.
+
+They are checked when somebody asks for them: work that needs no labels is not stopped by a wrong one.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Int64
+
+from eqvae.runtime.errors import UserError, nearest_name
+
+LABEL_COLUMNS = ("label", "labels", "fine_label", "fine_labels", "class", "class_label", "target", "cls")
+"""Names under which a table's labels are looked for, the likeliest first."""
+
+NO_LABELS = "none"
+"""`--label-column none` leaves labels out."""
+
+MAX_CLASSES = 1_000_000
+"""A larger integer is an identifier rather than a class."""
+
+_INTEGER = re.compile(r"-?\d{1,18}")
+_MEND = f"Mend the data, or leave its labels out with --label-column {NO_LABELS}"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """The class of each image."""
+
+    names: tuple[str, ...]
+
+    indices: Int64[np.ndarray, " n"]
+    """0 ... len(names) - 1."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class LabelColumn:
+    """Labels as they stand in the data, not yet checked."""
+
+    values: datasets.Dataset
+    """One column of integers or strings."""
+
+    names: tuple[str, ...] | None = None
+    """Names of integer labels, where the data say them."""
+
+    def classes(self, name_row: Callable[[int], str]) -> Classes:
+        """Check the labels and number them.
+
+        Integers stand for themselves; strings are numbered in their order.
+
+        Args:
+            name_row: Gives a row's name for an error.
+
+        Returns:
+            Names and indices.
+
+        Raises:
+            UserError: If a label is missing or out of range; names the first such row.
+        """
+        column = self.values.with_format("arrow")[:].column(0)
+        if column.null_count:
+            self._refuse(column.is_null().to_numpy(), name_row, "has no label")
+        if not pa.types.is_integer(column.type):
+            texts = column.cast(pa.string()).to_numpy()
+            found, numbers = np.unique(texts.astype(object), return_inverse=True)
+            return Classes(names=tuple(map(str, found)), indices=numbers.astype(np.int64).reshape(-1))
+        indices = column.to_numpy().astype(np.int64)
+        num_classes = len(self.names) if self.names is not None else MAX_CLASSES
+        outside = (indices < 0) | (indices >= num_classes)
+        if outside.any():
+            label = indices[int(np.argmax(outside))]
+            self._refuse(outside, name_row, f"has label {label}, out of range for {num_classes} classes")
+        names = self.names if self.names is not None else tuple(map(str, range(int(indices.max()) + 1)))
+        return Classes(names=names, indices=indices)
+
+    def _refuse(self, wrong: Bool[np.ndarray, " n"], name_row: Callable[[int], str], what: str) -> None:
+        count = int(wrong.sum())
+        more = f", and {count - 1} more such row{'' if count == 2 else 's'}" if count > 1 else ""
+        raise UserError(f"'{name_row(int(np.argmax(wrong)))}' {what}{more}", _MEND)
+
+
+def find_label_column(data: str, table: datasets.Dataset, wanted: str | None) -> LabelColumn | None:
+    """Find a table's labels: the column that is asked for, else a known name, else the only column of class labels.
+
+    Args:
+        data: DATA, for errors.
+        table: All columns.
+        wanted: A column's name, `none`, or None to look for one.
+
+    Returns:
+        The labels; None where there are none, or where all of them are empty.
+
+    Raises:
+        UserError: If the column that is asked for is missing or holds neither integers nor strings.
+    """
+    if wanted == NO_LABELS:
+        return None
+    if wanted is not None:
+        if wanted not in table.features:
+            raise UserError(f"'{data}' has no column '{wanted}'", nearest_name(wanted, table.column_names))
+        if not _can_label(table.features[wanted]):
+            raise UserError(
+                f"--label-column '{wanted}' of '{data}' holds neither integers nor strings",
+                nearest_name("", [name for name, feature in table.features.items() if _can_label(feature)]),
+            )
+        return _take_column(table, wanted)
+    usable = [name for name in LABEL_COLUMNS if name in table.features and _can_label(table.features[name])]
+    declared = [name for name, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
+    name = usable[0] if usable else declared[0] if len(declared) == 1 else None
+    if name is None:
+        return None
+    column = _take_column(table, name)
+    is_empty = column.values.data.column(0).null_count == len(table) if len(table) else True
+    return None if is_empty else column
+
+
+def folder_labels(folders: Sequence[Path]) -> LabelColumn | None:
+    """Take the first folder of each image's path as its class.
+
+    Args:
+        folders: Folder of each image, relative to where classes begin.
+
+    Returns:
+        The labels; None where an image lies in no folder, or all of them in one.
+    """
+    names = [folder.parts[0] if folder.parts else None for folder in folders]
+    if None in names or len(set(names)) < 2:
+        return None
+    return LabelColumn(values=datasets.Dataset.from_dict({"folder": names}))
+
+
+def text_labels(texts: Sequence[str | None]) -> LabelColumn | None:
+    """Take labels that were written as text: integers where all are, else names.
+
+    Args:
+        texts: For each image; None where it has none.
+
+    Returns:
+        The labels; None where no image has one.
+    """
+    if all(text is None for text in texts):
+        return None
+    if all(text is None or _INTEGER.fullmatch(text) for text in texts):
+        return LabelColumn(values=datasets.Dataset.from_dict({"cls": [text and int(text) for text in texts]}))
+    return LabelColumn(values=datasets.Dataset.from_dict({"cls": list(texts)}))
+
+
+def _can_label(feature: object) -> bool:
+    if isinstance(feature, datasets.ClassLabel):
+        return True
+    return isinstance(feature, datasets.Value) and ("int" in feature.dtype or "string" in feature.dtype)
+
+
+def _take_column(table: datasets.Dataset, name: str) -> LabelColumn:
+    feature = table.features[name]
+    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) and feature.names else None
+    return LabelColumn(values=table.select_columns([name]), names=names)

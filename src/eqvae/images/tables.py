@@ -1,0 +1,207 @@
+"""Images in tables: parquet files and data sets of the Hugging Face hub."""
+
+import glob
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal, final
+
+import datasets
+
+from eqvae.images.decoding import is_image
+from eqvae.images.labels import LabelColumn, find_label_column
+from eqvae.runtime.errors import UserError
+
+Split = Literal["train", "evaluation"]
+
+_EVALUATION_SPLITS = ("validation", "valid", "val", "test")
+_NUM_PROBED_ROWS = 16
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """The image column of one or several tables."""
+
+    table: datasets.Dataset
+    """That column alone, not decoded."""
+
+    parts: tuple[str, ...]
+    """Names of the tables that were joined."""
+
+    ends: tuple[int, ...]
+    """Row after the last of each part."""
+
+    sizes: tuple[int, ...]
+    """Bytes of each part; 0 where that is not known."""
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def content(self, index: int) -> bytes | Path:
+        content = _value_to_content(self.table[index][self.table.column_names[0]])
+        if content is None:
+            raise ValueError("the row is empty")
+        return content
+
+    def label(self, index: int) -> str:
+        part = bisect_right(self.ends, index)
+        return f"{self.parts[part]}[{index - (self.ends[part - 1] if part else 0)}]"
+
+    def identities(self) -> Iterator[str]:
+        for part, end, size in zip(self.parts, self.ends, self.sizes, strict=True):
+            yield f"{Path(part).name} {end} {size}"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """What a table holds for us."""
+
+    rows: Column
+
+    labels: LabelColumn | None
+
+
+def num_bytes(path: Path) -> int:
+    """Ask for a file's size.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Bytes; -1 where it is gone.
+    """
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def open_parquet(data: str, files: Sequence[Path], label_column: str | None) -> Table:
+    """Open parquet files through `datasets`, whose cache goes by path and modification time.
+
+    Args:
+        data: DATA, for errors.
+        files: In order.
+        label_column: See `find_label_column`.
+
+    Returns:
+        The rows that hold images, and their labels.
+
+    Raises:
+        UserError: If a file is broken, or there is no image column, or not that label column.
+    """
+    for file in files:
+        _check_parquet(file)
+    # One split for each file: only so are their numbers of rows known afterwards.
+    splits = {f"file{index}": [glob.escape(str(file.absolute()))] for index, file in enumerate(files)}
+    try:
+        builder = datasets.load_dataset_builder("parquet", data_files=splits)
+        builder.download_and_prepare()
+        lengths = [builder.info.splits[name].num_examples for name in splits]
+        # An empty split cannot be opened.
+        tables = [builder.as_dataset(split=name) for name, length in zip(splits, lengths, strict=True) if length]
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        reason = str(error.__cause__ or error)
+        raise UserError(f"'{data}' cannot be read as parquet ({reason})", "Do its files share one schema?") from None
+    if not tables:
+        raise UserError(f"'{data}' has no rows", "Give a table with images")
+    table = datasets.concatenate_datasets(tables)
+    rows = Column(
+        table=_select_images(data, table),
+        parts=tuple(map(str, files)),
+        ends=tuple(accumulate(lengths)),
+        sizes=tuple(map(num_bytes, files)),
+    )
+    return Table(rows=rows, labels=find_label_column(data, table, label_column))
+
+
+def _check_parquet(file: Path) -> None:
+    """Refuse truncated files by name; `datasets` would not say which of them it is."""
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(4)
+            opened.seek(max(0, file.stat().st_size - 4))
+            tail = opened.read(4)
+    except OSError as error:
+        raise UserError(f"'{file}' cannot be read ({error.strerror})", "Check its permissions") from None
+    if head != b"PAR1" or tail != b"PAR1":
+        raise UserError(f"'{file}' is truncated or no parquet file", "Fetch or write it again")
+
+
+def open_hub(data: str, split: Split, label_column: str | None) -> Table:
+    """Open a data set of the hub, or of its local cache.
+
+    Args:
+        data: `hf:NAME[:SPLIT]`.
+        split: Which split to take where none is named.
+        label_column: See `find_label_column`.
+
+    Returns:
+        The rows that hold images, and their labels.
+
+    Raises:
+        UserError: If it is neither within reach nor in the cache, or has no such split, image column or label column.
+    """
+    name, _, hub_split = data.removeprefix("hf:").partition(":")
+    try:
+        hub_split = hub_split or _choose_split(data, datasets.get_dataset_split_names(name), split)
+        table = datasets.load_dataset(name, split=hub_split)
+    except datasets.exceptions.DatasetNotFoundError:
+        raise UserError(
+            f"'{data}': the hub has no data set '{name}', or it is private", "Check the name, or log in with `hf auth`"
+        ) from None
+    except ConnectionError:
+        raise UserError(
+            f"'{data}': the hub cannot be reached and '{name}' is not in the local cache",
+            "Without network, use `photos`, an image folder, *.parquet or *.tar",
+        ) from None
+    except (datasets.exceptions.DatasetsError, OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"'{data}' cannot be opened ({error})", "DATA is hf:NAME[:SPLIT]") from None
+    part = f"hf:{name}:{hub_split}"
+    rows = Column(table=_select_images(data, table), parts=(part,), ends=(len(table),), sizes=(0,))
+    return Table(rows=rows, labels=find_label_column(data, table, label_column))
+
+
+def _choose_split(data: str, names: Sequence[str], split: Split) -> str:
+    """Choose the hub's split for training or for evaluation."""
+    for name in ("train",) if split == "train" else _EVALUATION_SPLITS:
+        if name in names:
+            return name
+    raise UserError(f"'{data}' has no split for {split}", f"Name one of: {', '.join(f'{data}:{n}' for n in names)}")
+
+
+def _select_images(data: str, table: datasets.Dataset) -> datasets.Dataset:
+    """Keep the image column alone, not decoded. It is found by its content, not by its name."""
+    for column, feature in table.features.items():
+        if isinstance(feature, datasets.Image):
+            table = table.cast_column(column, datasets.Image(decode=False))
+        elif not _is_encoded(feature):
+            continue
+        candidate = table.select_columns([column])
+        probed = candidate[:_NUM_PROBED_ROWS][column]
+        if any(content is not None and is_image(content) for content in map(_value_to_content, probed)):
+            return candidate
+    raise UserError(
+        f"'{data}' has no image column (columns: {', '.join(table.column_names)})",
+        "Images are encoded bytes, plain or in a struct with `bytes` and `path`",
+    )
+
+
+def _is_encoded(feature: Any) -> bool:
+    """Tell whether a column's type can hold encoded images."""
+    if isinstance(feature, dict):
+        return "bytes" in feature or "path" in feature
+    return isinstance(feature, datasets.Value) and "binary" in feature.dtype
+
+
+def _value_to_content(value: Any) -> bytes | Path | None:
+    """Take the bytes, or else the path, out of a cell."""
+    if isinstance(value, dict):
+        if value.get("bytes") is not None:
+            return value["bytes"]
+        return Path(value["path"]) if value.get("path") else None
+    return value

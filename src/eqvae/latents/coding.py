@@ -1,0 +1,126 @@
+"""What a cache keeps of an autoencoder's answer, and in which type."""
+
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from jaxtyping import Float, Shaped, UInt8
+from torch import Tensor
+
+from eqvae.autoencoders.protocol import Autoencoder
+from eqvae.latents.index import Kind
+from eqvae.latents.shards import DTYPES, MIRRORED
+from eqvae.runtime.device import Precision, autocast
+from eqvae.runtime.errors import UserError
+
+MomentsDtype = Literal["float16", "bfloat16", "float32"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Coding:
+    """Moments or tokens."""
+
+    kind: Kind
+
+    dtype: str
+    """Of what is stored, a key of `shards.DTYPES`."""
+
+    codebook_size: int | None = None
+    """Of tokens; None for moments."""
+
+
+def coding_of(autoencoder: Autoencoder, dtype: MomentsDtype) -> Coding:
+    """Decide what is kept. Here and in `encode_images` alone a discrete autoencoder differs from the others.
+
+    Args:
+        autoencoder: Whose latents are cached.
+        dtype: Of moments.
+
+    Returns:
+        Moments: the protocol has no discrete autoencoders yet.
+    """
+    del autoencoder
+    return Coding(kind="moments", dtype=dtype)
+
+
+def encode_images(autoencoder: Autoencoder, x: Float[Tensor, "n 3 h w"]) -> dict[str, Shaped[Tensor, "n ..."]]:
+    """Encode images to what is kept of them.
+
+    Args:
+        autoencoder: On the images' device.
+        x: Images in [-1, 1].
+
+    Returns:
+        `mean` and, unless the encoder is deterministic, `std`; float32.
+    """
+    posterior = autoencoder.encode(x)
+    kept = {"mean": posterior.mean.float()}
+    if posterior.log_variance is not None:
+        kept["std"] = torch.exp(0.5 * posterior.log_variance.float())
+    return kept
+
+
+@torch.inference_mode()
+def encode_crops(
+    autoencoder: Autoencoder,
+    crops: UInt8[Tensor, "n size size 3"],
+    device: torch.device,
+    precision: Precision,
+    mirror: bool,
+) -> dict[str, Shaped[Tensor, "n ..."]]:
+    """Encode one batch of crops, and their mirror images.
+
+    Args:
+        autoencoder: On `device`.
+        crops: Bytes; if there are none, one black image tells the tensors' shapes.
+        device: Where to compute.
+        precision: Of the encoder.
+        mirror: Whether mirror images are wanted.
+
+    Returns:
+        What `encode_images` keeps, on `device`; of mirror images under names with the suffix.
+    """
+    count = len(crops)
+    if count == 0:
+        crops = crops.new_zeros(1, *crops.shape[1:])
+    if device.type == "cuda":
+        crops = crops.pin_memory()
+    # Bytes are laid out as channels-last already, and so are the images made of them.
+    x = crops.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    with autocast(device, precision):
+        kept = encode_images(autoencoder, x)
+        if mirror:
+            flipped = x.flip(-1).contiguous(memory_format=torch.channels_last)
+            kept |= {name + MIRRORED: values for name, values in encode_images(autoencoder, flipped).items()}
+    return {name: values[:count] for name, values in kept.items()}
+
+
+def to_stored(name: str, values: Shaped[Tensor, "n ..."], coding: Coding) -> Shaped[Tensor, "n ..."]:
+    """Bring values to the type in which they are stored, and refuse those that it can't hold.
+
+    Args:
+        name: What they are, for the error.
+        values: Of the images of one shard, on any device.
+        coding: Their type.
+
+    Returns:
+        The values on the CPU.
+
+    Raises:
+        UserError: If one is NaN or infinite, or is so in this type, or is no index into the codebook.
+    """
+    if coding.kind == "tokens":
+        size = coding.codebook_size or 0
+        if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < size:
+            raise UserError(f"Tokens {int(values.min())} ... {int(values.max())} are outside a codebook of {size}")
+        return values.to(DTYPES[coding.dtype]).cpu()
+    if not bool(values.isfinite().all()):
+        raise UserError(f"The latents hold NaN or infinite values ({name})", "Try --precision fp32")
+    stored = values.to(DTYPES[coding.dtype])
+    if not bool(stored.isfinite().all()):
+        raise UserError(
+            f"The latents reach {float(values.abs().max()):.3g} ({name}), which {coding.dtype} can't hold",
+            "Use --dtype bfloat16 or float32 in another --out",
+        )
+    return stored.cpu()

@@ -1,0 +1,236 @@
+"""`index.json` of a latent cache: what the cache holds, and which autoencoder made it from what."""
+
+import dataclasses
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, final
+
+from eqvae.artifacts import CONFIG, read_json, write_json
+from eqvae.latents.shards import DTYPES, MIRRORED
+from eqvae.latents.statistics import LatentMeasures
+from eqvae.runtime.errors import UserError
+
+INDEX = "index.json"
+
+VERSION = 1
+"""Of the format on disk."""
+
+PREPROCESSING = "adm-crop"
+"""ADM's centre crop, the only one that `eqvae encode` knows."""
+
+Kind = Literal["moments", "tokens"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry:
+    """One file of the cache."""
+
+    file: str
+
+    first: int
+    """Index of its first image in the cache."""
+
+    count: int
+    """Images in it."""
+
+    sha256: str
+    """Digest of its tensors and of what its header says; see `shards.py`."""
+
+    num_bytes: int
+    """Size of the file."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class CacheIndex:
+    """What a latent cache holds."""
+
+    version: int
+
+    kind: Kind
+    """`moments`: posterior means and standard deviations; `tokens`: indices into a codebook."""
+
+    image_size_px: int
+
+    stride: int
+    """Pixels per latent cell."""
+
+    latent_channels: int
+    """Of the raw latent; for tokens, of the codebook's vectors."""
+
+    latent_height: int
+
+    latent_width: int
+
+    codebook_size: int | None
+    """Of tokens; None for moments."""
+
+    num_images: int
+    """Without the broken ones."""
+
+    num_broken: int
+    """Images of the data that could not be read; the journal names them."""
+
+    num_classes: int | None
+    """None where the images have no labels."""
+
+    class_names: tuple[str, ...] | None
+
+    has_mirrored: bool
+    """Whether each image's mirror image is there too."""
+
+    has_std: bool
+    """Whether the posterior has a width; False for a deterministic encoder and for tokens."""
+
+    dtype: str
+    """Of moments or tokens."""
+
+    statistics: LatentMeasures | None
+    """Per channel, raw latents; None for tokens."""
+
+    autoencoder: str
+    """Preset, hub id or path."""
+
+    fingerprint: str
+    """Digest of the autoencoder's weights."""
+
+    preprocessing: str
+    """How images became squares."""
+
+    data: str
+    """DATA, as it was given."""
+
+    data_fingerprint: str
+    """Digest of the images' names and sizes."""
+
+    shard_size: int
+    """Images of the data visited for each shard."""
+
+    command: str
+    """The command that wrote it and that rebuilds a broken shard, without `--out`."""
+
+    eqvae_version: str
+
+    shards: tuple[ShardEntry, ...]
+
+    def write(self, folder: Path) -> None:
+        """Write `index.json` atomically.
+
+        Args:
+            folder: The cache's folder.
+        """
+        write_json(folder / INDEX, self)
+
+    def rebuild_command(self, folder: Path) -> str:
+        """Say how a broken shard is made again; whole ones are kept.
+
+        Args:
+            folder: Where the cache lies now.
+
+        Returns:
+            A command line.
+        """
+        return f"{self.command} --out {shlex.quote(str(folder))}"
+
+
+def expected_tensors(index: CacheIndex, count: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """List the tensors of a shard.
+
+    Args:
+        index: The cache's index.
+        count: Images in the shard.
+
+    Returns:
+        Type and shape by name.
+    """
+    shape: tuple[int, ...] = (count, index.latent_height, index.latent_width)
+    names = ["tokens"]
+    if index.kind == "moments":
+        names, shape = ["mean", *(["std"] if index.has_std else [])], (count, index.latent_channels, *shape[1:])
+    names += [name + MIRRORED for name in names] if index.has_mirrored else []
+    per_image = ["source_indices", *(["labels"] if index.num_classes is not None else [])]
+    return dict.fromkeys(names, (index.dtype, shape)) | dict.fromkeys(per_image, ("int64", (count,)))
+
+
+def read_index(folder: Path) -> CacheIndex:
+    """Read and check `index.json`.
+
+    Args:
+        folder: The cache's folder.
+
+    Returns:
+        The index.
+
+    Raises:
+        UserError: If there is none, it is damaged, or a later version of eqvae wrote it.
+    """
+    if not (folder / INDEX).is_file():
+        raise _no_index(folder)
+    content = read_json(folder / INDEX)
+    version = content.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise UserError(
+            f"'{folder / INDEX}' has format {version}, and this eqvae knows formats up to {VERSION}",
+            f"Upgrade eqvae (the cache was written by {content.get('eqvae_version', 'a later version')})",
+        )
+    try:
+        index = _plain_to_index(content)
+        _check(index)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"'{folder / INDEX}' is damaged ({type(error).__name__}: {error})",
+            "Remove it and run the same 'eqvae encode' command again: whole shards are kept",
+        ) from None
+    return index
+
+
+def _no_index(folder: Path) -> UserError:
+    if not folder.exists():
+        return UserError(f"'{folder}' does not exist", "Write a latent cache with 'eqvae encode'")
+    if (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("command") == "encode":
+        return UserError(
+            f"The encoding in '{folder}' has not finished", "The same 'eqvae encode' command goes on with it"
+        )
+    return UserError(f"'{folder}' is no latent cache (it has no {INDEX})", "Write one with 'eqvae encode'")
+
+
+def _plain_to_index(content: dict[str, Any]) -> CacheIndex:
+    """Turn JSON into the record; a field that is missing or unknown is a TypeError."""
+    statistics = content["statistics"]
+    measures = None if statistics is None else LatentMeasures(
+        **{name: tuple(map(float, values)) for name, values in statistics.items()}
+    )  # fmt: skip
+    names = content["class_names"]
+    return CacheIndex(
+        **content
+        | {
+            "statistics": measures,
+            "class_names": None if names is None else tuple(map(str, names)),
+            "shards": tuple(ShardEntry(**entry) for entry in content["shards"]),
+        }
+    )
+
+
+def _check(index: CacheIndex) -> None:
+    """Hold the fields against each other."""
+    for field in dataclasses.fields(index):
+        value = getattr(index, field.name)
+        if field.type in ("int", int) and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            raise ValueError(f"{field.name} is {value!r}")
+    if index.kind not in ("moments", "tokens") or index.dtype not in DTYPES:
+        raise ValueError(f"kind '{index.kind}' of type '{index.dtype}'")
+    if index.kind == "moments":
+        measures = index.statistics
+        if measures is None or {len(measures.mean), len(measures.std)} != {index.latent_channels}:
+            raise ValueError("statistics do not fit latent_channels")
+    elif index.codebook_size is None:
+        raise ValueError("tokens without codebook_size")
+    first = 0
+    for entry in index.shards:
+        if entry.first != first or Path(entry.file).name != entry.file:
+            raise ValueError(f"shard '{entry.file}' begins at {entry.first} instead of {first}")
+        first += entry.count
+    if first != index.num_images or first == 0:
+        raise ValueError(f"num_images is {index.num_images}, and the shards hold {first}")

@@ -1,0 +1,228 @@
+"""The latent cache, written: what all shards have in common, one finished shard, and the index over all of them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from eqvae.latents.coding import Coding, to_stored
+from eqvae.latents.index import PREPROCESSING, VERSION, CacheIndex, ShardEntry, expected_tensors
+from eqvae.latents.shards import MIRRORED, BrokenShardError, Shard, write_shard
+from eqvae.latents.statistics import MomentSums
+from eqvae.runtime.errors import UserError
+from eqvae.runtime.journal import installed_version
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that determines a cache, whichever process writes which shard."""
+
+    coding: Coding
+    image_size_px: int
+    stride: int
+    latent_channels: int
+    autoencoder: str
+    fingerprint: str
+    data: str
+    data_fingerprint: str
+    class_names: tuple[str, ...] | None
+    mirror: bool
+    precision: str
+    num_visited: int
+    """Images of the data to visit, broken ones included."""
+    shard_size: int
+    command: str
+    """See `CacheIndex.command`."""
+
+    @property
+    def num_shards(self) -> int:
+        """Count the shards."""
+        return -(-self.num_visited // self.shard_size)
+
+    def visited(self, number: int) -> range:
+        """List the images of one shard.
+
+        Args:
+            number: 0 ... num_shards - 1.
+
+        Returns:
+            Indices into the data.
+        """
+        return range(number * self.shard_size, min((number + 1) * self.shard_size, self.num_visited))
+
+    def path(self, folder: Path, number: int) -> Path:
+        """Name the file of one shard.
+
+        Args:
+            folder: The cache's folder.
+            number: 0 ... num_shards - 1.
+
+        Returns:
+            Its path.
+        """
+        return folder / f"shard-{number:05d}.safetensors"
+
+    def note(self, number: int) -> dict[str, Any]:
+        """Say in a shard's header what made it: only a shard that says just this is kept on resuming.
+
+        Args:
+            number: 0 ... num_shards - 1.
+
+        Returns:
+            Plain values.
+        """
+        visited = self.visited(number)
+        return {
+            "version": VERSION,
+            "kind": self.coding.kind,
+            "dtype": self.coding.dtype,
+            "image_size_px": self.image_size_px,
+            "fingerprint": self.fingerprint,
+            "data_fingerprint": self.data_fingerprint,
+            "num_classes": None if self.class_names is None else len(self.class_names),
+            "mirror": self.mirror,
+            "precision": self.precision,
+            "first_visited": visited.start,
+            "num_visited": len(visited),
+        }
+
+
+def finish_shard(
+    folder: Path,
+    recipe: Recipe,
+    number: int,
+    kept: dict[str, Shaped[Tensor, "n ..."]],
+    *,
+    source_indices: Sequence[int],
+    labels: Sequence[int] | None,
+    broken: Sequence[str],
+) -> Path:
+    """Convert, check, sum and write one shard.
+
+    Args:
+        folder: The cache's folder.
+        recipe: What it belongs to.
+        number: 0 ... num_shards - 1.
+        kept: From `encode_images`, for images and, with the suffix, mirror images; on any device.
+        source_indices: Where each image stands in the data.
+        labels: Class of each image; None where they have none.
+        broken: Names of the images left out.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: If the values can't be stored in the cache's type.
+    """
+    tensors = {name: to_stored(name, values, recipe.coding) for name, values in kept.items()}
+    note = recipe.note(number) | {"broken": list(broken)}
+    if recipe.coding.kind == "moments":
+        sums = [
+            MomentSums.of(tensors["mean" + suffix], tensors.get("std" + suffix))
+            for suffix in ("", MIRRORED)
+            if "mean" + suffix in tensors
+        ]
+        note["sums"] = vars(reduce(add, sums))
+    tensors["source_indices"] = torch.tensor(source_indices, dtype=torch.int64)
+    if labels is not None:
+        tensors["labels"] = torch.tensor(labels, dtype=torch.int64)
+    path = recipe.path(folder, number)
+    write_shard(path, tensors, note)
+    return path
+
+
+def open_whole_shard(path: Path, recipe: Recipe, number: int) -> Shard | None:
+    """Open a shard that an earlier session left.
+
+    Args:
+        path: The file.
+        recipe: What it should belong to.
+        number: Which shard it should be.
+
+    Returns:
+        The shard; None where it is missing, damaged (all of it is read) or another one.
+    """
+    try:
+        shard = Shard(path)
+    except BrokenShardError:
+        return None
+    expected = recipe.note(number)
+    is_ours = {name: shard.note.get(name) for name in expected} == expected
+    return shard if is_ours and shard.digest() == shard.note.get("sha256") else None
+
+
+def collect_index(folder: Path, recipe: Recipe) -> CacheIndex:
+    """Put the index together from the headers of all shards, which must be there.
+
+    Args:
+        folder: The cache's folder.
+        recipe: What they belong to.
+
+    Returns:
+        The index; it does not depend on which process wrote which shard, and when.
+
+    Raises:
+        UserError: If a shard is broken or there is no image.
+    """
+    entries: list[ShardEntry] = []
+    shards = []
+    for number in range(recipe.num_shards):
+        path = recipe.path(folder, number)
+        try:
+            shard = Shard(path)
+        except BrokenShardError as error:
+            raise UserError(f"Shard '{path}' {error}", "Run the same command again") from None
+        first = entries[-1].first + entries[-1].count if entries else 0
+        count = shard.places["source_indices"].shape[0]
+        entries.append(
+            ShardEntry(file=path.name, first=first, count=count, sha256=shard.note["sha256"], num_bytes=shard.num_bytes)
+        )
+        shards.append(shard)
+    num_images = sum(entry.count for entry in entries)
+    if num_images == 0:
+        raise UserError(f"'{recipe.data}' holds no image that can be read", "Check --data")
+    side = recipe.image_size_px // recipe.stride
+    sums = [MomentSums.from_plain(shard.note["sums"]) for shard in shards if "sums" in shard.note]
+    index = CacheIndex(
+        version=VERSION,
+        kind=recipe.coding.kind,
+        image_size_px=recipe.image_size_px,
+        stride=recipe.stride,
+        latent_channels=recipe.latent_channels,
+        latent_height=side,
+        latent_width=side,
+        codebook_size=recipe.coding.codebook_size,
+        num_images=num_images,
+        num_broken=sum(len(shard.note["broken"]) for shard in shards),
+        num_classes=None if recipe.class_names is None else len(recipe.class_names),
+        class_names=recipe.class_names,
+        has_mirrored=recipe.mirror,
+        has_std="std" in shards[0].places,
+        dtype=recipe.coding.dtype,
+        statistics=reduce(add, sums).measures() if sums else None,
+        autoencoder=recipe.autoencoder,
+        fingerprint=recipe.fingerprint,
+        preprocessing=PREPROCESSING,
+        data=recipe.data,
+        data_fingerprint=recipe.data_fingerprint,
+        shard_size=recipe.shard_size,
+        command=recipe.command,
+        eqvae_version=installed_version("eqvae") or "unknown",
+        shards=tuple(entries),
+    )
+    for shard, entry in zip(shards, entries, strict=True):
+        found = {name: (place.dtype, place.shape) for name, place in shard.places.items()}
+        if found != expected_tensors(index, entry.count):
+            raise UserError(
+                f"Shard '{shard.path}' holds other tensors than the rest ({json.dumps(found)})",
+                "Remove it and run the same command again",
+            )
+    return index
