@@ -8,12 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from eqvae.artifacts import JOURNAL, PICTURES, Pictures, write_json
+from eqvae.artifacts import JOURNAL, PICTURES, SPECTRUM, Pictures, write_json
 
 TRANSFORMS = {"90°": (32, 32), "s = 0.5": (16, 16)}
 """Names and the sizes of the transformed pictures, px."""
 
 BASE = {"equivariance_error_rotation": 0.9, "equivariance_error_scale": 0.8, "psnr_db": 26.0, "ssim": 0.7}
+FIGURE_3 = ("scale_0.25", "scale_0.5", "scale_0.75", "rotation_90", "rotation_180", "rotation_270", "rotation")
+BASE_ALL = {"intrinsic_dimension": 62.24, "intrinsic_dimension_standard_error": 0.41, "spectrum_excess_db": 7.31}
+FINETUNED_ALL = {"intrinsic_dimension": 39.42, "intrinsic_dimension_standard_error": 0.33, "spectrum_excess_db": -2.1}
+"""What `eqvae evaluate --all` adds, besides the Frechet distances."""
+
 FINETUNED = {"equivariance_error_rotation": 0.477, "equivariance_error_scale": 0.384, "psnr_db": 25.7, "ssim": 0.7}
 
 
@@ -92,3 +97,47 @@ def two_evaluations(write_evaluation: Callable[..., Path]) -> list[Path]:
         write_evaluation("base", make_pictures(0), **BASE),
         write_evaluation("finetuned", make_pictures(1), **FINETUNED),
     ]
+
+
+def make_distances(*figure_3: float, r: float, i: float, features: str = "fid") -> dict[str, float]:
+    """rFID, iFID and Figure 3's distances in the order of `FIGURE_3`, or the same with other features."""
+    bars = {f"r{features}_{name}": value for name, value in zip(FIGURE_3, figure_3, strict=True)}
+    return {f"r{features}": r, f"i{features}": i, **bars}
+
+
+def make_spectrum(exponent: float, num_rings: int = 16) -> dict[str, list[float]]:
+    """Power that falls with the frequency, the image's with its square; both with a mean of 1."""
+    frequency = [0.5 * (ring + 1) / num_rings for ring in range(num_rings)]
+    latent, image = ([f**-power for f in frequency] for power in (exponent, 2.0))
+    return {
+        "frequency": frequency,
+        "latent_power": [num_rings * power / sum(latent) for power in latent],
+        "image_power": [num_rings * power / sum(image) for power in image],
+    }
+
+
+@pytest.fixture
+def full_evaluations(write_evaluation: Callable[..., Path]) -> list[Path]:
+    """`two_evaluations` made with --all: the base's Figure 3 is SD-VAE's in the paper."""
+    base = make_distances(107.9, 83.4, 52.7, 70.0, 52.6, 70.0, 64.2, r=0.9, i=21.3)
+    finetuned = make_distances(25.8, 16.9, 12.4, 3.6, 3.0, 3.6, 3.41, r=0.82, i=13.8)
+    config = {"features": "inception", "all": True}
+    folders = [
+        write_evaluation("base", make_pictures(0), config, **BASE, **BASE_ALL, **base, latent_std=5.5),
+        write_evaluation("finetuned", make_pictures(1), config, **FINETUNED, **FINETUNED_ALL, **finetuned),
+    ]
+    for folder, exponent in zip(folders, (1.0, 1.5), strict=True):
+        write_json(folder / SPECTRUM, make_spectrum(exponent))
+    return folders
+
+
+@pytest.fixture
+def spectrum() -> Callable[..., dict[str, list[float]]]:
+    """`make_spectrum`."""
+    return make_spectrum
+
+
+@pytest.fixture
+def frechet_distances() -> Callable[..., dict[str, float]]:
+    """`make_distances`."""
+    return make_distances

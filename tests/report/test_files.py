@@ -1,6 +1,7 @@
 """Figures as files of their own."""
 
 import shutil
+import xml.etree.ElementTree as ElementTree
 
 from eqvae.artifacts import write_json
 from eqvae.report import read_folders, write_figures
@@ -10,6 +11,18 @@ def test_every_figure_gets_a_file(tmp_path, two_evaluations, run_folder):
     written = write_figures([*two_evaluations, run_folder], tmp_path / "figures")
     assert sorted(path.name for path in written) == ["90_degrees.png", "curves_run.svg", "latent_maps.png", "s_0.5.png"]
     assert all(path.stat().st_size > 0 for path in written)
+
+
+def test_figure_3_and_the_spectra_get_files(tmp_path, full_evaluations, write_evaluation):
+    written = write_figures(full_evaluations, tmp_path / "figures")
+    charts = [path for path in written if path.suffix == ".svg"]
+    assert [path.name for path in charts] == ["figure3.svg", "spectrum.svg"]
+    for path in charts:
+        ElementTree.parse(path)
+        assert "<!-- finetuned -->" in path.read_text(), "letters are outlines: no font is needed"
+    other = write_evaluation("other", config={"data": "elsewhere"}, **{"rfid_scale_0.5": 2.0})
+    names = [path.name for path in write_figures([*full_evaluations, other], tmp_path / "more")]
+    assert names[-3:] == ["figure3_1.svg", "figure3_2.svg", "spectrum.svg"]
 
 
 def test_a_run_that_has_not_logged_anything_has_no_curves(tmp_path):

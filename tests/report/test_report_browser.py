@@ -61,3 +61,42 @@ def test_the_page_fits_and_is_complete(browser, tmp_path, two_evaluations, run_f
     assert len(widths) == 2 * 3 + 2 * 2 * 4
     assert all(width > 0 for width in widths)
     assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("width_px", [360, 1280])
+@pytest.mark.parametrize("count", [1, 2])
+def test_cards_fit_and_their_letters_can_be_read(browser, tmp_path, full_evaluations, width_px, count):
+    out = tmp_path / "report.html"
+    write_report(full_evaluations[:count], out)
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width_px, "height": 800, "deviceScaleFactor": 1, "mobile": width_px < 600},
+    )
+    browser.get(out.as_uri())
+    page_px, window_px = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+    assert page_px <= window_px == width_px
+    letters_px = browser.execute_script(
+        "return [...document.querySelectorAll('.card svg text, .pair svg text')]"
+        ".map(item => [parseFloat(getComputedStyle(item).fontSize), item.getScreenCTM()])"
+        ".map(([size, place]) => size * Math.hypot(place.c, place.d))"
+    )
+    assert min(letters_px) >= 9.4
+    spilling = browser.execute_script(
+        "return [...document.querySelectorAll('.card')].filter(item => item.scrollWidth > item.clientWidth).length"
+    )
+    assert spilling == 0
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize(("scheme", "accent"), [("light", "rgb(11, 122, 117)"), ("dark", "rgb(76, 194, 183)")])
+def test_bars_take_the_pages_colours(browser, tmp_path, full_evaluations, scheme, accent):
+    out = tmp_path / "report.html"
+    write_report(full_evaluations, out)
+    preference = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", preference)
+    browser.get(out.as_uri())
+    fills = browser.execute_script(
+        "return [...document.querySelectorAll('.pair svg path')].map(item => getComputedStyle(item).fill)"
+    )
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert fills.count(accent) == 4, "one for each of the fine-tuned autoencoder's bars"

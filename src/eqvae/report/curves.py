@@ -1,56 +1,22 @@
-"""The curves of a fine-tuning run, as SVG that takes its colours from the page around it, so that dark pages stay dark.
+"""The curves of a fine-tuning run, as charts of one quantity each.
 
 Accent: the fine-tuned autoencoder and the equivariance branch. Grey: the base autoencoder and the plain branch.
 """
 
-import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import matplotlib
 import numpy as np
 from jaxtyping import Float64
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy import ndarray
 
+from eqvae.report.charts import ACCENT, BASE, INK, PAPER_STYLE, SIZE_INCHES, STYLE, to_page_svg
 from eqvae.report.folders import Run
 from eqvae.report.tables import METRICS, finite, with_minus_sign
-
-ACCENT, BASE, INK, RULE = "#0b7a75", "#8a8a8f", "#55555a", "#e3e1dc"
-CSS_VARIABLES = {ACCENT: "--accent", BASE: "--base", INK: "--muted", RULE: "--rule"}
-
-STYLE: dict[Any, Any] = {
-    "axes.edgecolor": RULE,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.labelcolor": INK,
-    "axes.labelsize": 9,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "font.family": "DejaVu Sans",
-    "grid.color": RULE,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "eqvae",
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "xtick.major.size": 3,
-    "ytick.major.size": 0,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-}
-SIZE_INCHES = (3.5, 2.2)
-"""252 points wide, less than any place on the page: 9-point letters come out at 10 pixels or more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,11 +122,8 @@ def draw_panel(panel: Panel, id_prefix: str = "chart") -> str:
     """
     with matplotlib.rc_context(STYLE):
         chart = Figure(figsize=SIZE_INCHES, layout="constrained")
-        axes = chart.add_subplot()
-        _draw_axes(axes, panel)
-        svg = io.StringIO()
-        FigureCanvasSVG(chart).print_svg(svg, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return _for_html(svg.getvalue(), id_prefix)
+        _draw_axes(chart.add_subplot(), panel)
+        return to_page_svg(chart, id_prefix)
 
 
 def draw_run(run: Run) -> Figure:
@@ -174,7 +137,7 @@ def draw_run(run: Run) -> Figure:
     """
     panels = [panel for group in run_panels(run) for panel in group.panels]
     num_rows = -(-len(panels) // 3)
-    with matplotlib.rc_context(STYLE | {"figure.facecolor": "white"}):
+    with matplotlib.rc_context(PAPER_STYLE):
         chart = Figure(figsize=(3 * SIZE_INCHES[0], num_rows * (SIZE_INCHES[1] + 0.3)), layout="constrained")
         for axes, panel in zip(chart.subplots(num_rows, 3, squeeze=False).flat, panels, strict=False):
             _draw_axes(axes, panel)
@@ -285,15 +248,3 @@ def _draw_series(axes: Axes, series: Series) -> None:
     else:
         marker = "o" if len(series.steps) <= 20 else ""
         axes.plot(series.steps, series.values, color=series.color, linewidth=2.0, marker=marker, markersize=4)
-
-
-def _for_html(svg: str, prefix: str) -> str:
-    """Drop the XML prologue, let CSS set size and colours, and mark the ids."""
-    svg = svg[svg.index("<svg") :].strip()
-    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
-    svg = re.sub(r'xlink:href="#', f'href="#{prefix}-', svg)
-    svg = svg.replace("url(#", f"url(#{prefix}-")
-    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', svg, count=1)
-    for color, variable in CSS_VARIABLES.items():
-        svg = svg.replace(color, f"var({variable}, {color})")
-    return svg

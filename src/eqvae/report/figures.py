@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from eqvae.artifacts import Pictures
+from eqvae.report.columns import distances
 from eqvae.report.folders import Evaluation, Run, messages
 from eqvae.report.grids import Column, Grid
 from eqvae.report.tables import METRICS, Metric, figure, finite
@@ -121,6 +122,13 @@ def notes(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> list[str]:
         found.append(
             f"The latents have different numbers of channels ({counts}): their maps have separate projections, "
             "and colours cannot be compared across them."
+        )
+    features = {item.name: distance.features for item in evaluations for distance in distances([item], "r")}
+    if len(set(features.values())) > 1:
+        used = ", ".join(f"{name}: {feature}" for name, feature in features.items())
+        found.append(
+            f"Fréchet distances by different features ({used}) cannot be compared: they stand in columns and charts of "
+            "their own."
         )
     if len(picture_groups(evaluations)) > 1:
         found.append("The evaluations show different images, so their pictures stand in separate figures.")

@@ -14,14 +14,17 @@ from eqvae.artifacts import (
     JOURNAL,
     METRICS,
     PICTURES,
+    SPECTRUM,
     Pictures,
     read_journal,
     read_json,
 )
+from eqvae.report.spectrum import Spectrum
 from eqvae.runtime.errors import UserError
 
-CONDITIONS = ("data", "image_size", "interpolation", "antialias")
-"""Entries of an evaluation's config that must agree before its figures may be compared with another's."""
+CONDITIONS = {"data": None, "image_size": None, "interpolation": None, "antialias": None, "precision": "fp32"}
+"""Entries of an evaluation's config that must agree before its figures may be compared with another's, and what holds
+for one that does not say. Features are none of them: whatever they decide has their name in its key."""
 
 MAX_MESSAGES = 5
 """Broken images and watchdog's messages that are shown singly."""
@@ -46,6 +49,9 @@ class Evaluation:
     pictures: Pictures | None
     """None where the folder has none."""
 
+    spectrum: Spectrum | None
+    """None where the folder has none."""
+
     journal: list[dict[str, Any]]
     """Images that could not be read."""
 
@@ -59,7 +65,7 @@ class Evaluation:
     @property
     def conditions(self) -> dict[str, Any]:
         """What was measured and how; equal for evaluations that may be compared."""
-        known = {key: self.config.get(key) for key in CONDITIONS}
+        known = {key: self.config.get(key, default) for key, default in CONDITIONS.items()}
         return {**known, "num_images": self.metrics.get("num_images")}
 
     def describe_conditions(self) -> str:
@@ -70,7 +76,8 @@ class Evaluation:
         size = f", {found['image_size']} px" if found["image_size"] is not None else ""
         resizing = f", {found['interpolation']}" if found["interpolation"] is not None else ""
         filtering = " with antialias" if found["antialias"] else ""
-        return f"{count}{source}{size}{resizing}{filtering}"
+        precision = f", {found['precision']}" if found["precision"] != CONDITIONS["precision"] else ""
+        return f"{count}{source}{size}{resizing}{filtering}{precision}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +130,26 @@ def messages(journal: Sequence[dict[str, Any]]) -> list[str]:
     if len(barked) > MAX_MESSAGES:
         lines.append(f"The journal holds {len(barked) - MAX_MESSAGES} more messages of the watchdog.")
     return lines
+
+
+def comparable_groups(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
+    """Gather the evaluations that were made under the same conditions: only those share a chart.
+
+    Args:
+        evaluations: In the order of the report.
+
+    Returns:
+        Groups in the order of their first members.
+    """
+    groups: list[list[Evaluation]] = []
+    for item in evaluations:
+        for group in groups:
+            if group[0].conditions == item.conditions:
+                group.append(item)
+                break
+        else:
+            groups.append([item])
+    return groups
 
 
 def read_folders(folders: Sequence[Path]) -> tuple[list[Evaluation], list[Run]]:
@@ -186,6 +213,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _read_evaluation(folder: Path, config: dict[str, Any]) -> Evaluation:
     if not (folder / METRICS).exists():
         raise UserError(f"The evaluation in '{folder}' has no {METRICS}", "Let 'eqvae evaluate' finish first")
+    # The folder may have been written anew without --all since.
+    has_spectrum = (folder / SPECTRUM).exists() and config.get("all") is not False
     path = folder / PICTURES
     try:
         pictures = Pictures.read(path) if path.exists() else None
@@ -198,6 +227,7 @@ def _read_evaluation(folder: Path, config: dict[str, Any]) -> Evaluation:
         environment=_read_environment(folder),
         metrics=read_json(folder / METRICS),
         pictures=pictures,
+        spectrum=Spectrum.read(folder / SPECTRUM) if has_spectrum else None,
         journal=read_journal(folder),
     )
 

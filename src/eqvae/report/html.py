@@ -10,11 +10,16 @@ from typing import Any
 import jinja2
 
 from eqvae.artifacts import check_writable, to_plain, write_atomically
+from eqvae.report.cards import overview
+from eqvae.report.charts import to_css
+from eqvae.report.columns import distances, main_columns, predictor_columns
 from eqvae.report.curves import draw_panel, run_panels
+from eqvae.report.distance_chart import draw_distances
 from eqvae.report.figures import EmbeddedGrid, embed, headline, notes, picture_groups, shared_conditions
 from eqvae.report.folders import Evaluation, Run, read_folders
 from eqvae.report.grids import latent_map_grid, transform_grids
-from eqvae.report.tables import comparison_table, latent_statistics, transform_metrics
+from eqvae.report.spectrum_chart import draw_spectra
+from eqvae.report.tables import Table, comparison_table, latent_statistics, transform_metrics
 from eqvae.runtime.errors import UserError
 
 FEATURED_TRANSFORMS = ("s = 0.5", "90°")
@@ -87,21 +92,39 @@ def render_report(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> str
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = environment.from_string(package.joinpath("report.html.jinja").read_text(encoding="utf-8"))
+    environment.loader = jinja2.FunctionLoader(lambda name: package.joinpath(name).read_text(encoding="utf-8"))
+    template = environment.get_template("report.html.jinja")
+    predictors = predictor_columns(evaluations)
     return template.render(
         css=package.joinpath("report.css").read_text(encoding="utf-8"),
         headline=headline(evaluations, runs),
         conditions=shared_conditions(evaluations),
         notes=notes(evaluations, runs),
         evaluations=evaluations,
-        table=comparison_table(evaluations),
+        overview=overview(evaluations),
+        table=comparison_table(evaluations, main_columns(evaluations)),
+        predictor_table=comparison_table(evaluations, predictors) if predictors else None,
         transform_table=comparison_table(evaluations, transform_metrics(evaluations)),
+        distance_tables=_distance_tables(evaluations),
         statistics=latent_statistics(evaluations),
         sections=_picture_sections(evaluations),
         runs=[(run, run_panels(run)) for run in runs],
         draw_panel=draw_panel,
+        draw_distances=draw_distances,
+        draw_spectra=draw_spectra,
+        to_css=to_css,
         records=[_evaluation_record(item) for item in evaluations] + [_run_record(run) for run in runs],
     )
+
+
+def _distance_tables(evaluations: Sequence[Evaluation]) -> list[tuple[str, Table]]:
+    """Frechet distances of single transformations, which Figure 3 rounds and averages: label and table."""
+    tables = []
+    for distance in distances(evaluations, "r"):
+        metrics = transform_metrics(evaluations, distance.key, distance.digits)
+        if metrics:
+            tables.append((distance.label, comparison_table(evaluations, metrics)))
+    return tables
 
 
 def _picture_sections(evaluations: Sequence[Evaluation]) -> list[PictureSection]:

@@ -25,6 +25,9 @@ class Metric:
 
     unit: str = ""
 
+    error_key: str = ""
+    """The key of its standard error, where it has one."""
+
     @property
     def arrow(self) -> str:
         """The direction of better figures."""
@@ -42,7 +45,7 @@ class Metric:
         return with_minus_sign(f"{value:.{self.digits}f}")
 
     def show_change(self, before: float, after: float) -> str:
-        """Print a change: in percent where lower is better (errors), else as a difference in the metric's unit.
+        """Print a change: in percent where lower is better (errors), else, and in dB, as a difference.
 
         Args:
             before: The first figure.
@@ -51,7 +54,7 @@ class Metric:
         Returns:
             For example `−47%` or `+0.30 dB`.
         """
-        if self.better == "lower":
+        if self.better == "lower" and self.unit != "dB":
             return with_minus_sign(f"{100 * (after / before - 1):+.0f}%") if before else ""
         return with_minus_sign(f"{after - before:+.{self.digits}f} {self.unit}".strip())
 
@@ -119,22 +122,27 @@ def comparison_table(evaluations: Sequence[Evaluation], metrics: Sequence[Metric
     return Table(metrics=present, rows=rows)
 
 
-def transform_metrics(evaluations: Sequence[Evaluation]) -> tuple[Metric, ...]:
-    """Name the equivariance errors of single transformations.
+def transform_metrics(
+    evaluations: Sequence[Evaluation], measure: str = "equivariance_error", digits: int = 3
+) -> tuple[Metric, ...]:
+    """Name the figures of single transformations: their equivariance errors, or another measure.
 
     Args:
         evaluations: Their metrics' keys are searched.
+        measure: What comes before the transformation in the key.
+        digits: After the decimal point.
 
     Returns:
         One metric for each transformation, e.g. `equivariance_error_rotation_90` as `90°`.
     """
-    pattern = re.compile(r"equivariance_error_(rotation|scale)_([0-9.]+)")
+    pattern = re.compile(re.escape(measure) + r"_(rotation|scale)_([0-9.]+)")
     keys = dict.fromkeys(key for item in evaluations for key in item.metrics)
     matches = sorted(
         (found for found in map(pattern.fullmatch, keys) if found), key=lambda found: (found[1], float(found[2]))
     )
     return tuple(
-        Metric(key=found[0], label=f"{found[2]}°" if found[1] == "rotation" else f"s = {found[2]}") for found in matches
+        Metric(key=found[0], label=f"{found[2]}°" if found[1] == "rotation" else f"s = {found[2]}", digits=digits)
+        for found in matches
     )
 
 
@@ -171,6 +179,22 @@ def figure(evaluation: Evaluation, key: str) -> float | None:
     return finite(evaluation.metrics.get(key))
 
 
+def show_figure(evaluation: Evaluation, metric: Metric) -> str | None:
+    """Print a figure with its standard error.
+
+    Args:
+        evaluation: The evaluation.
+        metric: Which figure.
+
+    Returns:
+        For example `62.2 ± 0.4`, without the unit; None where it is missing or no finite number.
+    """
+    value, error = figure(evaluation, metric.key), figure(evaluation, metric.error_key)
+    if value is None:
+        return None
+    return metric.show(value) if error is None else f"{metric.show(value)} ± {metric.show(error)}"
+
+
 def finite(value: Any) -> float | None:
     """Let finite numbers pass.
 
@@ -197,11 +221,10 @@ def with_minus_sign(text: str) -> str:
 
 
 def _cell(evaluation: Evaluation, metric: Metric, evaluations: Sequence[Evaluation]) -> Cell:
-    value = figure(evaluation, metric.key)
-    if value is None:
+    value, text = figure(evaluation, metric.key), show_figure(evaluation, metric)
+    if value is None or text is None:
         return Cell(text="\N{EN DASH}")
     reference = evaluations[0]
-    text = metric.show(value)
     if evaluation.conditions != reference.conditions:
         return Cell(text=text)
     rivals = [figure(item, metric.key) for item in evaluations if item.conditions == reference.conditions]

@@ -1,0 +1,129 @@
+"""What all charts share: their style, and SVG that takes its colours from the page, so that dark pages stay dark."""
+
+import io
+import re
+from collections.abc import Sequence
+from itertools import cycle
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+ACCENT, BASE, INK, RULE = "#0b7a75", "#8a8a8f", "#55555a", "#e3e1dc"
+OCHRE, VIOLET, BLUE, ROSE = "#b3791a", "#6f5bbd", "#2f6fb5", "#b54a7d"
+CSS_VARIABLES = {
+    ACCENT: "--accent",
+    BASE: "--base",
+    INK: "--muted",
+    RULE: "--rule",
+    OCHRE: "--ochre",
+    VIOLET: "--violet",
+    BLUE: "--blue",
+    ROSE: "--rose",
+}
+AUTOENCODER_COLORS = (BASE, ACCENT, OCHRE, VIOLET, BLUE, ROSE)
+"""By the place in the report: the base first, then what it is compared with."""
+
+STYLE: dict[Any, Any] = {
+    "axes.edgecolor": RULE,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.labelcolor": INK,
+    "axes.labelsize": 9,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "font.family": "DejaVu Sans",
+    "grid.color": RULE,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "eqvae",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+}
+PAPER_STYLE = STYLE | {"figure.facecolor": "white"}
+"""For files of their own, which cannot know what they will lie on."""
+
+SIZE_INCHES = (3.5, 2.2)
+"""252 points wide, less than any place on the page: 9-point letters come out at 10 pixels or more."""
+
+LETTER_POINTS = 6.0
+"""Width of a letter or digit of 9 points, on average."""
+
+CARD_SIZE_INCHES = (2.35, 1.7)
+"""For charts that share the width of a card."""
+
+WIDE_SIZE_INCHES = (3.9, 2.35)
+"""For charts that share the width of a desk's page, and fill that of a phone."""
+
+
+def autoencoder_colors(names: Sequence[str]) -> dict[str, str]:
+    """Choose the autoencoders' colours, the same in every chart of a report.
+
+    Args:
+        names: In the order of the report.
+
+    Returns:
+        Grey for the base and the accent for the next; the accent for one that stands alone. After the sixth the
+        colours repeat.
+    """
+    if len(names) == 1:
+        return {names[0]: ACCENT}
+    return dict(zip(names, cycle(AUTOENCODER_COLORS), strict=False))
+
+
+def add_legend(chart: Figure, axes: Axes) -> None:
+    """Name above a chart what is drawn in it, in as many columns as there is room for; the figure grows by that.
+
+    Args:
+        chart: With a constrained layout.
+        axes: Its labelled lines and bars are named.
+    """
+    names = axes.get_legend_handles_labels()[1]
+    num_columns = max(int(chart.get_figwidth() * 72.0 / (LETTER_POINTS * max(map(len, names)) + 36.0)), 1)
+    chart.set_figheight(chart.get_figheight() + 0.2 * -(-len(names) // num_columns))
+    chart.legend(loc="outside upper left", ncols=num_columns, frameon=False, fontsize=9, handlelength=1.6)
+
+
+def to_css(color: str) -> str:
+    """Name a colour as the page does.
+
+    Args:
+        color: One of this module's.
+
+    Returns:
+        For example `var(--accent, #0b7a75)`.
+    """
+    return f"var({CSS_VARIABLES[color]}, {color})"
+
+
+def to_page_svg(chart: Figure, id_prefix: str) -> str:
+    """Write a chart as an SVG element for use inside HTML.
+
+    Args:
+        chart: Drawn with `STYLE` and this module's colours.
+        id_prefix: Keeps the element's ids apart from those of other charts on the page.
+
+    Returns:
+        `<svg ...>...</svg>`. Colours are CSS variables (`--accent`, `--base`, ...) with fallbacks.
+    """
+    buffer = io.StringIO()
+    FigureCanvasSVG(chart).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].strip()
+    svg = re.sub(r'\bid="', f'id="{id_prefix}-', svg)
+    svg = re.sub(r'xlink:href="#', f'href="#{id_prefix}-', svg)
+    svg = svg.replace("url(#", f"url(#{id_prefix}-")
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', svg, count=1)
+    for color in CSS_VARIABLES:
+        svg = svg.replace(color, to_css(color))
+    return svg
