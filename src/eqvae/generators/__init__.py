@@ -1,0 +1,1 @@
+"""Generators: models of the latents' distribution. They see normalized latents and labels, nothing of images."""

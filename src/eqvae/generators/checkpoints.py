@@ -1,0 +1,148 @@
+"""Published and own weight files of generators: read without running anything in them, and loaded strictly."""
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from eqvae.artifacts import read_tensors
+from eqvae.generators.transformer import Transformer, TransformerConfig
+from eqvae.runtime.errors import UserError
+
+_WRAPPERS = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put before names."""
+
+_NUM_NAMED = 3
+
+
+class _Inert:
+    """Stands for the command line (argparse's Namespace) that training codes save beside weights; it does nothing."""
+
+
+_INERT_GLOBALS: list[Any] = [(_Inert, "argparse.Namespace")]
+
+
+def read_generator_weights(path: Path, which: Literal["ema", "model"] = "ema") -> dict[str, Tensor]:
+    """Read weights under the published names: ours, or an official DiT, SiT or REPA checkpoint.
+
+    Args:
+        path: A `.safetensors` file, or a pickled `.pt` state dict or training checkpoint.
+        which: Which of a training checkpoint's weights.
+
+    Returns:
+        Named tensors on the CPU, in fp32.
+
+    Raises:
+        UserError: If the file is missing, truncated, holds code or no weights.
+    """
+    state = read_tensors(path)[0] if path.suffix == ".safetensors" else _read_pickle(path, which)
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        while name.startswith(_WRAPPERS):
+            name = name.split(".", 1)[1]
+        renamed[name] = tensor.float()
+    return renamed
+
+
+def _read_pickle(path: Path, which: str) -> dict[str, Tensor]:
+    try:
+        with torch.serialization.safe_globals(_INERT_GLOBALS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"'{path}' does not exist", "Check the path") from None
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"'{path}' is truncated or holds more than weights, and was refused: nothing in it was run",
+            "Use a .safetensors file of the same weights",
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError):
+        raise UserError(f"'{path}' is truncated or no weight file", "Fetch it again") from None
+    if isinstance(content, Mapping) and isinstance(content.get(which), Mapping):
+        content = content[which]
+    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"'{path}' holds no named weights", "Give a state dict or a training checkpoint")
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def join_legacy_blocks(state: Mapping[str, Tensor], encoder_depth: int = 8) -> dict[str, Tensor]:
+    """Rename the blocks of REPA's early checkpoints, which count those after the projector from 0 again.
+
+    Args:
+        state: Weights, perhaps with `decoder_blocks.N`.
+        encoder_depth: Blocks before the projector.
+
+    Returns:
+        The same tensors with all blocks in one list.
+    """
+    renamed = {}
+    for name, tensor in state.items():
+        if name.startswith("decoder_blocks."):
+            _, index, rest = name.split(".", 2)
+            name = f"blocks.{int(index) + encoder_depth}.{rest}"
+        renamed[name] = tensor
+    return renamed
+
+
+def fit_config(config: TransformerConfig, state: Mapping[str, Tensor]) -> TransformerConfig:
+    """Take from weights what a preset leaves open: output channels, normalized queries and keys, projector.
+
+    Args:
+        config: A preset's, for the weights' size and patch size.
+        state: Weights.
+
+    Returns:
+        The config for these weights; unchanged where they are of another size, which loading will say.
+    """
+    linear = state.get("final_layer.linear.bias")
+    projector = {name: state[name] for name in ("projectors.0.2.weight", "projectors.0.4.bias") if name in state}
+    return replace(
+        config,
+        out_channels=config.out_channels if linear is None else len(linear) // config.patch_size**2,
+        qk_norm="blocks.0.attn.q_norm.weight" in state,
+        teacher_channels=len(projector["projectors.0.4.bias"]) if len(projector) == 2 else None,
+        projector_width=len(projector["projectors.0.2.weight"]) if len(projector) == 2 else config.projector_width,
+    )
+
+
+def load_generator(config: TransformerConfig, state: Mapping[str, Tensor], *, source: str) -> Transformer:
+    """Build a transformer with given weights; every name and shape has to fit.
+
+    Args:
+        config: Its sizes.
+        state: Its weights, all in one precision.
+        source: Where they are from, for the message.
+
+    Returns:
+        The transformer, in evaluation mode.
+
+    Raises:
+        UserError: If a name is missing, unexpected or of another shape; names the first few of each.
+    """
+    with torch.device("meta"):
+        transformer = Transformer(config)
+    expected = transformer.state_dict()
+    missing = [name for name in expected if name not in state]
+    unexpected = [name for name in state if name not in expected]
+    reshaped = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    faults = [
+        f"{len(names)} {what} ({', '.join(names[:_NUM_NAMED])}{', ...' if len(names) > _NUM_NAMED else ''})"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        if names
+    ]
+    if faults:
+        raise UserError(
+            f"The weights in '{source}' do not fit the generator: {'; '.join(faults)}",
+            "Are recipe, latents and number of classes those of the weights?",
+        )
+    contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
+    transformer.load_state_dict(contiguous, strict=True, assign=True)
+    transformer.pos_embed.requires_grad_(False)
+    return transformer.eval()

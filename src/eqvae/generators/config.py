@@ -1,0 +1,178 @@
+"""The configuration of a generator's training. Every field is a flag of `eqvae train`."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from eqvae.runtime.configs import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, check_ranges
+from eqvae.runtime.device import Precision
+from eqvae.runtime.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a generator on a latent cache: DiT, SiT, or SiT with REPA."""
+
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
+    """`dit-{ti,s,b,l,xl}-{1,2,4,8}`, `sit-...` or `repa-sit-...`: objective, size and patch size."""
+
+    latents: Path
+    """The latent cache that `eqvae encode` wrote."""
+
+    out: Path
+    """Output folder; the same command run again resumes what lies there."""
+
+    max_steps: int = 400_000
+    """Optimizer steps; 400,000 in most of the paper's tables."""
+
+    batch_size: int = 256
+    """Latents per optimizer step, over all processes."""
+
+    gradient_accumulation_steps: int = 1
+    """Parts into which a process's share of the batch is split to save memory; changes no result."""
+
+    learning_rate: float = 1e-4
+    """Of AdamW, constant after its warm-up; DiT's, SiT's and REPA's value."""
+
+    lr_warmup_steps: int = 0
+    """Steps of linear warm-up; the published recipes have none."""
+
+    adam_beta1: float = 0.9
+    """The published recipes' value."""
+
+    adam_beta2: float = 0.999
+    """The published recipes' value."""
+
+    weight_decay: float = 0.0
+    """Decoupled weight decay; 0 in DiT, SiT and REPA."""
+
+    max_grad_norm: float | None = None
+    """Largest norm of the gradient; 0 does not clip; None: 1 for REPA, else 0, as published."""
+
+    ema_decay: float = 0.9999
+    """Decay of the averaged weights, which are sampled from."""
+
+    posthoc_ema: bool = False
+    """Also keep two power-function averages, from which any horizon can be chosen afterwards (arXiv:2312.02696)."""
+
+    label_dropout: float = 0.1
+    """Probability of training without the label, for classifier-free guidance."""
+
+    normalization: str = "measured"
+    """`measured`: by the cache's mean and standard deviation of each channel; `fixed:0.18215`: times that factor."""
+
+    posterior: Literal["sample", "mean"] = "sample"
+    """Train on a fresh sample of each posterior, or on its mean."""
+
+    flip: bool = True
+    """Mirror half of the images, where the cache has mirror images."""
+
+    path: Literal["linear", "gvp", "vp"] = "linear"
+    """SiT: how data and noise are interpolated."""
+
+    prediction: Literal["velocity", "score", "noise"] = "velocity"
+    """SiT: what the network predicts."""
+
+    loss_weight: Literal["none", "velocity", "likelihood"] = "none"
+    """SiT: weight of the score or noise loss over time."""
+
+    teacher: str = "vit_base_patch14_dinov2.lvd142m"
+    """REPA: frozen vision model, `efficientnet-lite0` (offline) or any of timm's."""
+
+    teacher_weights: Path | None = None
+    """REPA: file of the teacher's weights; None: the local cache or the network."""
+
+    cache_teacher: bool = False
+    """REPA: compute the teacher's tokens of all images once, into a file beside the latents, not at each step."""
+
+    repa_weight: float = 0.5
+    """REPA: weight of the alignment."""
+
+    repa_depth: int | None = None
+    """REPA: block whose tokens are aligned; None: 8, or half the depth of a smaller transformer."""
+
+    data: str | None = None
+    """REPA: the images of the cache, where they are no longer where `eqvae encode` found them."""
+
+    autoencoder: str | None = None
+    """The decoder for samples during the run, where it is no longer where `eqvae encode` found it."""
+
+    qk_norm: bool = False
+    """Normalize queries and keys of the attention."""
+
+    sample_every: int | None = None
+    """Steps between contact sheets and measurements; None: a tenth of max_steps."""
+
+    reference: str | None = None
+    """DATA or saved statistics against which samples are measured during the run; None: pictures only."""
+
+    features: str = "efficientnet-lite0"
+    """Features of that measure: `inception` (FID), `efficientnet-lite0` (offline) or a model of timm."""
+
+    num_watch_samples: int = 1000
+    """Samples for each measurement during the run."""
+
+    watch_steps: int = 50
+    """Sampling steps for them, without guidance."""
+
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; one is also written when the run is interrupted."""
+
+    log_every: int = 10
+    """Steps between records of the journal."""
+
+    seed: int = 0
+    """Of first weights, data order, noise, times and label dropout."""
+
+    precision: Precision = "bf16"
+    """Autocast precision of the network; weights stay fp32."""
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+
+    compile: bool = False
+    """Compile the transformer with torch.compile."""
+
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, a third more time."""
+
+    dry_run: bool = False
+    """Print the resolved configuration, sizes, FLOPs and memory, and stop."""
+
+    def resolved(self) -> "TrainConfig":
+        """Fill in what follows from other fields and check what can be checked without reading the cache.
+
+        Returns:
+            The complete configuration, as `config.json` holds it.
+
+        Raises:
+            UserError: If a value makes no sense.
+        """
+        check_ranges(self, _RANGES)
+        is_repa = self.recipe.startswith("repa-")
+        if self.label_dropout > 1:
+            raise UserError(f"--label-dropout is {self.label_dropout}", "A probability lies in [0, 1]")
+        return replace(
+            self,
+            max_grad_norm=(1.0 if is_repa else 0.0) if self.max_grad_norm is None else self.max_grad_norm,
+            sample_every=max(self.max_steps // 10, 1) if self.sample_every is None else self.sample_every,
+        )
+
+
+_RANGES = (
+    (AT_LEAST_1,
+     ("max_steps", "batch_size", "gradient_accumulation_steps", "log_every", "checkpoint_every", "sample_every",
+      "num_watch_samples", "watch_steps", "repa_depth")),
+    (POSITIVE, ("learning_rate",)),
+    (NOT_NEGATIVE, ("seed", "lr_warmup_steps", "weight_decay", "max_grad_norm", "label_dropout", "repa_weight")),
+    (BELOW_1, ("adam_beta1", "adam_beta2", "ema_decay")),
+)  # fmt: skip
+
+FREE_TO_CHANGE = frozenset(
+    {"out", "device", "log_every", "sample_every", "checkpoint_every", "dry_run", "compile", "reference", "features",
+     "num_watch_samples", "watch_steps", "gradient_checkpointing", "gradient_accumulation_steps",
+     "data", "autoencoder", "cache_teacher"}
+)  # fmt: skip
+"""Fields that may differ between a run and its resumption."""

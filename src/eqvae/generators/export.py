@@ -1,0 +1,144 @@
+"""A generator's folder: weights under the published models' names, and all that sampling has to know of them.
+
+generator/generator.json      the record below
+generator/ema.safetensors     averaged weights, which are sampled from
+generator/model.safetensors   the weights in training
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from eqvae.artifacts import read_json, write_json, write_tensors
+from eqvae.generators.checkpoints import load_generator, read_generator_weights
+from eqvae.generators.interpolant import Interpolant
+from eqvae.generators.transformer import Transformer, TransformerConfig
+from eqvae.runtime.errors import UserError
+
+GENERATOR = "generator"
+CARD = "generator.json"
+
+Weights = Literal["ema", "model"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorCard:
+    """What was trained, on which latents, and how its output becomes pictures."""
+
+    recipe: str
+    """For example `dit-b-2`."""
+
+    transformer: TransformerConfig
+
+    interpolant: Interpolant | None
+    """SiT's path and prediction; None for DiT's diffusion."""
+
+    shift: tuple[float, ...]
+    """Per channel: `raw latent = normalized * scale + shift`."""
+
+    scale: tuple[float, ...]
+    """Per channel."""
+
+    autoencoder: str
+    """The decoder: preset, hub id or path, as `eqvae encode` was given it."""
+
+    autoencoder_fingerprint: str
+    """Digest of its weights."""
+
+    image_size_px: int
+
+    class_names: tuple[str, ...] | None
+
+    num_steps: int
+    """Optimizer steps done."""
+
+    eqvae_version: str
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> "GeneratorCard":
+        """Read what JSON holds.
+
+        Args:
+            plain: The record's fields.
+
+        Returns:
+            The record.
+        """
+        fields = dict(plain)
+        fields["transformer"] = TransformerConfig.from_plain(fields["transformer"])
+        fields["interpolant"] = Interpolant(**fields["interpolant"]) if fields["interpolant"] else None
+        for name in ("shift", "scale", "class_names"):
+            fields[name] = tuple(fields[name]) if fields[name] is not None else None
+        return cls(**fields)
+
+    def denormalize(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """Turn what the generator drew into what the decoder takes.
+
+        Args:
+            z: Normalized latents.
+
+        Returns:
+            Raw latents.
+        """
+        shift, scale = z.new_tensor(self.shift), z.new_tensor(self.scale)
+        return z * scale[:, None, None] + shift[:, None, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generator:
+    """A generator to sample from."""
+
+    card: GeneratorCard
+
+    transformer: Transformer
+
+
+def write_generator(folder: Path, card: GeneratorCard, weights: Mapping[Weights, Mapping[str, Tensor]]) -> None:
+    """Write the folder beside its final place and rename it there, so that it is never half-written.
+
+    Args:
+        folder: The run's folder.
+        card: The record.
+        weights: State dicts under the published names.
+    """
+    final, part = folder / GENERATOR, folder / f".{GENERATOR}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for which, state in weights.items():
+        write_tensors(part / f"{which}.safetensors", state)
+    write_json(part / CARD, card)
+    shutil.rmtree(final, ignore_errors=True)
+    part.rename(final)
+
+
+def read_generator(run: Path, which: Weights = "ema") -> Generator:
+    """Read a generator to sample from.
+
+    Args:
+        run: The folder of `eqvae train`.
+        which: The averaged weights, or those in training.
+
+    Returns:
+        The generator, in evaluation mode, on the CPU.
+
+    Raises:
+        UserError: If the folder holds none, or what it holds does not fit together.
+    """
+    folder = run / GENERATOR
+    if not (folder / CARD).is_file():
+        mend = "Train it first, or wait for its first samples" if run.is_dir() else "Check the path"
+        raise UserError(f"'{run}' holds no trained generator", mend)
+    try:
+        card = GeneratorCard.from_plain(read_json(folder / CARD))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"'{folder / CARD}' describes no generator ({error})", "Write it again") from None
+    path = folder / f"{which}.safetensors"
+    with torch.no_grad():
+        transformer = load_generator(card.transformer, read_generator_weights(path), source=str(path))
+    return Generator(card=card, transformer=transformer)

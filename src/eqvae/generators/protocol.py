@@ -1,0 +1,121 @@
+"""What a backbone is to objectives and samplers, and what an objective is to the training loop."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A backbone: noisy latents (n, c, h, w), times (n,) and labels (n,) int64 to an output (n, c or 2c, h, w).
+
+The times are those of the process that the backbone was trained for: steps 0 ... 999 of a diffusion, or an
+interpolant's t in [0, 1] in the interpolant's own direction. The label `num_classes` means "no class"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSpecification:
+    """What a generator has to know of the latents that it models."""
+
+    channels: int
+
+    height: int
+    """Cells."""
+
+    width: int
+    """Cells."""
+
+    num_classes: int
+    """Labels are 0 ... num_classes - 1, and `num_classes` itself means "no class"; 0: unconditional."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ValueError: If a side is not positive, or the number of classes is negative.
+        """
+        if min(self.channels, self.height, self.width) < 1 or self.num_classes < 0:
+            raise ValueError(f"{self} describes no latents")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        return self.channels, self.height, self.width
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """An objective's value for each image."""
+
+    total: Float[Tensor, " n"]
+    """What the gradient is taken of, after the mean over images."""
+
+    parts: dict[str, Float[Tensor, " n"]]
+    """The terms under their names, as the journal logs them; each before its weight."""
+
+
+class Objective(ABC):
+    """What a backbone is trained for. An objective has no weights and no randomness of its own."""
+
+    @abstractmethod
+    def out_channels(self, channels: int) -> int:
+        """Say how wide the backbone's output is.
+
+        Args:
+            channels: Of the latents.
+
+        Returns:
+            Channels that `predict` has to return.
+        """
+
+    @abstractmethod
+    def draw(self, num: int, specification: LatentSpecification, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw all random numbers of one training step, so that each process can take its rows of the global batch.
+
+        Args:
+            num: Images.
+            specification: The latents.
+            generator: On the CPU.
+
+        Returns:
+            Named tensors on the CPU, each with `num` rows.
+        """
+
+    @abstractmethod
+    def loss(
+        self,
+        predict: Predict,
+        latents: Float[Tensor, "n c h w"],
+        labels: Int64[Tensor, " n"],
+        draws: Mapping[str, Tensor],
+    ) -> Loss:
+        """Compute the training loss, differentiable with respect to the backbone's weights.
+
+        Args:
+            predict: The backbone.
+            latents: Normalized, without noise.
+            labels: Before label dropout; zeros where there are no classes.
+            draws: Rows of what `draw` gave, on the latents' device.
+
+        Returns:
+            The loss of each image.
+        """
+
+
+def drop_labels(
+    labels: Int64[Tensor, " n"], uniform: Float[Tensor, " n"], *, probability: float, null_label: int
+) -> Int64[Tensor, " n"]:
+    """Replace labels by "no class", so that one backbone learns both terms of classifier-free guidance.
+
+    Args:
+        labels: Class indices.
+        uniform: Numbers in [0, 1), one for each image.
+        probability: How often a label is dropped; 0.1 in DiT, SiT and REPA.
+        null_label: The label of no class: the number of classes.
+
+    Returns:
+        The labels that the backbone sees.
+    """
+    return torch.where(uniform < probability, null_label, labels)

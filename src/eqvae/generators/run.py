@@ -1,0 +1,238 @@
+"""A training run in progress: steps, journal, checkpoints, samples now and then, export."""
+
+import contextlib
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from eqvae.artifacts import METRICS, write_json
+from eqvae.generators.config import TrainConfig
+from eqvae.generators.export import GeneratorCard, Weights, write_generator
+from eqvae.generators.protocol import Objective
+from eqvae.generators.step import NotFiniteError, TrainingBatch, TrainState, train_step
+from eqvae.generators.transformer import Transformer
+from eqvae.runtime.checkpoint import read_checkpoint, write_checkpoint
+from eqvae.runtime.distributed import Processes
+from eqvae.runtime.errors import Interrupted, UserError
+from eqvae.runtime.journal import Journal
+from eqvae.runtime.progress import Progress
+from eqvae.runtime.seeds import generator_for
+from eqvae.runtime.signals import StopRequest
+from eqvae.runtime.throughput import count_flops, matrix_peak_flops_per_sec
+
+CHECKPOINT = "checkpoint.safetensors"
+SNAPSHOTS = "snapshots"
+"""Folder of the power-function averages."""
+
+_DRAWS = 1  # what a random stream is for
+
+Batches = Callable[[int, int], Generator[TrainingBatch, None, None]]
+"""From the first step and the number of steps to this process's batches, without the objective's draws."""
+
+Watch = Callable[[int], dict[str, float | int]]
+"""Samples from the exported weights after a step, draws pictures, and measures what it was asked to."""
+
+
+@dataclass(kw_only=True)
+class Run:
+    """One process's part of a run."""
+
+    config: TrainConfig
+    processes: Processes
+    state: TrainState
+    objective: Objective
+    card: GeneratorCard
+    batches: Batches
+    watch: Watch | None
+    journal: Journal | None
+    """Of the first process."""
+    stop: StopRequest
+    training_sec: float = 0.0
+    """Spent in training steps, over all sessions."""
+    last_figures: dict[str, float | int] = field(default_factory=dict)
+    """Of the last watch."""
+
+    def train(self) -> dict[str, Any]:
+        """Take all steps that are left, and finish.
+
+        Returns:
+            The final figures.
+
+        Raises:
+            Interrupted: After a signal; the checkpoint is written.
+            UserError: After NaN or infinite losses; the checkpoint of the last good state is written.
+        """
+        config, state = self.config, self.state
+        shared = self._share()
+        flops_per_image, peak = self._flops_per_image(), 0.0
+        if state.step < config.max_steps:
+            peak = matrix_peak_flops_per_sec(self.processes.device, config.precision) * self.processes.count
+        with (
+            contextlib.closing(self.batches(state.step, config.max_steps - state.step)) as batches,
+            Progress("train", total=config.max_steps, start=state.step) as progress,
+        ):
+            began_sec, began_step = time.perf_counter(), state.step
+            for batch in batches:
+                losses = self._step(batch, shared)
+                if state.step % config.log_every == 0 or state.step == config.max_steps:
+                    means = self._means(losses)  # waits for the device, so that the clock can be read
+                    elapsed_sec = time.perf_counter() - began_sec
+                    self.training_sec += elapsed_sec
+                    rate = (state.step - began_step) * config.batch_size / elapsed_sec
+                    self._log(means, rate, rate * flops_per_image / peak)
+                    progress.advance(state.step - began_step, loss=means["loss"], images_per_sec=rate)
+                    self._stop_if_asked()
+                    self._save_where_due(progress, began_step)
+                    began_sec, began_step = time.perf_counter(), state.step
+        return self._finish()
+
+    def resume(self) -> None:
+        """Load the checkpoint where there is one."""
+        path = self.config.out / CHECKPOINT
+        if path.exists():
+            tensors, numbers = read_checkpoint(path)
+            self.state.load(tensors, numbers["step"])
+            self.training_sec = numbers["training_sec"]
+            self.last_figures = numbers["last_figures"]
+
+    def _share(self) -> nn.Module:
+        """The learner, compiled where asked for, wrapped where several processes average their gradients."""
+        learner = self.state.learner
+        if self.config.gradient_checkpointing:
+            learner.transformer.gradient_checkpointing = True
+        if self.config.compile:
+            learner.transformer.compile()  # in place, so that the weights keep their names
+        if self.processes.count == 1:
+            return learner
+        return Accelerator(cpu=self.processes.device.type == "cpu").prepare_model(learner)
+
+    def _step(self, batch: TrainingBatch, shared: nn.Module) -> dict[str, Tensor]:
+        """Draw the step's randomness for the global batch, take this process's rows, and step."""
+        state, device = self.state, self.processes.device
+        draws = self.objective.draw(
+            self.config.batch_size, self.card.transformer.latents, generator_for(self.config.seed, state.step, _DRAWS)
+        )
+        first = self.processes.rank * len(batch.latents)
+        own = {name: value[first : first + len(batch.latents)] for name, value in draws.items()} | batch.draws
+        try:
+            return train_step(
+                state,
+                replace(
+                    batch,
+                    latents=batch.latents.to(device, non_blocking=True),
+                    labels=batch.labels.to(device, non_blocking=True),
+                    draws={name: value.to(device, non_blocking=True) for name, value in own.items()},
+                ),
+                self.config,
+                shared,
+            )
+        except NotFiniteError as error:
+            self._write_checkpoint()
+            raise UserError(
+                f"training diverged at step {state.step} ({error}); the state before it is in "
+                f"'{self.config.out / CHECKPOINT}'",
+                "Start again in another --out with a lower --learning-rate, or with --max-grad-norm 1",
+            ) from None
+
+    def _means(self, losses: dict[str, Tensor]) -> dict[str, float]:
+        """Average over processes, which have equal parts of the batch."""
+        total = self.processes.sum(torch.stack([value.double() for value in losses.values()]))
+        return dict(zip(losses, (total / self.processes.count).tolist(), strict=True))
+
+    def _log(self, means: dict[str, float], images_per_sec: float, share_of_peak: float) -> None:
+        if self.journal is not None:
+            self.journal.write(
+                "train",
+                step=self.state.step,
+                **means,
+                images_per_sec=images_per_sec,
+                share_of_peak=share_of_peak,
+                training_sec=self.training_sec,
+            )
+
+    def _save_where_due(self, progress: Progress, since_step: int) -> None:
+        """Write a checkpoint and look at samples where the steps since the last record passed such a step."""
+        config, step = self.config, self.state.step
+
+        def is_due(every: int) -> bool:
+            return step // every > since_step // every or step == config.max_steps
+
+        if is_due(config.checkpoint_every):
+            self._write_checkpoint()
+        if is_due(config.sample_every or 1):
+            self._export()
+            if self.watch is not None:
+                self.last_figures = self.watch(step)
+                if self.journal is not None:
+                    figures = self.last_figures
+                    self.journal.write("validation", step=step, training_sec=self.training_sec, **figures)
+                    shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+                    progress.say(f"step {step}: {shown or 'samples drawn'}")
+            self.processes.wait()
+
+    def _stop_if_asked(self) -> None:
+        """End the run after a signal to any of the processes, with a checkpoint."""
+        names = [name for name in self.processes.gather(self.stop.signal_name) if name]
+        if names:
+            self._write_checkpoint()
+            raise Interrupted(
+                f"{names[0]} at step {self.state.step}; the same command goes on from '{self.config.out}'"
+            )
+
+    def _write_checkpoint(self) -> None:
+        if self.processes.is_first:
+            numbers = {
+                "step": self.state.step, "training_sec": self.training_sec, "last_figures": self.last_figures
+            }  # fmt: skip
+            write_checkpoint(self.config.out / CHECKPOINT, self.state.tensors(), numbers)
+
+    def _export(self) -> None:
+        """Write the weights to sample from; with power-function averages, also a snapshot of them."""
+        if self.processes.is_first:
+            weights: dict[Weights, Mapping[str, Tensor]] = {
+                "ema": self.state.average.weights(),
+                "model": self.state.transformer.state_dict(),
+            }
+            write_generator(self.config.out, replace(self.card, num_steps=self.state.step), weights)
+            if self.state.power_averages is not None:
+                self.state.power_averages.write_snapshots(self.config.out / SNAPSHOTS)
+        self.processes.wait()
+
+    def _finish(self) -> dict[str, Any]:
+        config, state = self.config, self.state
+        metrics = self.last_figures | {
+            "num_steps": state.step,
+            "num_images": state.step * config.batch_size,
+            "num_parameters": state.transformer.num_parameters(),
+            "training_sec": self.training_sec,
+            "training_images_per_sec": state.step * config.batch_size / max(self.training_sec, 1e-9),
+        }
+        if self.processes.is_first:
+            write_json(config.out / METRICS, metrics)
+        self.processes.wait()
+        return metrics
+
+    def _flops_per_image(self) -> float:
+        """Forward and backward pass of the transformer."""
+        return 3.0 * transformer_flops(self.state.transformer)
+
+
+def transformer_flops(transformer: Transformer) -> int:
+    """Count the operations of one image's forward pass, on the meta device.
+
+    Args:
+        transformer: The network; left as it is.
+
+    Returns:
+        Floating-point operations.
+    """
+    with torch.device("meta"):
+        twin = Transformer(transformer.config)
+        z = torch.empty(1, *transformer.config.latents.shape)
+        t, labels = torch.empty(1), torch.zeros(1, dtype=torch.int64)
+    return count_flops(twin, z, t, labels)

@@ -1,0 +1,301 @@
+"""The backbone of DiT, SiT and REPA: a transformer over latent patches with adaLN-Zero conditioning.
+
+Peebles & Xie, arXiv:2212.09748. Parameters have the published models' names and layouts, so that their checkpoints load
+strictly; SiT (arXiv:2401.08740) is the same network, REPA (arXiv:2410.06940) adds `projectors`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, Num
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from eqvae.generators.embeddings import LabelEmbedder, PatchEmbedder, TimeEmbedder, position_embedding
+from eqvae.generators.protocol import LatentSpecification
+from eqvae.runtime.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """All that determines the parameters' names and shapes."""
+
+    latents: LatentSpecification
+
+    depth: int
+    """Blocks."""
+
+    hidden_size: int
+    """Width of a token; divisible by 4 for the positions and by `num_heads`."""
+
+    num_heads: int
+
+    patch_size: int
+    """Cells on the side of a token's patch."""
+
+    out_channels: int
+    """What the objective asks for: c, or 2c with learned variances."""
+
+    mlp_ratio: float | int = 4.0
+    """Width of the blocks' hidden layer over `hidden_size`."""
+
+    qk_norm: bool = False
+    """LayerNorm on queries and keys of each head, as REPA's code offers."""
+
+    null_label: bool = True
+    """Whether the labels' table has a row for "no class"; published models have one."""
+
+    teacher_channels: int | None = None
+    """Width of the tokens that REPA's projector predicts; None: no projector."""
+
+    projector_width: int = 2048
+    """Of REPA's projector; 2048 in the published model."""
+
+    def __post_init__(self) -> None:
+        """Check that sizes divide.
+
+        Raises:
+            UserError: If patches, heads or positions would not be whole.
+        """
+        if self.latents.height % self.patch_size or self.latents.width % self.patch_size:
+            raise UserError(
+                f"latents of {self.latents.height} x {self.latents.width} cells are no whole number of patches of "
+                f"{self.patch_size}",
+                "Choose a smaller patch size",
+            )
+        if self.hidden_size % self.num_heads or self.hidden_size % 4:
+            raise UserError(
+                f"hidden_size {self.hidden_size} is not divisible by 4 and by num_heads {self.num_heads}",
+                "Choose another",
+            )
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> "TransformerConfig":
+        """Read what `eqvae.artifacts.to_plain` made of a config.
+
+        Args:
+            plain: Fields, and those of the latent specification.
+
+        Returns:
+            The config.
+        """
+        return cls(**plain | {"latents": LatentSpecification(**plain["latents"])})
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        return self.latents.height // self.patch_size, self.latents.width // self.patch_size
+
+
+class WithHidden(NamedTuple):
+    """An output, and the tokens on the way to it."""
+
+    output: Float[Tensor, "n c2 h w"]
+
+    hidden: Float[Tensor, "n tokens width"]
+    """After the block that was asked for."""
+
+    projected: Float[Tensor, "n tokens teacher"] | None
+    """The projector's view of them; None where there is no projector."""
+
+
+class Transformer(nn.Module):
+    """Noisy latents, times and labels to a prediction; see `eqvae.generators.protocol.Predict`.
+
+    Attributes:
+        config: What it was built from.
+        gradient_checkpointing: Whether blocks are computed again in the backward pass, which saves their activations.
+    """
+
+    def __init__(self, config: TransformerConfig, *, generator: torch.Generator | None = None) -> None:
+        """Build it with first weights, initialised as DiT's: each block is the identity, the output zero.
+
+        Args:
+            config: Sizes.
+            generator: Source of the first weights; None: PyTorch's own.
+        """
+        super().__init__()
+        self.config, self.gradient_checkpointing = config, False
+        width, num_classes = config.hidden_size, config.latents.num_classes
+        self.x_embedder = PatchEmbedder(config.latents.channels, width, config.patch_size)
+        self.t_embedder = TimeEmbedder(width)
+        self.y_embedder = LabelEmbedder(num_classes + config.null_label, width) if num_classes else None
+        # A parameter, though frozen: published checkpoints and parameter counts include it.
+        self.pos_embed = nn.Parameter(position_embedding(*config.grid, width)[None], requires_grad=False)
+        self.blocks = nn.ModuleList(
+            Block(width, config.num_heads, int(config.mlp_ratio * width), qk_norm=config.qk_norm)
+            for _ in range(config.depth)
+        )
+        if config.teacher_channels is not None:
+            self.projectors = nn.ModuleList([_projector(width, config.projector_width, config.teacher_channels)])
+        self.final_layer = FinalLayer(width, config.patch_size**2 * config.out_channels)
+        self._initialize(generator)
+
+    def forward(
+        self,
+        z: Float[Tensor, "n c h w"],
+        t: Num[Tensor, " n"],
+        labels: Int64[Tensor, " n"],
+        depth: int | None = None,
+    ) -> Float[Tensor, "n c2 h w"] | WithHidden:
+        """Predict.
+
+        Args:
+            z: Noisy latents.
+            t: Times, as the process counts them.
+            labels: 0 ... num_classes; ignored without classes.
+            depth: Block (1 ... depth) whose tokens are wanted too; it is an argument of the forward pass, not a method
+                of its own, so that compiled and distributed wrappers pass it on.
+
+        Returns:
+            The output; with `depth` a `WithHidden`.
+        """
+        tokens = self.x_embedder(z) + self.pos_embed
+        condition = self.t_embedder(t)
+        if self.y_embedder is not None:
+            condition = condition + self.y_embedder(labels)
+        hidden = None
+        for number, block in enumerate(self.blocks, start=1):
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, condition, use_reentrant=False, preserve_rng_state=False)
+            else:
+                tokens = block(tokens, condition)
+            if number == depth:
+                hidden = tokens
+        output = self._unpatchify(self.final_layer(tokens, condition))
+        if depth is None:
+            return output
+        if hidden is None:
+            raise ValueError(f"there is no block {depth} among {len(self.blocks)}")
+        projected = self.projectors[0](hidden) if self.config.teacher_channels is not None else None
+        return WithHidden(output, hidden, projected)
+
+    def forward_with_hidden(
+        self, z: Float[Tensor, "n c h w"], t: Num[Tensor, " n"], labels: Int64[Tensor, " n"], depth: int
+    ) -> WithHidden:
+        """Predict, and keep the tokens after one block.
+
+        Args:
+            z: Noisy latents.
+            t: Times.
+            labels: 0 ... num_classes.
+            depth: The block, 1 ... depth.
+
+        Returns:
+            Output and tokens.
+        """
+        return self(z, t, labels, depth)
+
+    def num_parameters(self) -> int:
+        """Count the parameters, fixed positions included, as the published codes do."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def _unpatchify(self, tokens: Float[Tensor, "n tokens values"]) -> Float[Tensor, "n c2 h w"]:
+        """Lay patches of (row, column, channel) side by side."""
+        (rows, columns), side = self.config.grid, self.config.patch_size
+        patches = tokens.reshape(len(tokens), rows, columns, side, side, self.config.out_channels)
+        return patches.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), -1, rows * side, columns * side)
+
+    @torch.no_grad()
+    def _initialize(self, generator: torch.Generator | None) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight.flatten(1), generator=generator)  # the patches' is a linear layer
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        if self.y_embedder is not None:
+            nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02, generator=generator)
+        for layer in self.t_embedder.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02, generator=generator)
+        for module in (*self.blocks, self.final_layer):
+            nn.init.zeros_(module.adaLN_modulation[1].weight)
+            nn.init.zeros_(module.adaLN_modulation[1].bias)
+        nn.init.zeros_(self.final_layer.linear.weight)
+
+
+class Attention(nn.Module):
+    """Self-attention over all tokens."""
+
+    def __init__(self, width: int, num_heads: int, *, qk_norm: bool) -> None:
+        """Build the projections."""
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm = nn.LayerNorm(width // num_heads) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(width // num_heads) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n tokens width"]:
+        """Attend."""
+        query, key, value = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        # Under autocast the norms answer in fp32, which attention would not mix with a bf16 value.
+        query, key = self.q_norm(query).to(value.dtype), self.k_norm(key).to(value.dtype)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(attended.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """Two layers on each token."""
+
+    def __init__(self, width: int, hidden_width: int) -> None:
+        """Build the layers."""
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden_width)
+        self.fc2 = nn.Linear(hidden_width, width)
+
+    def forward(self, tokens: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n tokens width"]:
+        """Apply them."""
+        return self.fc2(F.gelu(self.fc1(tokens), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward; time and label shift and scale each one's input and gate its output (adaLN-Zero)."""
+
+    def __init__(self, width: int, num_heads: int, hidden_width: int, *, qk_norm: bool) -> None:
+        """Build the layers."""
+        super().__init__()
+        self.attn = Attention(width, num_heads, qk_norm=qk_norm)
+        self.mlp = FeedForward(width, hidden_width)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def forward(
+        self, tokens: Float[Tensor, "n tokens width"], condition: Float[Tensor, "n width"]
+    ) -> Float[Tensor, "n tokens width"]:
+        """Apply them."""
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.adaLN_modulation(condition)[:, None].chunk(6, dim=-1)
+        tokens = tokens + gate * self.attn(_modulate(tokens, shift, scale))
+        return tokens + mlp_gate * self.mlp(_modulate(tokens, mlp_shift, mlp_scale))
+
+
+class FinalLayer(nn.Module):
+    """Tokens to patches of the output."""
+
+    def __init__(self, width: int, num_values: int) -> None:
+        """Build the layers."""
+        super().__init__()
+        self.linear = nn.Linear(width, num_values)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(
+        self, tokens: Float[Tensor, "n tokens width"], condition: Float[Tensor, "n width"]
+    ) -> Float[Tensor, "n tokens values"]:
+        """Apply them."""
+        shift, scale = self.adaLN_modulation(condition)[:, None].chunk(2, dim=-1)
+        return self.linear(_modulate(tokens, shift, scale))
+
+
+def _modulate(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6) * (1 + scale) + shift
+
+
+def _projector(width: int, hidden_width: int, teacher_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(width, hidden_width),
+        nn.SiLU(),
+        nn.Linear(hidden_width, hidden_width),
+        nn.SiLU(),
+        nn.Linear(hidden_width, teacher_channels),
+    )
