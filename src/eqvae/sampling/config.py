@@ -1,0 +1,136 @@
+"""The configuration of a sampling run. Every field is a flag of `eqvae sample`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from eqvae.generators.export import Weights
+from eqvae.runtime.configs import AT_LEAST_1, NOT_NEGATIVE, check_ranges
+from eqvae.runtime.device import Precision
+from eqvae.runtime.errors import UserError
+from eqvae.sampling.sde import DiffusionForm, LastStep
+
+Sampler = Literal["ddpm", "ddim", "euler", "heun", "dopri5", "sde"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Draw images from a trained generator into an .npz that ADM's evaluator and `eqvae score` read."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The folder of `eqvae train`."""
+
+    out: Path
+    """Output folder; the same command run again goes on with what lies there."""
+
+    num_samples: int = 50_000
+    """Images; 50,000 in ADM's protocol."""
+
+    num_steps: int = 250
+    """Sampling steps; 250 in DiT, SiT and REPA."""
+
+    batch_size: int = 64
+    """Images at a time; changes no image."""
+
+    seed: int = 0
+    """With an image's index, of its noise."""
+
+    classes: str = "balanced"
+    """`balanced`, `random`, or a list such as `3,7,9`."""
+
+    guidance_scale: float = 1.0
+    """Of classifier-free guidance; 1 for none."""
+
+    guidance_low: float = 0.0
+    """Guide only from this share of noise on: 0 is data, 1 is noise (arXiv:2404.07724)."""
+
+    guidance_high: float = 1.0
+    """Guide only up to this share of noise; 0.7 in REPA."""
+
+    guidance_channels: int | None = None
+    """Guide only the first channels: 3 in the published DiT and SiT code; None: all."""
+
+    weak_run: Path | None = None
+    """Autoguidance: guide away from this smaller or less trained generator instead (arXiv:2406.02507)."""
+
+    sampler: Sampler | None = None
+    """`ddpm` or `ddim` for DiT; `euler`, `heun`, `dopri5` or `sde` for SiT. None: `ddpm`, and `sde`, as published."""
+
+    ddim_eta: float = 0.0
+    """DDIM: 0 is deterministic, 1 as noisy as DDPM."""
+
+    diffusion_form: DiffusionForm = "sigma"
+    """SDE: its diffusion over time."""
+
+    diffusion_norm: float = 1.0
+    """SDE: factor of its diffusion."""
+
+    last_step: LastStep = "mean"
+    """SDE: how its last step is taken."""
+
+    last_step_size: float = 0.04
+    """SDE: time before data at which its last step begins."""
+
+    rtol: float = 1e-3
+    """dopri5: relative error of a step."""
+
+    atol: float = 1e-6
+    """dopri5: absolute error of a step."""
+
+    weights: Weights = "ema"
+    """Averaged weights, or those in training."""
+
+    sigma_rel: float | None = None
+    """Averaged weights of this horizon instead, after `eqvae train --posthoc-ema` (arXiv:2312.02696)."""
+
+    autoencoder: str | None = None
+    """The decoder, where it is no longer where `eqvae encode` found it."""
+
+    precision: Precision = "bf16"
+    """Of the transformer; samplers and decoder compute in fp32."""
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+
+    def check(self) -> None:
+        """Check what can be checked without the generator.
+
+        Raises:
+            UserError: If a value makes no sense.
+        """
+        check_ranges(
+            self,
+            (
+                (AT_LEAST_1, ("num_samples", "num_steps", "batch_size", "guidance_channels")),
+                (NOT_NEGATIVE, ("seed", "guidance_scale", "ddim_eta", "diffusion_norm")),
+            ),
+        )
+        if not 0.0 <= self.guidance_low <= self.guidance_high <= 1.0:
+            raise UserError(
+                f"--guidance-low {self.guidance_low} and --guidance-high {self.guidance_high} are no interval",
+                "Give 0 <= low <= high <= 1",
+            )
+        if self.classes not in ("balanced", "random"):
+            self.listed_classes()
+
+    def listed_classes(self) -> list[int]:
+        """Read `classes` as a list.
+
+        Returns:
+            The classes.
+
+        Raises:
+            UserError: If it is none.
+        """
+        try:
+            return [int(label) for label in self.classes.split(",")]
+        except ValueError:
+            raise UserError(
+                f"--classes '{self.classes}' is not known", "Use balanced, random, or a list such as 3,7,9"
+            ) from None
+
+
+FREE_TO_CHANGE = frozenset({"out", "batch_size", "device", "autoencoder"})
+"""Fields that may differ between a sampling run and its continuation."""

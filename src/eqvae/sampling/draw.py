@@ -1,0 +1,176 @@
+"""From a trained generator to 8-bit images: chooses the sampler, guides it, decodes what it drew."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from eqvae.artifacts import to_uint8
+from eqvae.autoencoders.protocol import Autoencoder
+from eqvae.generators.diffusion import GaussianDiffusion
+from eqvae.generators.export import Generator
+from eqvae.generators.protocol import Predict
+from eqvae.runtime.device import Precision, autocast
+from eqvae.runtime.errors import UserError
+from eqvae.sampling.config import SampleConfig, Sampler
+from eqvae.sampling.diffusion import ddim, ddpm
+from eqvae.sampling.guidance import autoguidance, classifier_free_guidance
+from eqvae.sampling.labels import balanced_labels, listed_labels, random_labels
+from eqvae.sampling.noise import ImageNoise
+from eqvae.sampling.ode import dopri5, euler, heun
+from eqvae.sampling.sde import euler_maruyama
+
+_DIFFUSION_SAMPLERS: tuple[Sampler, ...] = ("ddpm", "ddim")
+_INTERPOLANT_SAMPLERS: tuple[Sampler, ...] = ("euler", "heun", "dopri5", "sde")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawer:
+    """A generator, its decoder and how to sample: image i of a seed is the same however it is drawn."""
+
+    generator: Generator
+    """On `device`."""
+
+    autoencoder: Autoencoder
+    """Its decoder, on `device`."""
+
+    config: SampleConfig
+
+    device: torch.device
+
+    weak: Generator | None = None
+    """Of autoguidance."""
+
+    def __post_init__(self) -> None:
+        """Check that sampler, guidance and classes are the generator's.
+
+        Raises:
+            UserError: If they are not.
+        """
+        is_diffusion = self.generator.card.interpolant is None
+        fitting = _DIFFUSION_SAMPLERS if is_diffusion else _INTERPOLANT_SAMPLERS
+        if self.config.sampler is not None and self.config.sampler not in fitting:
+            raise UserError(
+                f"--sampler {self.config.sampler} is not for '{self.generator.card.recipe}'",
+                f"Use {' or '.join(fitting)}",
+            )
+        if self.config.guidance_scale != 1.0 and self.num_classes == 0 and self.weak is None:
+            raise UserError("an unconditional generator has nothing to guide by", "Use --weak-run, or no guidance")
+        if self.weak is not None:
+            strong, weak = self.generator.card, self.weak.card
+            if (strong.transformer.latents, strong.interpolant) != (weak.transformer.latents, weak.interpolant):
+                raise UserError(
+                    f"--weak-run is a '{weak.recipe}' of other latents or another process", "Train both alike"
+                )
+        self.labels([0])
+
+    @property
+    def num_classes(self) -> int:
+        """Of the generator; 0 where it is unconditional."""
+        return self.generator.card.transformer.latents.num_classes
+
+    def labels(self, indices: Sequence[int]) -> Int64[Tensor, " n"]:
+        """Say which classes images show.
+
+        Args:
+            indices: Which images of the sample set.
+
+        Returns:
+            Their classes.
+        """
+        config = self.config
+        if config.classes == "balanced":
+            return balanced_labels(indices, self.num_classes)
+        if config.classes == "random":
+            return random_labels(config.seed, indices, self.num_classes)
+        return listed_labels(indices, config.listed_classes(), self.num_classes)
+
+    def latents(self, indices: Sequence[int]) -> Float[Tensor, "n c h w"]:
+        """Draw normalized latents.
+
+        Args:
+            indices: Which images of the sample set.
+
+        Returns:
+            Latents on `device`.
+
+        Raises:
+            UserError: If they are not finite.
+        """
+        config, card = self.config, self.generator.card
+        noise = ImageNoise(config.seed, indices, card.transformer.latents.shape, device=self.device)
+        labels, predict = self.labels(indices).to(self.device), self._guided()
+        if card.interpolant is None:
+            diffusion = GaussianDiffusion()
+            if (config.sampler or "ddpm") == "ddpm":
+                z = ddpm(predict, noise, labels, diffusion, num_steps=config.num_steps)
+            else:
+                z = ddim(predict, noise, labels, diffusion, num_steps=config.num_steps, eta=config.ddim_eta)
+        elif config.sampler in ("euler", "heun"):
+            step = euler if config.sampler == "euler" else heun
+            z = step(predict, noise, labels, card.interpolant, num_steps=config.num_steps)
+        elif config.sampler == "dopri5":
+            z = dopri5(predict, noise, labels, card.interpolant, rtol=config.rtol, atol=config.atol)
+        else:
+            z = euler_maruyama(
+                predict,
+                noise,
+                labels,
+                card.interpolant,
+                num_steps=config.num_steps,
+                diffusion_form=config.diffusion_form,
+                diffusion_norm=config.diffusion_norm,
+                last_step=config.last_step,
+                last_step_size=config.last_step_size,
+            )
+        if not bool(z.isfinite().all()):
+            raise UserError("the sampler's latents became NaN or infinite", "Try --precision fp32 or more --num-steps")
+        return z
+
+    @torch.no_grad()
+    def images(self, indices: Sequence[int]) -> UInt8[Tensor, "n 3 h w"]:
+        """Draw images.
+
+        Args:
+            indices: Which images of the sample set.
+
+        Returns:
+            8-bit images on `device`.
+        """
+        z = self.generator.card.denormalize(self.latents(indices))
+        with autocast(self.device, "fp32"):
+            return to_uint8(self.autoencoder.decode(z.contiguous(memory_format=torch.channels_last)))
+
+    def _guided(self) -> Predict:
+        config, interval = self.config, self._interval()
+        predict = _predict(self.generator, self.device, config.precision)
+        if self.weak is not None:
+            weak = _predict(self.weak, self.device, config.precision)
+            return autoguidance(
+                predict, weak, config.guidance_scale, interval=interval, channels=config.guidance_channels
+            )
+        return classifier_free_guidance(
+            predict, config.guidance_scale, self.num_classes, interval=interval, channels=config.guidance_channels
+        )
+
+    def _interval(self) -> tuple[float, float] | None:
+        """The guidance interval in the time that the transformer knows."""
+        low, high, interpolant = self.config.guidance_low, self.config.guidance_high, self.generator.card.interpolant
+        if (low, high) == (0.0, 1.0):
+            return None
+        if interpolant is None:
+            last = GaussianDiffusion().num_steps - 1
+            return low * last, high * last
+        return (low, high) if interpolant.time_of_data == 0 else (1.0 - high, 1.0 - low)
+
+
+def _predict(generator: Generator, device: torch.device, precision: Precision) -> Predict:
+    transformer: Callable[[Tensor, Tensor, Tensor], Tensor] = generator.transformer
+
+    def predict(z: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        with autocast(device, precision):
+            return transformer(z, t, labels)
+
+    return predict
