@@ -11,6 +11,10 @@ COMMANDS = {
     "demo": "the whole story on built-in photographs, minutes on two CPU cores",
     "finetune": "fine-tune an autoencoder with EQ-VAE",
     "evaluate": "measure an autoencoder: equivariance, reconstruction, latents",
+    "encode": "write an autoencoder's latents of images into a cache for generators",
+    "train": "train a generator on a latent cache: DiT, SiT, SiT + REPA",
+    "sample": "draw images from a trained generator",
+    "score": "score samples against a reference: FID, sFID, KID, Inception Score, precision, recall",
     "report": "one HTML page from the folders that the other commands wrote",
 }
 

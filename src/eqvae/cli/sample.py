@@ -1,0 +1,19 @@
+"""`eqvae sample RUN --num-samples N --out DIR`."""
+
+from collections.abc import Sequence
+
+from eqvae.cli.arguments import parse
+from eqvae.pipeline.sample import sample_images
+from eqvae.sampling.config import SampleConfig
+from eqvae.sampling.run import SAMPLES, SHEET
+
+
+def command(arguments: Sequence[str]) -> None:
+    """Draw samples.
+
+    Args:
+        arguments: What follows the command's name.
+    """
+    config = parse(SampleConfig, "sample", arguments)
+    figures = sample_images(config)
+    print(f"{figures['num_samples']} samples in '{config.out / SAMPLES}', a sheet of them in '{config.out / SHEET}'")  # noqa: T201

@@ -1,0 +1,254 @@
+"""`eqvae train`: a latent cache, its images and its decoder handed to a generator's training run."""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eqvae.artifacts import CONFIG, METRICS, claim_output_folder, read_json, to_plain, write_json
+from eqvae.autoencoders import load_autoencoder
+from eqvae.autoencoders.protocol import Autoencoder
+from eqvae.generators.config import FREE_TO_CHANGE, TrainConfig
+from eqvae.generators.export import GeneratorCard, read_generator
+from eqvae.generators.presets import Recipe, parse_recipe
+from eqvae.generators.protocol import LatentSpecification, Objective
+from eqvae.generators.repa import TEACHER_TOKENS
+from eqvae.generators.run import Run, transformer_flops
+from eqvae.generators.step import TrainingBatch, build_state
+from eqvae.generators.transformer import Transformer
+from eqvae.latents.batches import training_batches
+from eqvae.latents.cache import LatentBatch, LatentCache, check_autoencoder
+from eqvae.pipeline.teaching import TeacherTokens, teach
+from eqvae.pipeline.watching import SampleWatch, load_reference
+from eqvae.runtime.configs import check_same_run
+from eqvae.runtime.device import choose_device, place
+from eqvae.runtime.distributed import Processes, join_processes
+from eqvae.runtime.errors import UserError
+from eqvae.runtime.journal import Journal, installed_version, write_environment
+from eqvae.runtime.seeds import generator_for
+from eqvae.runtime.signals import stop_on_signals
+
+_WEIGHTS = 2  # what a random stream is for
+
+_BYTES_PER_PARAMETER = 4 + 4 + 8 + 4
+"""Weight, gradient, two moments of AdamW, moving average; all fp32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a configuration asks for, resolved against its cache."""
+
+    config: TrainConfig
+    recipe: Recipe
+    cache: LatentCache
+    latents: LatentSpecification
+    objective: Objective
+    teacher: TeacherTokens | None
+
+    def transformer(self) -> Transformer:
+        """Build the network with the seed's first weights."""
+        config = self.recipe.transformer(
+            self.latents,
+            qk_norm=self.config.qk_norm,
+            teacher_channels=self.teacher.channels if self.teacher is not None else None,
+        )
+        return Transformer(config, generator=generator_for(self.config.seed, _WEIGHTS))
+
+
+def train_generator(config: TrainConfig) -> dict[str, Any]:
+    """Train, or go on where an earlier call with the same configuration stopped.
+
+    Args:
+        config: Resolved or not.
+
+    Returns:
+        The figures of `metrics.json`.
+
+    Raises:
+        UserError: If the input is wrong, or the loss became NaN or infinite.
+        Interrupted: If a signal stopped the run; its checkpoint is written.
+    """
+    config = config.resolved()
+    processes = join_processes(choose_device(config.device))
+    plan = make_plan(config, processes)
+    identity = to_plain(config) | {"command": "train", "latents_fingerprint": plan.cache.index.fingerprint}
+    saved = claim_output_folder(config.out, "train")
+    if saved is not None:
+        check_same_run(saved, config, FREE_TO_CHANGE)
+        if saved.get("latents_fingerprint") != identity["latents_fingerprint"]:
+            raise UserError(
+                f"'{config.out}' holds a run on latents of another autoencoder than '{config.latents}' has now",
+                "Give the same latents to resume it, or another --out",
+            )
+        if (config.out / METRICS).exists():
+            return read_json(config.out / METRICS)
+    autoencoder = load_decoder(plan.cache, config.autoencoder, processes.device)
+    reference = load_reference(config, plan.cache.index.image_size_px, processes)
+    card = _card(plan)
+    state = build_state(plan.transformer(), plan.objective, config, processes.device)
+    processes.wait()
+    if processes.is_first:
+        config.out.mkdir(parents=True, exist_ok=True)
+        write_json(config.out / CONFIG, identity)
+        write_environment(config.out, device=processes.device, seed=config.seed)
+    with stop_on_signals() as stop:
+        run = Run(
+            config=config,
+            processes=processes,
+            state=state,
+            objective=plan.objective,
+            card=card,
+            batches=_batches(plan, processes),
+            watch=SampleWatch(
+                config=config,
+                generator=lambda: read_generator(config.out),
+                autoencoder=autoencoder,
+                reference=reference,
+                processes=processes,
+            ),
+            journal=None,
+            stop=stop,
+        )
+        run.resume()
+        run.journal = Journal(config.out, keep_up_to_step=state.step) if processes.is_first else None
+        return run.train()
+
+
+def make_plan(config: TrainConfig, processes: Processes) -> Plan:
+    """Open the cache and resolve the recipe against it.
+
+    Args:
+        config: Resolved.
+        processes: Who trains.
+
+    Returns:
+        The plan; nothing has been written.
+
+    Raises:
+        UserError: If recipe, cache and batch do not fit together.
+    """
+    recipe = parse_recipe(config.recipe)
+    cache = LatentCache.open(config.latents, normalization=config.normalization)
+    if cache.index.kind != "moments":
+        raise UserError(f"'{config.recipe}' models latents; '{config.latents}' holds tokens", "Encode with a KL model")
+    if config.batch_size % (processes.count * config.gradient_accumulation_steps):
+        raise UserError(
+            f"--batch-size {config.batch_size} can't be split over {processes.count} processes and "
+            f"{config.gradient_accumulation_steps} equal parts",
+            f"Choose a multiple of {processes.count * config.gradient_accumulation_steps}",
+        )
+    channels, height, width = cache.latent_shape
+    latents = LatentSpecification(
+        channels=channels, height=height, width=width, num_classes=cache.index.num_classes or 0
+    )
+    interpolant = recipe.interpolant
+    if interpolant is not None:
+        interpolant = replace(interpolant, path=config.path, prediction=config.prediction)
+    objective = recipe.objective(
+        latents.num_classes,
+        label_dropout=config.label_dropout,
+        interpolant=interpolant,
+        weight=config.loss_weight,
+        repa_depth=config.repa_depth,
+        repa_weight=config.repa_weight,
+    )
+    recipe.transformer(latents)  # says what does not fit, before a teacher is loaded
+    teacher = teach(config, cache, recipe, processes) if recipe.family == "repa-sit" else None
+    return Plan(config=config, recipe=recipe, cache=cache, latents=latents, objective=objective, teacher=teacher)
+
+
+def describe_plan(config: TrainConfig) -> dict[str, Any]:
+    """Work out what a run would do and cost: `--dry-run`.
+
+    Args:
+        config: Resolved or not.
+
+    Returns:
+        The resolved configuration, sizes, FLOPs and memory without activations.
+
+    Raises:
+        UserError: If the input is wrong.
+    """
+    config = config.resolved()
+    plan = make_plan(config, join_processes(choose_device(config.device)))
+    transformer = plan.transformer()
+    flops_per_step = 3 * transformer_flops(transformer) * config.batch_size
+    return {
+        "config": to_plain(config),
+        "num_parameters": transformer.num_parameters(),
+        "latent_size": list(plan.latents.shape),
+        "num_tokens": transformer.config.grid[0] * transformer.config.grid[1],
+        "num_classes": plan.latents.num_classes,
+        "num_images": len(plan.cache),
+        "epochs": config.max_steps * config.batch_size / len(plan.cache),
+        "tflops_per_step": flops_per_step / 1e12,
+        "tflops_total": flops_per_step * config.max_steps / 1e12,
+        "state_gib": _BYTES_PER_PARAMETER * transformer.num_parameters() / 2**30,
+    }
+
+
+def load_decoder(cache: LatentCache, name: str | None, device: torch.device) -> Autoencoder:
+    """Load the autoencoder that made a cache.
+
+    Args:
+        cache: The cache.
+        name: Where it is now; None: where it was.
+        device: Where to put it.
+
+    Returns:
+        The autoencoder.
+
+    Raises:
+        UserError: If it is gone or has other weights.
+    """
+    name = name or cache.index.autoencoder
+    autoencoder = load_autoencoder(name)
+    check_autoencoder(cache, fingerprint=autoencoder.fingerprint(), name=name)
+    return place(autoencoder, device)
+
+
+def _batches(plan: Plan, processes: Processes) -> Callable[[int, int], Generator[TrainingBatch, None, None]]:
+    """Bind the cache's reader to the run's processes; a teacher's tokens join the draws."""
+    config = plan.config
+
+    def draws(batch: LatentBatch) -> dict[str, Tensor]:
+        return {} if plan.teacher is None else {TEACHER_TOKENS: plan.teacher.tokens(batch.indices, batch.mirrored)}
+
+    def batches(first_step: int, num_steps: int) -> Generator[TrainingBatch, None, None]:
+        for batch in training_batches(
+            plan.cache,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            first_step=first_step,
+            num_steps=num_steps,
+            flip=config.flip,
+            sample=config.posterior == "sample",
+            rank=processes.rank,
+            count=processes.count,
+        ):
+            labels = torch.zeros(len(batch.latents), dtype=torch.int64) if batch.labels is None else batch.labels
+            yield TrainingBatch(latents=batch.latents, labels=labels, draws=draws(batch))
+
+    return batches
+
+
+def _card(plan: Plan) -> GeneratorCard:
+    index, normalization = plan.cache.index, plan.cache.normalization
+    interpolant = getattr(plan.objective, "interpolant", None) or getattr(
+        getattr(plan.objective, "objective", None), "interpolant", None
+    )
+    return GeneratorCard(
+        recipe=str(plan.recipe),
+        transformer=plan.transformer().config,
+        interpolant=interpolant,
+        shift=tuple(normalization.shift.tolist()),
+        scale=tuple(normalization.scale.tolist()),
+        autoencoder=index.autoencoder,
+        autoencoder_fingerprint=index.fingerprint,
+        image_size_px=index.image_size_px,
+        class_names=index.class_names,
+        num_steps=0,
+        eqvae_version=installed_version("eqvae") or "unknown",
+    )
