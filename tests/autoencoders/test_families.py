@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderKLFlux2, AutoencoderTiny
 from torch import Tensor
 
-from eqvae.autoencoders import LatentStatistics, load_autoencoder
+from eqvae.autoencoders import LatentStatistics, build_autoencoder, load_autoencoder
 from eqvae.autoencoders.dc import DCAutoencoder
 from eqvae.autoencoders.kl import KLAutoencoder
 from eqvae.autoencoders.tiny import TinyAutoencoder
@@ -151,3 +151,14 @@ def test_flux2_statistics_normalize_patchified_latents(small_flux2: AutoencoderK
     z = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     normalized = small_flux2.bn(Flux2Pipeline._patchify_latents(z * std + mean))
     torch.testing.assert_close(normalized, Flux2Pipeline._patchify_latents(z), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["tiny-kl", "taesd", "taef2"])
+def test_the_encoders_parameters_are_those_that_latents_depend_on(name):
+    autoencoder = build_autoencoder(name, seed=0)
+    x = torch.rand(1, 3, 64, 64) * 2 - 1
+    posterior = autoencoder.encode(x)
+    parts = [part for part in (posterior.mean, posterior.log_variance) if part is not None]
+    sum(part.square().sum() for part in parts).backward()
+    reached = {id(parameter) for parameter in autoencoder.parameters() if parameter.grad is not None}
+    assert reached == {id(parameter) for parameter in autoencoder.encoder_parameters()}

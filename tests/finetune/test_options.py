@@ -11,6 +11,7 @@ from eqvae.autoencoders import build_autoencoder
 from eqvae.finetune.config import FinetuneConfig
 from eqvae.finetune.loop import finetune
 from eqvae.finetune.plan import plan
+from eqvae.runtime.errors import UserError
 
 
 def configure(folder: Path, data: Path, **changes) -> FinetuneConfig:
@@ -62,3 +63,17 @@ def test_the_plan_counts_convolutions(tmp_path):
     assert larger["tflops_per_step"] == pytest.approx(4 * figures["tflops_per_step"], rel=1e-6)
     assert larger["memory_gib"] > figures["memory_gib"]
     assert not config.out.exists()
+
+
+def test_a_frozen_encoder_keeps_its_weights_and_the_decoder_learns(tmp_path, photographs, small_autoencoder):
+    before = {name: value.clone() for name, value in small_autoencoder.state_dict().items()}
+    figures = finetune(configure(tmp_path, photographs, freeze_encoder=True), small_autoencoder)
+    after = small_autoencoder.state_dict()
+    moved = {name.split(".")[0] for name, value in after.items() if not value.equal(before[name])}
+    assert moved == {"decoder", "layer"}
+    assert figures["equivariance_error_scale"] == figures["before_equivariance_error_scale"]
+
+
+def test_a_frozen_encoder_has_no_explicit_objective(tmp_path, photographs):
+    with pytest.raises(UserError, match="--freeze-encoder leaves"):
+        configure(tmp_path, photographs, freeze_encoder=True, objective="explicit").resolved()

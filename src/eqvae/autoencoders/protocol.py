@@ -128,6 +128,16 @@ class Autoencoder(nn.Module, ABC):
             folder: An existing folder.
         """
 
+    def encoder_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters that latents depend on: those under `encoder` and `quant_conv`, in every family's names.
+
+        Yields:
+            Parameters.
+        """
+        for name, parameter in self.named_parameters():
+            if not {"encoder", "quant_conv"}.isdisjoint(name.split(".")):
+                yield parameter
+
     def num_parameters(self) -> int:
         """Count the parameters of encoder and decoder."""
         return sum(parameter.numel() for parameter in self.parameters())

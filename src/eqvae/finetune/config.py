@@ -84,6 +84,9 @@ class FinetuneConfig:
     objective: Literal["implicit", "explicit", "explicit-stop-gradient"] = "implicit"
     """`implicit` is EQ-VAE, Equation 5; the others add Equation 4 to Equation 1, for the ablation of Table 7."""
 
+    freeze_encoder: bool = False
+    """Train the decoder alone, as SD-VAE-FT-MSE was: latents, and with them equivariance errors, stay as they are."""
+
     explicit_weight: float = 0.1
     """Weight of Equation 4 where the objective is explicit."""
 
@@ -164,6 +167,11 @@ class FinetuneConfig:
             )
         if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
             raise UserError("--tensorboard needs TensorBoard", "Run: pip install 'eqvae[tensorboard]'")
+        if self.freeze_encoder and self.objective != "implicit":
+            raise UserError(
+                f"--objective {self.objective} trains the encoder, which --freeze-encoder leaves as it is",
+                "Use --objective implicit, or no --freeze-encoder",
+            )
         sampler = self.sampler()
         twentieth = min(self.max_steps // 20, 1000)
         adversarial = self.adversarial_weight > 0

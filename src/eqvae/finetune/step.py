@@ -224,6 +224,8 @@ def train_step(
     warming_up = state.step < first_step
     rate = 0.0 if warming_up else learning_rate_at(state.step, config, first_step=first_step)
     state.autoencoder.requires_grad_(not warming_up)
+    for parameter in state.autoencoder.encoder_parameters() if config.freeze_encoder else ():
+        parameter.requires_grad_(False)
     for optimizer in (state.optimizer, state.discriminator_optimizer):
         if optimizer is not None:
             optimizer.zero_grad(set_to_none=True)

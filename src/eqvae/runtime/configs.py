@@ -43,9 +43,10 @@ def check_same_run(saved: Mapping[str, object], config: Any, free_to_change: Col
     """
     for field in fields(config):
         now = to_plain(getattr(config, field.name))
-        if field.name not in free_to_change and saved.get(field.name) != now:
+        then = saved.get(field.name, to_plain(field.default))  # a run may be older than the field
+        if field.name not in free_to_change and then != now:
             flag = field.name.replace("_", "-")
             raise UserError(
-                f"'{config.out}' holds a run with --{flag} {saved.get(field.name)}, not {now}",
+                f"'{config.out}' holds a run with --{flag} {then}, not {now}",
                 "Give the same flags to resume it, or another --out",
             )

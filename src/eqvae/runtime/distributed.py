@@ -1,5 +1,7 @@
 """One process among several: who am I, wait, sum and gather. Started by torchrun or `accelerate launch`."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -7,6 +9,8 @@ import torch
 import torch.distributed
 from accelerate import PartialState
 from torch import Tensor
+
+from eqvae.runtime.progress import Progress
 
 Value = TypeVar("Value")
 
@@ -32,6 +36,25 @@ class Processes:
         """Return when every process has come here."""
         if self.count > 1:
             PartialState().wait_for_everyone()
+
+    @contextlib.contextmanager
+    def progress(self, title: str, *, total: int, start: int = 0, unit: str = "step") -> Iterator[Progress | None]:
+        """Show the first process's progress, which stands for the others'.
+
+        Args:
+            title: What is done.
+            total: How many units there are.
+            start: How many were done before.
+            unit: Name of a unit.
+
+        Yields:
+            The progress to advance; None in all processes but the first.
+        """
+        if not self.is_first:
+            yield None
+            return
+        with Progress(title, total=total, start=start, unit=unit) as progress:
+            yield progress
 
     def sum(self, value: Tensor) -> Tensor:
         """Add up a tensor over processes.

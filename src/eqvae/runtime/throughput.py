@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from eqvae.runtime.device import Precision, autocast, synchronize
+from eqvae.runtime.device import Precision, synchronize
 
 
 def matrix_peak_flops_per_sec(device: torch.device, precision: Precision, *, side: int | None = None) -> float:
@@ -22,9 +22,10 @@ def matrix_peak_flops_per_sec(device: torch.device, precision: Precision, *, sid
         Floating-point operations per second, the best of several tries (a fraction of a second in all).
     """
     side = side or (8192 if device.type == "cuda" else 1024)
-    a, b = torch.randn(2, side, side, device=device)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = torch.randn(2, side, side, device=device).to(dtype)  # beforehand: autocast would convert them each time
     best_sec = float("inf")
-    with torch.inference_mode(), autocast(device, precision):
+    with torch.inference_mode():
         for _ in range(6):
             synchronize(device)
             began_sec = time.perf_counter()
