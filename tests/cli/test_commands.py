@@ -91,7 +91,8 @@ def test_evaluate_writes_figures_and_pictures(finetuned, evaluated, capsys):
     assert run(["evaluate", str(finetuned), *EVALUATE, "--out", str(evaluated)]) == 0  # written anew
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines if not line.startswith("lpips")] == [
-        "equivariance_error_rotation", "equivariance_error_scale", "psnr_db", "ssim", "latent_std", "num_images",
+        "equivariance_error_rotation", "equivariance_error_scale", "psnr_db", "ssim",
+        "rfd_efficientnet_lite0", "latent_std", "num_images",
     ]  # fmt: skip
     again = read_json(evaluated / "metrics.json")
     assert {key: value for key, value in again.items() if key != "images_per_sec"} == {

@@ -97,13 +97,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _merge(config_type: type, command: str, content: dict[str, Any], path: Path, rest: list[str]) -> list[str]:
     known = {field.name for field in fields(config_type)}
+    annotations = get_type_hints(config_type, include_extras=True)
     flags: list[str] = []
     positional: list[str] = []
     for key, value in content.items():
         name = str(key).replace("-", "_")
         if name not in known:
             raise UserError(f"'{path}' has a key '{key}' that eqvae {command} does not know", nearest_name(name, known))
-        if name == "autoencoder":
+        if tyro.conf.Positional in getattr(annotations[name], "__metadata__", ()):
             positional = [] if _has_positional(rest) else [str(value)]
         else:
             flags += ["--" + name.replace("_", "-"), str(value)]

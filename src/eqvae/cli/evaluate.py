@@ -22,7 +22,14 @@ def command(arguments: Sequence[str]) -> None:
     open_images(config.data, split="evaluation")
     claim_output_folder(config.out, "evaluate")
     figures = evaluate(config, load_autoencoder(config.autoencoder))
-    for name in ("equivariance_error_rotation", "equivariance_error_scale", "psnr_db", "ssim", "lpips", "latent_std"):
-        if name in figures:
-            print(f"{name:28} {figures[name]:.4f}")  # noqa: T201
-    print(f"{'num_images':28} {figures['num_images']:.0f}")  # noqa: T201
+    for name, value in figures.items():
+        if name in _MAIN or name.startswith(_MAIN_DISTANCES):
+            print(f"{name:36} {value:.4f}")  # noqa: T201
+    print(f"{'num_images':36} {figures['num_images']:.0f}")  # noqa: T201
+
+
+_MAIN = frozenset(
+    {"equivariance_error_rotation", "equivariance_error_scale", "psnr_db", "ssim", "lpips", "latent_std",
+     "intrinsic_dimension", "spectrum_excess_db"}
+)  # fmt: skip
+_MAIN_DISTANCES = ("rfid", "rfd_", "ifid", "ifd_")

@@ -1,7 +1,7 @@
 """Measure an autoencoder on real images: equivariance, reconstruction, latents, speed; keep pictures for the report."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from eqvae.artifacts import Pictures, to_uint8
 from eqvae.autoencoders.protocol import Autoencoder, LatentStatistics
 from eqvae.metrics.equivariance import equivariance_errors, evaluation_transforms
+from eqvae.metrics.measures import CodedBatch, Measure
 from eqvae.metrics.reconstruction import psnr_db, ssim
 from eqvae.runtime.device import Precision, autocast, synchronize
 from eqvae.runtime.errors import UserError
@@ -90,6 +91,7 @@ def evaluate_autoencoder(
     transforms: dict[str, Transform] | None = None,
     perceptual_distance: Callable[[Tensor, Tensor], Tensor] | None = None,
     num_pictures: int = 6,
+    measures: Sequence[Measure] = (),
     on_batch: Callable[[int], None] = lambda num_images: None,
 ) -> tuple[dict[str, float | int], LatentStatistics, Pictures]:
     """Measure equivariance (C.3), reconstruction (C.2) and latents over images.
@@ -105,6 +107,7 @@ def evaluate_autoencoder(
         transforms: Named as `evaluation_transforms` names them; None for T_r and T_s of the paper.
         perceptual_distance: LPIPS, or None to leave it out.
         num_pictures: How many of the first images to keep for the report.
+        measures: What else watches the batches; its figures join the others.
         on_batch: Called with the number of images of each batch done.
 
     Returns:
@@ -133,9 +136,10 @@ def evaluate_autoencoder(
         synchronize(device)
         began_sec = time.perf_counter()
         z = encode(x)
-        images, reconstructions = to_uint8(x), to_uint8(decode(z))
+        coded = CodedBatch(x=x, z=z, images=to_uint8(x), reconstructions=to_uint8(decode(z)), decode=decode)
         synchronize(device)
         coding_sec += time.perf_counter() - began_sec
+        images, reconstructions = coded.images, coded.reconstructions
         measured = equivariance_errors(encode, x, z, transforms)
         measured = {f"equivariance_error_{name}": error for name, error in measured.items()}
         measured |= {"psnr_db": psnr_db(images, reconstructions), "ssim": ssim(images, reconstructions)}
@@ -144,6 +148,8 @@ def evaluate_autoencoder(
         for name, value in measured.items():
             values.setdefault(name, []).append(value.cpu().double())
         moments.add(z)
+        for measure in measures:
+            measure.add(coded)
         if num_pictured < num_pictures:
             count = min(num_pictures - num_pictured, len(x))
             pictures.append(_take_pictures(encode, decode, x[:count], z[:count], reconstructions[:count], transforms))
@@ -153,7 +159,9 @@ def evaluate_autoencoder(
 
     if num_images == 0:
         raise UserError("there is no image to evaluate on", "Check --data and --num-images")
-    figures = {name: float(torch.cat(parts).mean()) for name, parts in values.items()}
+    figures: dict[str, float | int] = {name: float(torch.cat(parts).mean()) for name, parts in values.items()}
+    for measure in measures:
+        figures |= measure.figures()
     statistics = moments.statistics()
     return (
         _with_means(figures)

@@ -5,20 +5,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 from torch import Tensor
 
-from eqvae.artifacts import CONFIG, METRICS, PICTURES, claim_output_folder, to_plain, write_json
+from eqvae.artifacts import CONFIG, METRICS, PICTURES, SPECTRUM, claim_output_folder, to_plain, write_json
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.images import evaluation_batches, open_images
 from eqvae.metrics.autoencoder import check_image_size, evaluate_autoencoder
 from eqvae.metrics.equivariance import evaluation_transforms
+from eqvae.metrics.features import EFFICIENTNET_LITE0, INCEPTION, load_features
+from eqvae.metrics.inception import WEIGHTS_FILE
+from eqvae.metrics.measures import LatentGeometry, LatentSpectrum, Measure, ReconstructionDistance, TransformedDistance
 from eqvae.metrics.reconstruction import Lpips, lpips_is_cached
 from eqvae.runtime.device import Precision, choose_device, place
 from eqvae.runtime.errors import UserError
 from eqvae.runtime.journal import Journal, write_environment
 from eqvae.runtime.progress import Progress
 from eqvae.transforms import Interpolation
+
+_MIN_IMAGES_FOR_ALL = 3
+"""TwoNN looks at two neighbours of each latent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +58,19 @@ class EvaluateConfig:
 
     lpips: bool | None = None
     """Measure LPIPS (VGG16); None: where its weights lie in the local cache."""
+
+    features: str | None = None
+    """Of the Frechet distances: `inception` (rFID), `efficientnet-lite0` (offline) or a model of timm; None: Inception
+    where its weights are at hand, else efficientnet-lite0."""
+
+    weights: Path | None = None
+    """File of the features' weights; None: the local cache or the network."""
+
+    all: bool = False
+    """Also Figure 3, iFID, intrinsic dimension and spectrum: what predicts a generator without training one."""
+
+    seed: int = 0
+    """Of the subsamples behind the intrinsic dimension's standard error."""
 
     num_pictures: int = 6
     """How many of the first images to keep for the report."""
@@ -94,6 +114,9 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder) -> dict[str, floa
     num_images = len(source) if config.num_images is None else config.num_images
     if num_images > len(source):
         raise UserError(f"--num-images {num_images} asks for more than the {len(source)} images of '{config.data}'")
+    if config.all and num_images < _MIN_IMAGES_FOR_ALL:
+        raise UserError(f"--all with {num_images} images has no intrinsic dimension", "Use more images, or no --all")
+    measures = choose_measures(config, device)
     lpips = lpips_is_cached() if config.lpips is None else config.lpips
     distance = Lpips().to(device) if lpips else None
     broken: list[str] = []
@@ -118,6 +141,7 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder) -> dict[str, floa
             transforms=evaluation_transforms(config.interpolation, config.antialias),
             perceptual_distance=distance,
             num_pictures=config.num_pictures,
+            measures=measures,
             on_batch=progress.advance,
         )
     config.out.mkdir(parents=True, exist_ok=True)
@@ -128,8 +152,39 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder) -> dict[str, floa
     journal = Journal(config.out, keep_up_to_step=-1)
     for name in broken:
         journal.write("broken_image", name=name)
+    (config.out / SPECTRUM).unlink(missing_ok=True)
+    for measure in measures:
+        if isinstance(measure, LatentSpectrum):
+            write_json(config.out / SPECTRUM, measure.curves())
     write_json(config.out / METRICS, figures)
     return figures
+
+
+def choose_measures(config: EvaluateConfig, device: torch.device) -> list[Measure]:
+    """Set up the measures of sets of images and of the latents' geometry.
+
+    Args:
+        config: What was asked for.
+        device: Where the features are computed.
+
+    Returns:
+        rFID alone, or all of them.
+
+    Raises:
+        UserError: If the features' weights can't be had.
+    """
+    has_inception = Path(torch.hub.get_dir(), "checkpoints", WEIGHTS_FILE).is_file()
+    name = config.features or (INCEPTION if has_inception else EFFICIENTNET_LITE0)
+    features = load_features(name, weights=config.weights).to(device)
+    measures: list[Measure] = [ReconstructionDistance(features)]
+    if config.all:
+        transforms = evaluation_transforms(config.interpolation, config.antialias)
+        measures += [
+            TransformedDistance(features, transforms),
+            LatentGeometry(features, seed=config.seed, batch_size=config.batch_size),
+            LatentSpectrum(),
+        ]
+    return measures
 
 
 def _check_same_evaluation(saved: dict[str, Any], config: EvaluateConfig, fingerprint: str) -> None:

@@ -1,0 +1,204 @@
+"""What `eqvae evaluate` measures beyond single images: distances of sets of images, and the latents' geometry.
+
+A measure watches the pass over the images and has its figures at the end. Frechet distances are named by their
+features: `rfid` with Inception's, `rfd_efficientnet_lite0` with others (see `metric_key`).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from eqvae.artifacts import to_uint8
+from eqvae.metrics.features import FeatureExtractor, metric_key
+from eqvae.metrics.frechet import FeatureMoments, frechet_distance
+from eqvae.metrics.interpolation import nearest_neighbour_interpolations
+from eqvae.metrics.intrinsic_dimension import intrinsic_dimension
+from eqvae.metrics.spectrum import SpectrumSums, high_frequency_excess_db, images_on_latent_grid
+from eqvae.runtime.errors import UserError
+from eqvae.transforms import Transform
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodedBatch:
+    """A batch on its way through the autoencoder."""
+
+    x: Float[Tensor, "n 3 h w"]
+    """Images in [-1, 1]."""
+
+    z: Float[Tensor, "n c h2 w2"]
+    """E(x): posterior means, raw."""
+
+    images: UInt8[Tensor, "n 3 h w"]
+    """x in 8 bits."""
+
+    reconstructions: UInt8[Tensor, "n 3 h w"]
+    """D(E(x)) in 8 bits."""
+
+    decode: Callable[[Tensor], Tensor]
+    """D: raw latents to images in [-1, 1]."""
+
+
+class Measure(ABC):
+    """Watches the batches of an evaluation."""
+
+    @abstractmethod
+    def add(self, batch: CodedBatch) -> None:
+        """Take in a batch.
+
+        Args:
+            batch: The next one.
+        """
+
+    @abstractmethod
+    def figures(self) -> dict[str, float | int]:
+        """Finish.
+
+        Returns:
+            Figures by their keys in `metrics.json`.
+        """
+
+
+class ReconstructionDistance(Measure):
+    """Frechet distance between x and D(E(x)): rFID (Section C.2), or its twin with other features."""
+
+    def __init__(self, features: FeatureExtractor) -> None:
+        """Start.
+
+        Args:
+            features: What images are compared by.
+        """
+        self.features = features
+        self.images, self.reconstructions = FeatureMoments(), FeatureMoments()
+
+    def add(self, batch: CodedBatch) -> None:
+        """Take in a batch; see `Measure`."""
+        self.images.add(self.features.extract(batch.images).pooled)
+        self.reconstructions.add(self.features.extract(batch.reconstructions).pooled)
+
+    def figures(self) -> dict[str, float | int]:
+        """`rfid` or `rfd_FEATURES`; nothing for a single image, which has no distribution."""
+        if self.images.count < 2:
+            return {}
+        return {f"r{metric_key(self.features.name)}": distance_between(self.reconstructions, self.images)}
+
+
+class TransformedDistance(Measure):
+    """Figure 3: Frechet distance between tau(x) and D(tau(E(x))) for each transformation, and the rotations' mean."""
+
+    def __init__(self, features: FeatureExtractor, transforms: Mapping[str, Transform]) -> None:
+        """Start.
+
+        Args:
+            features: What images are compared by.
+            transforms: Named as `evaluation_transforms` names them.
+        """
+        self.features, self.transforms = features, dict(transforms)
+        self.moments = {name: (FeatureMoments(), FeatureMoments()) for name in self.transforms}
+
+    def add(self, batch: CodedBatch) -> None:
+        """Take in a batch; see `Measure`."""
+        for name, tau in self.transforms.items():
+            expected, decoded = self.moments[name]
+            expected.add(self.features.extract(to_uint8(tau(batch.x))).pooled)
+            decoded.add(self.features.extract(to_uint8(batch.decode(tau(batch.z)))).pooled)
+
+    def figures(self) -> dict[str, float | int]:
+        """`rfid_scale_0.5` and so on for each transformation, `rfid_rotation` for the mean over rotations."""
+        key = f"r{metric_key(self.features.name)}"
+        figures: dict[str, float | int] = {
+            f"{key}_{name}": distance_between(decoded, expected) for name, (expected, decoded) in self.moments.items()
+        }
+        rotations = [figures[f"{key}_{name}"] for name in self.transforms if name.startswith("rotation")]
+        return figures | ({f"{key}_rotation": sum(rotations) / len(rotations)} if rotations else {})
+
+
+class LatentGeometry(Measure):
+    """Intrinsic dimension of the latents (Section B), and iFID: are points between latents still images?
+
+    iFID (arXiv:2603.05630) decodes each latent's interpolation with its nearest neighbour and compares the pictures
+    with the images.
+    """
+
+    def __init__(self, features: FeatureExtractor, *, seed: int, batch_size: int) -> None:
+        """Start.
+
+        Args:
+            features: What images are compared by.
+            seed: Of the subsamples that the standard error needs.
+            batch_size: Interpolated latents to decode at a time.
+        """
+        self.features, self.seed, self.batch_size = features, seed, batch_size
+        self.images = FeatureMoments()
+        self.latents: list[Tensor] = []
+        self.device = torch.device("cpu")
+        self.decode: Callable[[Tensor], Tensor] | None = None
+
+    def add(self, batch: CodedBatch) -> None:
+        """Take in a batch; see `Measure`. Keeps its latents, in float32 on the CPU."""
+        self.images.add(self.features.extract(batch.images).pooled)
+        self.latents.append(batch.z.float().cpu())
+        self.decode, self.device = batch.decode, batch.z.device
+
+    def figures(self) -> dict[str, float | int]:
+        """`intrinsic_dimension`, its standard error, and `ifid` or `ifd_FEATURES`."""
+        latents = torch.cat(self.latents)
+        decode = self.decode
+        assert decode is not None  # there was a batch
+        try:
+            estimate = intrinsic_dimension(latents.flatten(1), seed=self.seed)
+        except ValueError as error:
+            raise UserError(f"The intrinsic dimension of {len(latents)} latents: {error}", "Use more images") from None
+        decoded = FeatureMoments()
+        for z in nearest_neighbour_interpolations(latents, batch_size=self.batch_size):
+            decoded.add(self.features.extract(to_uint8(decode(z.to(self.device)))).pooled)
+        figures: dict[str, float | int] = {"intrinsic_dimension": estimate.dimension}
+        if estimate.standard_error is not None:
+            figures["intrinsic_dimension_standard_error"] = estimate.standard_error
+        return figures | {f"i{metric_key(self.features.name)}": distance_between(decoded, self.images)}
+
+
+class LatentSpectrum(Measure):
+    """Radial power spectrum of the latents against the images' own (the diagnosis of arXiv:2502.14831)."""
+
+    def __init__(self) -> None:
+        """Start."""
+        self.latents, self.images = SpectrumSums(), SpectrumSums()
+
+    def add(self, batch: CodedBatch) -> None:
+        """Take in a batch; see `Measure`."""
+        self.latents.add(batch.z)
+        self.images.add(images_on_latent_grid(batch.x, batch.x.shape[-1] // batch.z.shape[-1]))
+
+    def curves(self) -> dict[str, list[float]]:
+        """Both spectra, for `spectrum.json`.
+
+        Returns:
+            `frequency` in cycles per cell, `latent_power` and `image_power`, 1 for white noise of unit variance.
+        """
+        latents, images = self.latents.spectrum(), self.images.spectrum()
+        return {
+            "frequency": latents.frequency.tolist(),
+            "latent_power": latents.power.tolist(),
+            "image_power": images.power.tolist(),
+        }
+
+    def figures(self) -> dict[str, float | int]:
+        """`spectrum_excess_db`; see `high_frequency_excess_db`."""
+        return {"spectrum_excess_db": high_frequency_excess_db(self.latents.spectrum(), self.images.spectrum())}
+
+
+def distance_between(pictures: FeatureMoments, reference: FeatureMoments) -> float:
+    """Frechet distance of pictures to what they should look like.
+
+    Args:
+        pictures: Features of the decoded pictures.
+        reference: Features of the images.
+
+    Returns:
+        The distance.
+    """
+    return frechet_distance(pictures.mean, pictures.covariance, reference.mean, reference.covariance)
