@@ -1,0 +1,258 @@
+"""MaskGIT's network: a bidirectional transformer from a partly masked grid of tokens to logits of every token.
+
+Chang et al., arXiv:2202.04200, in the form of Besnier & Chen, arXiv:2310.14400, whose parameters' names and layouts it
+has, so that their checkpoints load strictly: one table of codes, the mask, classes and "no class"; the class is the
+last token; learned positions; two layers before the blocks and one after them; the table again as output, with a bias
+for each position.
+
+Three things differ. Logits are of the codes alone: theirs have the mask as one code more, which is never right. The
+dropout of 0.1 is left out, because its randomness would depend on how a batch is split; the names count its places. And
+all weights start from the truncated normal distribution of MaskGIT's own code, with which first logits are almost
+even: theirs start from PyTorch's N(0, 1) table.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from eqvae.generators.protocol import LatentSpecification
+from eqvae.runtime.errors import UserError
+
+FIRST_DEVIATION = 0.02
+"""Of the first weights, cut off at twice as much."""
+
+_WRAPPERS = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put before names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskTransformerConfig:
+    """All that determines the parameters' names and shapes."""
+
+    latents: LatentSpecification
+    """The tokens, as latents with one channel for each code of the codebook."""
+
+    depth: int
+    """Blocks."""
+
+    hidden_size: int
+    """Width of a token, divisible by `num_heads`."""
+
+    num_heads: int
+
+    mlp_size: int
+    """Width of the blocks' hidden layer."""
+
+    def __post_init__(self) -> None:
+        """Check that sizes divide.
+
+        Raises:
+            UserError: If heads would not be whole.
+        """
+        if self.hidden_size % self.num_heads:
+            raise UserError(
+                f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}", "Choose another"
+            )
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> "MaskTransformerConfig":
+        """Read what `eqvae.artifacts.to_plain` made of a config.
+
+        Args:
+            plain: Fields, and those of the latent specification.
+
+        Returns:
+            The config.
+        """
+        return cls(**plain | {"latents": LatentSpecification(**plain["latents"])})
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        return self.latents.height, self.latents.width
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes; the next index is the mask."""
+        return self.latents.channels
+
+    @property
+    def mask_token(self) -> int:
+        """The token that hides another."""
+        return self.codebook_size
+
+
+class MaskTransformer(nn.Module):
+    """Partly masked tokens and labels to logits; see `eqvae.generators.maskgit.PredictTokens`.
+
+    Attributes:
+        config: What it was built from.
+        gradient_checkpointing: Whether blocks are computed again in the backward pass, which saves their activations.
+    """
+
+    def __init__(self, config: MaskTransformerConfig, *, generator: torch.Generator | None = None) -> None:
+        """Build it with first weights.
+
+        Args:
+            config: Sizes.
+            generator: Source of the first weights; None: PyTorch's own.
+        """
+        super().__init__()
+        self.config, self.gradient_checkpointing = config, False
+        width, (rows, columns) = config.hidden_size, config.grid
+        num_embeddings = config.codebook_size + 1 + config.latents.num_classes + 1
+        self.tok_emb = nn.Embedding(num_embeddings, width)
+        self.pos_emb = nn.Parameter(torch.zeros(1, rows * columns + 1, width))
+        # The identities stand where the published network has its dropout, so that the others keep their numbers.
+        self.first_layer = nn.Sequential(
+            nn.LayerNorm(width, eps=1e-12), nn.Identity(), nn.Linear(width, width), nn.GELU(),
+            nn.LayerNorm(width, eps=1e-12), nn.Identity(), nn.Linear(width, width),
+        )  # fmt: skip
+        blocks = [
+            nn.Sequential(
+                Residual(width, Attention(width, config.num_heads)),
+                Residual(width, FeedForward(width, config.mlp_size)),
+            )
+            for _ in range(config.depth)
+        ]
+        self.transformer = nn.ModuleDict({"layers": nn.ModuleList(blocks)})
+        self.last_layer = nn.Sequential(
+            nn.LayerNorm(width, eps=1e-12), nn.Identity(), nn.Linear(width, width), nn.GELU(),
+            nn.LayerNorm(width, eps=1e-12),
+        )  # fmt: skip
+        self.bias = nn.Parameter(torch.zeros(rows * columns + 1, num_embeddings))
+        self._initialize(generator)
+
+    def forward(self, tokens: Int64[Tensor, "n h w"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n h w codes"]:
+        """Predict.
+
+        Args:
+            tokens: 0 ... codebook_size, which is the mask.
+            labels: 0 ... num_classes; ignored without classes.
+
+        Returns:
+            Logits of the codes.
+        """
+        config, num_tokens = self.config, self.config.latents.height * self.config.latents.width
+        if config.latents.num_classes == 0:
+            labels = torch.zeros_like(labels)  # "no class", the only one
+        row_of_class = labels[:, None] + config.codebook_size + 1
+        x = self.tok_emb(torch.cat([tokens.flatten(1), row_of_class], dim=1)) + self.pos_emb
+        x = self.first_layer(x)
+        for block in self.transformer["layers"].children():
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x)
+        x = self.last_layer(x[:, :num_tokens])
+        logits = F.linear(x, self.tok_emb.weight[: config.codebook_size])
+        return (logits + self.bias[:num_tokens, : config.codebook_size]).unflatten(1, config.grid)
+
+    def num_parameters(self) -> int:
+        """Count the parameters; the table of input and output counts once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @torch.no_grad()
+    def _initialize(self, generator: torch.Generator | None) -> None:
+        for name, parameter in self.named_parameters():
+            if parameter.ndim > 1 and name != "bias":
+                bound = 2 * FIRST_DEVIATION
+                nn.init.trunc_normal_(parameter, std=FIRST_DEVIATION, a=-bound, b=bound, generator=generator)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+
+class Residual(nn.Module):
+    """A layer of a block: its input, normalized and transformed, is added to its input."""
+
+    def __init__(self, width: int, function: nn.Module) -> None:
+        """Build the norm before it."""
+        super().__init__()
+        self.norm, self.fn = nn.LayerNorm(width), function
+
+    def forward(self, x: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n tokens width"]:
+        """Apply it."""
+        return x + self.fn(self.norm(x))
+
+
+class Attention(nn.Module):
+    """Self-attention over all tokens."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        """Build the projections, under the names of `torch.nn.MultiheadAttention`."""
+        super().__init__()
+        self.mha = MultiheadAttention(width, num_heads)
+
+    def forward(self, x: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n tokens width"]:
+        """Attend."""
+        return self.mha(x)
+
+
+class MultiheadAttention(nn.Module):
+    """PyTorch's, without its transposed copies and without its other way through in evaluation mode."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        """Build the projections."""
+        super().__init__()
+        self.num_heads = num_heads
+        self.in_proj_weight = nn.Parameter(torch.zeros(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n tokens width"]:
+        """Attend."""
+        projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        query, key, value = projected.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.out_proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """Two layers on each token."""
+
+    def __init__(self, width: int, hidden_width: int) -> None:
+        """Build the layers."""
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(width, hidden_width), nn.GELU(), nn.Identity(), nn.Linear(hidden_width, width)
+        )
+
+    def forward(self, x: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n tokens width"]:
+        """Apply them."""
+        return self.net(x)
+
+
+def published_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Take the weights out of a training checkpoint of Besnier & Chen; their names are ours.
+
+    Args:
+        content: What `torch.load(..., weights_only=True)` gave: `model_state_dict` beside `iter`, `global_epoch` and
+            the optimizer's, or a state dict alone.
+
+    Returns:
+        Named tensors in fp32, without the prefixes of wrappers.
+
+    Raises:
+        UserError: If there are none, or they are those of the network with adaptive norms of the same authors' later
+            Halton-MaskGIT (arXiv:2503.17076), which is another one.
+    """
+    named = content.get("model_state_dict", content)
+    state: dict[str, Tensor] = {}
+    for name, value in named.items() if isinstance(named, Mapping) else ():
+        if isinstance(value, Tensor):
+            while name.startswith(_WRAPPERS):
+                name = name.split(".", 1)[1]
+            state[name] = value.float()
+    if "tok_emb.weight" not in state:
+        raise UserError("The checkpoint holds no weights of a MaskGIT", "Give one of valeoai/Maskgit-pytorch, v1.0")
+    if "cls_emb.weight" in state:
+        raise UserError(
+            "The checkpoint is of Halton-MaskGIT's network, which is not MaskGIT's of 2023",
+            "Give one of valeoai/Maskgit-pytorch, v1.0; the Halton order samples from it too",
+        )
+    return state
