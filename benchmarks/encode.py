@@ -16,14 +16,10 @@ random 32 x 32 x 4 moments.
 import gc
 import json
 import os
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +36,7 @@ from eqvae.latents.config import EncodeConfig
 from eqvae.latents.encode import encode
 from eqvae.latents.writing import Recipe, collect_index, finish_shard
 from eqvae.runtime.device import Precision, choose_device, place, synchronize
-from eqvae.runtime.journal import device_name
+from machine import describe_machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,45 +231,6 @@ def measure_reader(options: Options, folder: Path) -> dict[str, Any]:
 # Reporting ----------------------------------------------------------------------------------------------------------
 
 
-def describe_machine(options: Options) -> dict[str, Any]:
-    """Describe what the figures depend on, without the machine's name.
-
-    Args:
-        options: As given to the command.
-
-    Returns:
-        Machine, date, commit, versions and command.
-    """
-    device = choose_device(options.device)
-    commit = git("rev-parse", "--short", "HEAD") + (
-        "-dirty" if git("status", "--porcelain", "src", "benchmarks") else ""
-    )
-    named = ("autoencoder", "image_size", "num_images", "batch_size", "repeats", "threads", "device")
-    flags = [f"--{name.replace('_', '-')} {getattr(options, name)}" for name in named]
-    flags += ["--ablation" if options.ablation else "--no-ablation"]
-    return {
-        "machine": {
-            "device": device_name(device),
-            "num_cores": os.cpu_count(),
-            "num_threads": options.threads,
-            "load_average": os.getloadavg()[0],
-        },
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "diffusers", "safetensors", "eqvae")},
-        },
-        "command": f"python benchmarks/encode.py {' '.join(flags)}",
-    }
-
-
-def git(*arguments: str) -> str:
-    """Ask git about the folder of this file; empty where it does not answer."""
-    command = ["git", "-C", str(Path(__file__).parents[1]), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-
 def main(options: Options) -> None:
     """Run the benchmark.
 
@@ -282,7 +239,9 @@ def main(options: Options) -> None:
     """
     torch.set_num_threads(options.threads)
     options = replace(options, batch_size=min(options.batch_size, options.num_images))
-    description = describe_machine(options)
+    description = describe_machine(
+        __file__, options, device=choose_device(options.device), packages=("diffusers", "safetensors")
+    )
     machine = description["machine"]
     print(f"{machine['device']}, load {machine['load_average']:.1f}")
     with tempfile.TemporaryDirectory() as folder:

@@ -12,7 +12,6 @@ probability is 0.5. Each variant runs in a process of its own, so that its peak 
 
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -20,8 +19,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,10 +32,12 @@ from eqvae.autoencoders.protocol import Autoencoder, Posterior
 from eqvae.finetune.adversarial import build_discriminator
 from eqvae.finetune.config import FinetuneConfig
 from eqvae.finetune.reconstruction import Perceptual, ReconstructionLoss
-from eqvae.finetune.step import build_state, train_step
+from eqvae.finetune.state import build_state
+from eqvae.finetune.step import train_step
 from eqvae.runtime.device import Precision, choose_device, place, synchronize
 from eqvae.runtime.seeds import generator_for
 from eqvae.transforms import TransformSampler
+from machine import describe_machine
 
 SEED = 9
 """With it the first scaled steps keep 0.47 of the image's area on average, near the 0.44 of the distribution."""
@@ -339,48 +338,6 @@ def print_table(figures: dict[str, dict[str, Any]]) -> None:
         )
 
 
-def describe_machine(options: Options) -> dict[str, Any]:
-    """Describe what the figures depend on, without the machine's name.
-
-    Args:
-        options: As given to the command.
-
-    Returns:
-        Machine, date, commit, versions and command.
-    """
-    device = choose_device(options.device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    commit = git("rev-parse", "--short", "HEAD") + (
-        "-dirty" if git("status", "--porcelain", "src", "benchmarks") else ""
-    )
-    flags = [f"--{name.replace('_', '-')} {getattr(options, name)}" for name in PASSED_ON]
-    flags += [f"--repeats {options.repeats}", "--ablation" if options.ablation else "--no-ablation"]
-    return {
-        "machine": {
-            "cpu": cpu,
-            "num_cores": os.cpu_count(),
-            "num_threads": options.threads,
-            "load_average": os.getloadavg()[0],
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        },
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "diffusers", "timm", "eqvae")},
-        },
-        "command": f"python benchmarks/finetune_step.py {' '.join(flags)}",
-    }
-
-
-def git(*arguments: str) -> str:
-    """Ask git about the folder of this file; empty where it does not answer."""
-    command = ["git", "-C", str(Path(__file__).parents[1]), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-
 def main(options: Options) -> None:
     """Run the benchmark.
 
@@ -395,7 +352,13 @@ def main(options: Options) -> None:
         return
     if options.num_steps < 2:
         raise SystemExit("--num-steps must be at least 2: one for each branch")
-    description = describe_machine(options)
+    description = describe_machine(
+        __file__,
+        options,
+        device=choose_device(options.device),
+        packages=("diffusers", "timm"),
+        leave_out=("json", "measure"),
+    )
     machine = description["machine"]
     print(
         f"{machine['cpu']}, {machine['num_threads']} threads, {machine['device']}, load {machine['load_average']:.1f}"

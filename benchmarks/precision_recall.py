@@ -9,13 +9,10 @@ of 10,000 distances to a whole set at a time, inside or outside as rounding has 
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +24,7 @@ from eqvae.metrics.neighbours import BLOCK_SIZE
 from eqvae.metrics.precision_recall import precision_recall
 from eqvae.runtime.device import choose_device, synchronize
 from eqvae.runtime.seeds import generator_for
+from machine import describe_machine
 
 NUM_FEATURES = 2048
 ADM_BATCH_SIZE = 10_000
@@ -165,36 +163,6 @@ def measure_apart(variant: str, options: Options) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def describe_machine(options: Options) -> dict[str, Any]:
-    """Describe what the figures depend on, without the machine's name."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    flags = [f"--{name.replace('_', '-')} {getattr(options, name)}" for name in PASSED_ON]
-    flags += [] if options.reference else ["--no-reference"]
-    device = choose_device(options.device)
-    dirty = "-dirty" if git("status", "--porcelain", "src", "benchmarks") else ""
-    return {
-        "machine": {
-            "cpu": cpu,
-            "num_cores": os.cpu_count(),
-            "num_threads": options.threads,
-            "load_average": os.getloadavg()[0],
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        },
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": git("rev-parse", "--short", "HEAD") + dirty,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "eqvae")}},
-        "command": f"python benchmarks/precision_recall.py {' '.join(flags)}",
-    }
-
-
-def git(*arguments: str) -> str:
-    """Ask git about the folder of this file; empty where it does not answer."""
-    command = ["git", "-C", str(Path(__file__).parents[1]), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-
 def main(options: Options) -> None:
     """Run the benchmark.
 
@@ -204,7 +172,9 @@ def main(options: Options) -> None:
     if options.measure is not None:
         print(json.dumps(measure(options.measure, options)))
         return
-    description = describe_machine(options)
+    description = describe_machine(
+        __file__, options, device=choose_device(options.device), packages=(), leave_out=("json", "measure")
+    )
     machine = description["machine"]
     print(
         f"{machine['cpu']}, {machine['num_threads']} threads, {machine['device']}, load {machine['load_average']:.1f}"

@@ -11,15 +11,10 @@ their number. Times are this process's own processor time, wall time beside it.
 """
 
 import json
-import os
-import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +33,7 @@ from eqvae.metrics.sample_sets import open_samples, write_sample_set
 from eqvae.metrics.statistics import compute_statistics
 from eqvae.runtime.device import Precision, choose_device, place
 from eqvae.runtime.distributed import join_processes
-from eqvae.runtime.journal import device_name
+from machine import describe_machine
 
 CPU = torch.device("cpu")
 NUM_NEIGHBOURS = 3
@@ -181,29 +176,6 @@ def score_ours(reference: np.ndarray, samples: np.ndarray) -> dict[str, float]:
 # All ----------------------------------------------------------------------------------------------------------------
 
 
-def describe_machine(options: Options) -> dict[str, Any]:
-    """Describe what the figures depend on, without the machine's name."""
-    cpu = device_name(choose_device("cpu"))
-    folder = str(Path(__file__).parents[1])
-    git = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=7"]
-    flags = [f"--{name.replace('_', '-')} {value}" for name, value in vars(options).items() if name != "json"]
-    return {
-        "machine": {
-            "cpu": cpu,
-            "num_cores": os.cpu_count(),
-            "num_threads": options.threads,
-            "load_average": os.getloadavg()[0],
-        },
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "timm", "pillow", "eqvae")},
-        },
-        "command": f"python benchmarks/score.py {' '.join(flags)}",
-    }
-
-
 def summarize(way: Way, options: Options) -> dict[str, Any]:
     """Scale a way's time to all images and add the scoring."""
     per_image = way.processor_sec / way.num_images
@@ -220,7 +192,7 @@ def summarize(way: Way, options: Options) -> dict[str, Any]:
 def main(options: Options) -> None:
     """Run the benchmark."""
     torch.set_num_threads(options.threads)
-    description = describe_machine(options)
+    description = describe_machine(__file__, options, device=choose_device("cpu"), packages=("timm", "pillow"))
     images = photographs(options.num_images, options.image_size)
     network, extractor = plain_network(), place(load_features("efficientnet-lite0"), CPU)
     runs: dict[str, Callable[[np.ndarray], np.ndarray]] = {

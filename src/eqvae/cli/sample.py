@@ -16,4 +16,6 @@ def command(arguments: Sequence[str]) -> None:
     """
     config = parse(SampleConfig, "sample", arguments)
     figures = sample_images(config)
+    if figures is None:  # the first of several processes speaks for all
+        return
     print(f"{figures['num_samples']} samples in '{config.out / SAMPLES}', a sheet of them in '{config.out / SHEET}'")  # noqa: T201

@@ -19,6 +19,8 @@ def command(arguments: Sequence[str]) -> None:
         print(json.dumps(describe_plan(config), indent=2))  # noqa: T201
         return
     figures = train_generator(config)
+    if figures is None:  # the first of several processes speaks for all
+        return
     distances = "".join(f", {name} {value:.3f}" for name, value in figures.items() if name.startswith(("fid", "fd_")))
     print(  # noqa: T201
         f"{figures['num_steps']} steps, {figures['training_images_per_sec']:.1f} images/s{distances}; "

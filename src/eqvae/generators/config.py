@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from eqvae.generators.presets import parse_recipe
 from eqvae.runtime.configs import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, check_ranges
 from eqvae.runtime.device import Precision
 from eqvae.runtime.errors import UserError
@@ -148,23 +149,37 @@ class TrainConfig:
             The complete configuration, as `config.json` holds it.
 
         Raises:
-            UserError: If a value makes no sense.
+            UserError: If the recipe is not known, or a value makes no sense.
         """
         check_ranges(self, _RANGES)
-        is_repa = self.recipe.startswith("repa-")
+        recipe = parse_recipe(self.recipe)
         if self.label_dropout > 1:
             raise UserError(f"--label-dropout is {self.label_dropout}", "A probability lies in [0, 1]")
+        if self.reference is not None and self.num_watch_samples < 2:
+            raise UserError(f"--num-watch-samples is {self.num_watch_samples}", "A distance takes at least 2")
+        for name in _ONLY_SIT if recipe.family == "dit" else ():
+            if getattr(self, name) != getattr(TrainConfig, name):
+                raise UserError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)} is SiT's, and '{recipe}' is no SiT",
+                    f"Leave it out, or train 'sit-{recipe.size}-{recipe.patch_size}'",
+                )
         return replace(
             self,
-            max_grad_norm=(1.0 if is_repa else 0.0) if self.max_grad_norm is None else self.max_grad_norm,
+            recipe=str(recipe),
+            max_grad_norm=(1.0 if recipe.family == "repa-sit" else 0.0)
+            if self.max_grad_norm is None
+            else self.max_grad_norm,
             sample_every=max(self.max_steps // 10, 1) if self.sample_every is None else self.sample_every,
         )
 
 
+_ONLY_SIT = ("path", "prediction", "loss_weight")
+
 _RANGES = (
     (AT_LEAST_1,
      ("max_steps", "batch_size", "gradient_accumulation_steps", "log_every", "checkpoint_every", "sample_every",
-      "num_watch_samples", "watch_steps", "repa_depth")),
+      "num_watch_samples", "repa_depth")),
+    (("in 2 ... 1000", lambda value: 2 <= value <= 1000), ("watch_steps",)),
     (POSITIVE, ("learning_rate",)),
     (NOT_NEGATIVE, ("seed", "lr_warmup_steps", "weight_decay", "max_grad_norm", "label_dropout", "repa_weight")),
     (BELOW_1, ("adam_beta1", "adam_beta2", "ema_decay")),

@@ -10,17 +10,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from eqvae.artifacts import METRICS, write_json
+from eqvae.artifacts import JOURNAL, METRICS, read_journal, write_json
 from eqvae.generators.config import TrainConfig
 from eqvae.generators.export import GeneratorCard, Weights, write_generator
 from eqvae.generators.protocol import Objective
 from eqvae.generators.step import NotFiniteError, TrainingBatch, TrainState, train_step
-from eqvae.generators.transformer import Transformer
+from eqvae.generators.transformer import Transformer, TransformerConfig
 from eqvae.runtime.checkpoint import read_checkpoint, write_checkpoint
 from eqvae.runtime.distributed import Processes
 from eqvae.runtime.errors import Interrupted, UserError
 from eqvae.runtime.journal import Journal
-from eqvae.runtime.progress import Progress
 from eqvae.runtime.seeds import generator_for
 from eqvae.runtime.signals import StopRequest
 from eqvae.runtime.throughput import count_flops, matrix_peak_flops_per_sec
@@ -30,6 +29,8 @@ SNAPSHOTS = "snapshots"
 """Folder of the power-function averages."""
 
 _DRAWS = 1  # what a random stream is for
+
+_OWN_KEYS = ("kind", "step", "training_sec")  # of a validation's record, besides the watch's figures
 
 Batches = Callable[[int, int], Generator[TrainingBatch, None, None]]
 """From the first step and the number of steps to this process's batches, without the objective's draws."""
@@ -48,12 +49,14 @@ class Run:
     objective: Objective
     card: GeneratorCard
     batches: Batches
-    watch: Watch | None
+    watch: Watch
     journal: Journal | None
     """Of the first process."""
     stop: StopRequest
     training_sec: float = 0.0
     """Spent in training steps, over all sessions."""
+    watched_step: int = 0
+    """Step of the last watch."""
     last_figures: dict[str, float | int] = field(default_factory=dict)
     """Of the last watch."""
 
@@ -69,36 +72,48 @@ class Run:
         """
         config, state = self.config, self.state
         shared = self._share()
-        flops_per_image, peak = self._flops_per_image(), 0.0
+        if self._is_recorded():
+            self._watch_where_due()  # what an earlier session was stopped before
+        flops_per_image, peak = 3.0 * transformer_flops(state.transformer.config), 0.0
         if state.step < config.max_steps:
             peak = matrix_peak_flops_per_sec(self.processes.device, config.precision) * self.processes.count
         with (
             contextlib.closing(self.batches(state.step, config.max_steps - state.step)) as batches,
-            Progress("train", total=config.max_steps, start=state.step) as progress,
+            self.processes.progress("train", total=config.max_steps, start=state.step) as progress,
         ):
             began_sec, began_step = time.perf_counter(), state.step
             for batch in batches:
                 losses = self._step(batch, shared)
-                if state.step % config.log_every == 0 or state.step == config.max_steps:
-                    means = self._means(losses)  # waits for the device, so that the clock can be read
-                    elapsed_sec = time.perf_counter() - began_sec
-                    self.training_sec += elapsed_sec
-                    rate = (state.step - began_step) * config.batch_size / elapsed_sec
-                    self._log(means, rate, rate * flops_per_image / peak)
+                if not (self._is_recorded() or self._is_stopped_alone()):
+                    continue
+                means = self._means(losses)  # waits for the device, so that the clock can be read
+                elapsed_sec = time.perf_counter() - began_sec
+                self.training_sec += elapsed_sec
+                rate = (state.step - began_step) * config.batch_size / elapsed_sec
+                if progress is not None:
                     progress.advance(state.step - began_step, loss=means["loss"], images_per_sec=rate)
-                    self._stop_if_asked()
-                    self._save_where_due(progress, began_step)
-                    began_sec, began_step = time.perf_counter(), state.step
+                if self._is_recorded():
+                    self._log(means, rate, rate * flops_per_image / peak)
+                self._stop_if_asked()
+                if self._is_due(config.checkpoint_every, since=began_step):
+                    self._write_checkpoint()
+                self._watch_where_due()
+                began_sec, began_step = time.perf_counter(), state.step
         return self._finish()
 
     def resume(self) -> None:
-        """Load the checkpoint where there is one."""
+        """Load the checkpoint where there is one; the journal says what has been watched up to it."""
         path = self.config.out / CHECKPOINT
-        if path.exists():
-            tensors, numbers = read_checkpoint(path)
-            self.state.load(tensors, numbers["step"])
-            self.training_sec = numbers["training_sec"]
-            self.last_figures = numbers["last_figures"]
+        if not path.exists():
+            return
+        tensors, numbers = read_checkpoint(path)
+        self.state.load(tensors, numbers["step"])
+        self.training_sec = numbers["training_sec"]
+        records = read_journal(self.config.out) if (self.config.out / JOURNAL).exists() else []
+        for record in records:
+            if record["kind"] == "validation" and record["step"] <= self.state.step:
+                self.watched_step = record["step"]
+                self.last_figures = {name: record[name] for name in record if name not in _OWN_KEYS}
 
     def _share(self) -> nn.Module:
         """The learner, compiled where asked for, wrapped where several processes average their gradients."""
@@ -109,7 +124,8 @@ class Run:
             learner.transformer.compile()  # in place, so that the weights keep their names
         if self.processes.count == 1:
             return learner
-        return Accelerator(cpu=self.processes.device.type == "cpu").prepare_model(learner)
+        # The precision is ours to choose, whatever `accelerate config` says.
+        return Accelerator(cpu=self.processes.device.type == "cpu", mixed_precision="no").prepare_model(learner)
 
     def _step(self, batch: TrainingBatch, shared: nn.Module) -> dict[str, Tensor]:
         """Draw the step's randomness for the global batch, take this process's rows, and step."""
@@ -155,25 +171,29 @@ class Run:
                 training_sec=self.training_sec,
             )
 
-    def _save_where_due(self, progress: Progress, since_step: int) -> None:
-        """Write a checkpoint and look at samples where the steps since the last record passed such a step."""
-        config, step = self.config, self.state.step
+    def _is_recorded(self) -> bool:
+        """Whether this step goes into the journal; checkpoints and watches follow such steps only."""
+        return self.state.step % self.config.log_every == 0 or self.state.step == self.config.max_steps
 
-        def is_due(every: int) -> bool:
-            return step // every > since_step // every or step == config.max_steps
+    def _is_stopped_alone(self) -> bool:
+        """Whether a signal came; several processes have to agree first, which they do at recorded steps."""
+        return self.processes.count == 1 and bool(self.stop)
 
-        if is_due(config.checkpoint_every):
-            self._write_checkpoint()
-        if is_due(config.sample_every or 1):
-            self._export()
-            if self.watch is not None:
-                self.last_figures = self.watch(step)
-                if self.journal is not None:
-                    figures = self.last_figures
-                    self.journal.write("validation", step=step, training_sec=self.training_sec, **figures)
-                    shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-                    progress.say(f"step {step}: {shown or 'samples drawn'}")
-            self.processes.wait()
+    def _is_due(self, every: int, *, since: int) -> bool:
+        """Whether a multiple of `every`, or the end, lies between an earlier step and this one."""
+        step = self.state.step
+        return step // every > since // every or step == self.config.max_steps != since
+
+    def _watch_where_due(self) -> None:
+        """Export and look at samples."""
+        step = self.state.step
+        if not self._is_due(self.config.sample_every or 1, since=self.watched_step):
+            return
+        self._export()
+        self.watched_step, self.last_figures = step, self.watch(step)
+        if self.journal is not None:
+            self.journal.write("validation", step=step, training_sec=self.training_sec, **self.last_figures)
+        self.processes.wait()
 
     def _stop_if_asked(self) -> None:
         """End the run after a signal to any of the processes, with a checkpoint."""
@@ -186,9 +206,7 @@ class Run:
 
     def _write_checkpoint(self) -> None:
         if self.processes.is_first:
-            numbers = {
-                "step": self.state.step, "training_sec": self.training_sec, "last_figures": self.last_figures
-            }  # fmt: skip
+            numbers = {"step": self.state.step, "training_sec": self.training_sec}
             write_checkpoint(self.config.out / CHECKPOINT, self.state.tensors(), numbers)
 
     def _export(self) -> None:
@@ -217,22 +235,18 @@ class Run:
         self.processes.wait()
         return metrics
 
-    def _flops_per_image(self) -> float:
-        """Forward and backward pass of the transformer."""
-        return 3.0 * transformer_flops(self.state.transformer)
 
-
-def transformer_flops(transformer: Transformer) -> int:
+def transformer_flops(config: TransformerConfig) -> int:
     """Count the operations of one image's forward pass, on the meta device.
 
     Args:
-        transformer: The network; left as it is.
+        config: Of the network.
 
     Returns:
         Floating-point operations.
     """
     with torch.device("meta"):
-        twin = Transformer(transformer.config)
-        z = torch.empty(1, *transformer.config.latents.shape)
+        twin = Transformer(config)
+        z = torch.empty(1, *config.latents.shape)
         t, labels = torch.empty(1), torch.zeros(1, dtype=torch.int64)
     return count_flops(twin, z, t, labels)

@@ -147,7 +147,7 @@ def train_step(state: TrainState, batch: TrainingBatch, config: TrainConfig, sha
         shared: `state.learner`, or its wrapper that averages gradients over processes.
 
     Returns:
-        Means over this process's part: `loss` and its parts; and `gradient_norm`. On the device, so that nothing waits.
+        Means over this process's part: `loss` and its parts; and `gradient_norm`, before clipping. On the device.
 
     Raises:
         NotFiniteError: If the loss or the gradient is not finite.
@@ -167,6 +167,7 @@ def train_step(state: TrainState, batch: TrainingBatch, config: TrainConfig, sha
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value.detach().sum() / len(batch.latents)
     sums["gradient_norm"] = _clip(state.transformer, config.max_grad_norm or 0.0)
+    # The only wait for the device in a step: weights must not change before this is known.
     if not bool(torch.isfinite(sums["loss"]) & torch.isfinite(sums["gradient_norm"])):
         raise NotFiniteError(f"loss {float(sums['loss'])}, gradient norm {float(sums['gradient_norm'])}")
     _warm_up(state.optimizer, state.step, config)
@@ -181,7 +182,10 @@ def train_step(state: TrainState, batch: TrainingBatch, config: TrainConfig, sha
 def _clip(transformer: nn.Module, max_norm: float) -> Tensor:
     """Measure the gradient's norm, and clip it where a limit is set."""
     parameters = [parameter for parameter in transformer.parameters() if parameter.grad is not None]
-    return nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else float("inf"))
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if max_norm > 0:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
 
 
 def _warm_up(optimizer: Optimizer, step: int, config: TrainConfig) -> None:

@@ -20,14 +20,14 @@ from eqvae.sampling.draw import Drawer
 from eqvae.sampling.run import sample
 
 
-def sample_images(config: SampleConfig) -> dict[str, Any]:
+def sample_images(config: SampleConfig) -> dict[str, Any] | None:
     """Draw a sample set.
 
     Args:
         config: What to draw.
 
     Returns:
-        The figures of `metrics.json`.
+        The figures of `metrics.json`; None in all processes but the first.
 
     Raises:
         UserError: If the input is wrong.
@@ -47,7 +47,8 @@ def sample_images(config: SampleConfig) -> dict[str, Any]:
         device=processes.device,
         weak=_on(weak, processes.device) if weak is not None else None,
     )
-    return sample(drawer, processes)
+    figures = sample(drawer, processes)
+    return figures if processes.is_first else None
 
 
 def _load_decoder(card: GeneratorCard, name: str | None) -> Autoencoder:

@@ -1,8 +1,7 @@
 """REPA's teacher at work: patch tokens of the very images that a batch's latents encode."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -104,9 +103,8 @@ def teach(config: TrainConfig, cache: LatentCache, recipe: Recipe, processes: Pr
             f"'{data}' holds other images than those that '{config.latents}' encodes",
             "Name the encoded images with --data",
         )
-    channels, height, width = cache.latent_shape
+    _, height, width = cache.latent_shape
     grid = (height // recipe.patch_size, width // recipe.patch_size)
-    del channels
     teacher = load_teacher(config.teacher, grid=grid, weights=config.teacher_weights).to(processes.device)
     on_the_fly = TeacherTokens(
         teacher=teacher,
@@ -117,12 +115,15 @@ def teach(config: TrainConfig, cache: LatentCache, recipe: Recipe, processes: Pr
         device=processes.device,
         stored={},
     )
-    return _stored(on_the_fly, config, cache, processes) if config.cache_teacher else on_the_fly
+    return _stored(on_the_fly, teacher, config, cache, processes) if config.cache_teacher else on_the_fly
 
 
-def _stored(tokens: TeacherTokens, config: TrainConfig, cache: LatentCache, processes: Processes) -> TeacherTokens:
+def _stored(
+    tokens: TeacherTokens, teacher: Teacher, config: TrainConfig, cache: LatentCache, processes: Processes
+) -> TeacherTokens:
     """Read all tokens from the file beside the latents; the first process writes it where it is not there yet."""
-    path = Path(config.latents) / f"teacher-{config.teacher.replace('/', '-')}.safetensors"
+    rows, columns = teacher.grid
+    path = config.latents / f"teacher-{config.teacher.replace('/', '-')}-{rows}x{columns}.safetensors"
     if processes.is_first and not path.exists():
         kinds = (False, True) if cache.index.has_mirrored else (False,)
         computed = []
@@ -138,12 +139,6 @@ def _stored(tokens: TeacherTokens, config: TrainConfig, cache: LatentCache, proc
             path, computed[0], teacher=config.teacher, mirrored=computed[1] if len(computed) > 1 else None
         )
     processes.wait()
-    return TeacherTokens(
-        teacher=None,
-        channels=tokens.channels,
-        source=tokens.source,
-        source_indices=tokens.source_indices,
-        image_size_px=tokens.image_size_px,
-        device=tokens.device,
-        stored=read_teacher_tokens(path, teacher=config.teacher, num_images=len(cache)),
+    return replace(
+        tokens, teacher=None, stored=read_teacher_tokens(path, teacher=config.teacher, num_images=len(cache))
     )

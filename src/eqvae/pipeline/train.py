@@ -12,12 +12,13 @@ from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.generators.config import FREE_TO_CHANGE, TrainConfig
 from eqvae.generators.export import GeneratorCard, read_generator
+from eqvae.generators.interpolant import Interpolant
 from eqvae.generators.presets import Recipe, parse_recipe
 from eqvae.generators.protocol import LatentSpecification, Objective
 from eqvae.generators.repa import TEACHER_TOKENS
 from eqvae.generators.run import Run, transformer_flops
 from eqvae.generators.step import TrainingBatch, build_state
-from eqvae.generators.transformer import Transformer
+from eqvae.generators.transformer import Transformer, TransformerConfig
 from eqvae.latents.batches import training_batches
 from eqvae.latents.cache import LatentBatch, LatentCache, check_autoencoder
 from eqvae.pipeline.teaching import TeacherTokens, teach
@@ -44,27 +45,20 @@ class Plan:
     recipe: Recipe
     cache: LatentCache
     latents: LatentSpecification
+    interpolant: Interpolant | None
     objective: Objective
+    transformer: TransformerConfig
     teacher: TeacherTokens | None
 
-    def transformer(self) -> Transformer:
-        """Build the network with the seed's first weights."""
-        config = self.recipe.transformer(
-            self.latents,
-            qk_norm=self.config.qk_norm,
-            teacher_channels=self.teacher.channels if self.teacher is not None else None,
-        )
-        return Transformer(config, generator=generator_for(self.config.seed, _WEIGHTS))
 
-
-def train_generator(config: TrainConfig) -> dict[str, Any]:
+def train_generator(config: TrainConfig) -> dict[str, Any] | None:
     """Train, or go on where an earlier call with the same configuration stopped.
 
     Args:
         config: Resolved or not.
 
     Returns:
-        The figures of `metrics.json`.
+        The figures of `metrics.json`; None in all processes but the first.
 
     Raises:
         UserError: If the input is wrong, or the loss became NaN or infinite.
@@ -83,11 +77,12 @@ def train_generator(config: TrainConfig) -> dict[str, Any]:
                 "Give the same latents to resume it, or another --out",
             )
         if (config.out / METRICS).exists():
-            return read_json(config.out / METRICS)
+            return read_json(config.out / METRICS) if processes.is_first else None
     autoencoder = load_decoder(plan.cache, config.autoencoder, processes.device)
     reference = load_reference(config, plan.cache.index.image_size_px, processes)
     card = _card(plan)
-    state = build_state(plan.transformer(), plan.objective, config, processes.device)
+    transformer = Transformer(plan.transformer, generator=generator_for(config.seed, _WEIGHTS))
+    state = build_state(transformer, plan.objective, config, processes.device)
     processes.wait()
     if processes.is_first:
         config.out.mkdir(parents=True, exist_ok=True)
@@ -113,7 +108,8 @@ def train_generator(config: TrainConfig) -> dict[str, Any]:
         )
         run.resume()
         run.journal = Journal(config.out, keep_up_to_step=state.step) if processes.is_first else None
-        return run.train()
+        figures = run.train()
+    return figures if processes.is_first else None
 
 
 def make_plan(config: TrainConfig, processes: Processes) -> Plan:
@@ -146,6 +142,7 @@ def make_plan(config: TrainConfig, processes: Processes) -> Plan:
     interpolant = recipe.interpolant
     if interpolant is not None:
         interpolant = replace(interpolant, path=config.path, prediction=config.prediction)
+    transformer = recipe.transformer(latents, qk_norm=config.qk_norm)
     objective = recipe.objective(
         latents.num_classes,
         label_dropout=config.label_dropout,
@@ -154,9 +151,22 @@ def make_plan(config: TrainConfig, processes: Processes) -> Plan:
         repa_depth=config.repa_depth,
         repa_weight=config.repa_weight,
     )
-    recipe.transformer(latents)  # says what does not fit, before a teacher is loaded
-    teacher = teach(config, cache, recipe, processes) if recipe.family == "repa-sit" else None
-    return Plan(config=config, recipe=recipe, cache=cache, latents=latents, objective=objective, teacher=teacher)
+    teacher = None
+    if recipe.family == "repa-sit":
+        if config.repa_depth is not None and config.repa_depth > transformer.depth:
+            raise UserError(f"--repa-depth is {config.repa_depth}", f"'{recipe}' has {transformer.depth} blocks")
+        teacher = teach(config, cache, recipe, processes)
+        transformer = replace(transformer, teacher_channels=teacher.channels)
+    return Plan(
+        config=config,
+        recipe=recipe,
+        cache=cache,
+        latents=latents,
+        interpolant=interpolant,
+        objective=objective,
+        transformer=transformer,
+        teacher=teacher,
+    )
 
 
 def describe_plan(config: TrainConfig) -> dict[str, Any]:
@@ -173,19 +183,21 @@ def describe_plan(config: TrainConfig) -> dict[str, Any]:
     """
     config = config.resolved()
     plan = make_plan(config, join_processes(choose_device(config.device)))
-    transformer = plan.transformer()
-    flops_per_step = 3 * transformer_flops(transformer) * config.batch_size
+    with torch.device("meta"):
+        num_parameters = Transformer(plan.transformer).num_parameters()
+    flops_per_step = 3 * transformer_flops(plan.transformer) * config.batch_size
+    rows, columns = plan.transformer.grid
     return {
         "config": to_plain(config),
-        "num_parameters": transformer.num_parameters(),
+        "num_parameters": num_parameters,
         "latent_size": list(plan.latents.shape),
-        "num_tokens": transformer.config.grid[0] * transformer.config.grid[1],
+        "num_tokens": rows * columns,
         "num_classes": plan.latents.num_classes,
         "num_images": len(plan.cache),
         "epochs": config.max_steps * config.batch_size / len(plan.cache),
         "tflops_per_step": flops_per_step / 1e12,
         "tflops_total": flops_per_step * config.max_steps / 1e12,
-        "state_gib": _BYTES_PER_PARAMETER * transformer.num_parameters() / 2**30,
+        "state_gib": _BYTES_PER_PARAMETER * num_parameters / 2**30,
     }
 
 
@@ -236,16 +248,13 @@ def _batches(plan: Plan, processes: Processes) -> Callable[[int, int], Generator
 
 def _card(plan: Plan) -> GeneratorCard:
     index, normalization = plan.cache.index, plan.cache.normalization
-    interpolant = getattr(plan.objective, "interpolant", None) or getattr(
-        getattr(plan.objective, "objective", None), "interpolant", None
-    )
     return GeneratorCard(
         recipe=str(plan.recipe),
-        transformer=plan.transformer().config,
-        interpolant=interpolant,
+        transformer=plan.transformer,
+        interpolant=plan.interpolant,
         shift=tuple(normalization.shift.tolist()),
         scale=tuple(normalization.scale.tolist()),
-        autoencoder=index.autoencoder,
+        autoencoder=plan.config.autoencoder or index.autoencoder,
         autoencoder_fingerprint=index.fingerprint,
         image_size_px=index.image_size_px,
         class_names=index.class_names,

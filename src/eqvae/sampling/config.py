@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from eqvae.generators.export import Weights
-from eqvae.runtime.configs import AT_LEAST_1, NOT_NEGATIVE, check_ranges
+from eqvae.runtime.configs import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, check_ranges
 from eqvae.runtime.device import Precision
 from eqvae.runtime.errors import UserError
 from eqvae.sampling.sde import DiffusionForm, LastStep
@@ -104,6 +104,7 @@ class SampleConfig:
             self,
             (
                 (AT_LEAST_1, ("num_samples", "num_steps", "batch_size", "guidance_channels")),
+                (POSITIVE, ("rtol", "atol")),
                 (NOT_NEGATIVE, ("seed", "guidance_scale", "ddim_eta", "diffusion_norm")),
             ),
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -10,7 +11,7 @@ from torch import Tensor
 from eqvae.artifacts import to_uint8
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.generators.diffusion import GaussianDiffusion
-from eqvae.generators.export import Generator
+from eqvae.generators.export import Generator, GeneratorCard
 from eqvae.generators.protocol import Predict
 from eqvae.runtime.device import Precision, autocast
 from eqvae.runtime.errors import UserError
@@ -44,10 +45,10 @@ class Drawer:
     """Of autoguidance."""
 
     def __post_init__(self) -> None:
-        """Check that sampler, guidance and classes are the generator's.
+        """Check that sampler, guidance and classes are the generator's, and that the sampler takes its settings.
 
         Raises:
-            UserError: If they are not.
+            UserError: If not.
         """
         is_diffusion = self.generator.card.interpolant is None
         fitting = _DIFFUSION_SAMPLERS if is_diffusion else _INTERPOLANT_SAMPLERS
@@ -60,11 +61,14 @@ class Drawer:
             raise UserError("an unconditional generator has nothing to guide by", "Use --weak-run, or no guidance")
         if self.weak is not None:
             strong, weak = self.generator.card, self.weak.card
-            if (strong.transformer.latents, strong.interpolant) != (weak.transformer.latents, weak.interpolant):
+            if _latents_and_process(strong) != _latents_and_process(weak):
                 raise UserError(
                     f"--weak-run is a '{weak.recipe}' of other latents or another process", "Train both alike"
                 )
         self.labels([0])
+        if self.config.sampler != "dopri5":  # whose tolerances the configuration has checked
+            # Each sampler knows what it can't do: drawing no images, it says so before a folder is begun.
+            self._solve(_predict_nothing, [])
 
     @property
     def num_classes(self) -> int:
@@ -99,32 +103,7 @@ class Drawer:
         Raises:
             UserError: If they are not finite.
         """
-        config, card = self.config, self.generator.card
-        noise = ImageNoise(config.seed, indices, card.transformer.latents.shape, device=self.device)
-        labels, predict = self.labels(indices).to(self.device), self._guided()
-        if card.interpolant is None:
-            diffusion = GaussianDiffusion()
-            if (config.sampler or "ddpm") == "ddpm":
-                z = ddpm(predict, noise, labels, diffusion, num_steps=config.num_steps)
-            else:
-                z = ddim(predict, noise, labels, diffusion, num_steps=config.num_steps, eta=config.ddim_eta)
-        elif config.sampler in ("euler", "heun"):
-            step = euler if config.sampler == "euler" else heun
-            z = step(predict, noise, labels, card.interpolant, num_steps=config.num_steps)
-        elif config.sampler == "dopri5":
-            z = dopri5(predict, noise, labels, card.interpolant, rtol=config.rtol, atol=config.atol)
-        else:
-            z = euler_maruyama(
-                predict,
-                noise,
-                labels,
-                card.interpolant,
-                num_steps=config.num_steps,
-                diffusion_form=config.diffusion_form,
-                diffusion_norm=config.diffusion_norm,
-                last_step=config.last_step,
-                last_step_size=config.last_step_size,
-            )
+        z = self._solve(self._guided(), indices)
         if not bool(z.isfinite().all()):
             raise UserError("the sampler's latents became NaN or infinite", "Try --precision fp32 or more --num-steps")
         return z
@@ -142,6 +121,32 @@ class Drawer:
         z = self.generator.card.denormalize(self.latents(indices))
         with autocast(self.device, "fp32"):
             return to_uint8(self.autoencoder.decode(z.contiguous(memory_format=torch.channels_last)))
+
+    def _solve(self, predict: Predict, indices: Sequence[int]) -> Float[Tensor, "n c h w"]:
+        config, card = self.config, self.generator.card
+        noise = ImageNoise(config.seed, indices, card.transformer.latents.shape, device=self.device)
+        labels = self.labels(indices).to(self.device)
+        if card.interpolant is None:
+            diffusion = GaussianDiffusion()
+            if (config.sampler or "ddpm") == "ddpm":
+                return ddpm(predict, noise, labels, diffusion, num_steps=config.num_steps)
+            return ddim(predict, noise, labels, diffusion, num_steps=config.num_steps, eta=config.ddim_eta)
+        if config.sampler in ("euler", "heun"):
+            step = euler if config.sampler == "euler" else heun
+            return step(predict, noise, labels, card.interpolant, num_steps=config.num_steps)
+        if config.sampler == "dopri5":
+            return dopri5(predict, noise, labels, card.interpolant, rtol=config.rtol, atol=config.atol)
+        return euler_maruyama(
+            predict,
+            noise,
+            labels,
+            card.interpolant,
+            num_steps=config.num_steps,
+            diffusion_form=config.diffusion_form,
+            diffusion_norm=config.diffusion_norm,
+            last_step=config.last_step,
+            last_step_size=config.last_step_size,
+        )
 
     def _guided(self) -> Predict:
         config, interval = self.config, self._interval()
@@ -164,6 +169,16 @@ class Drawer:
             last = GaussianDiffusion().num_steps - 1
             return low * last, high * last
         return (low, high) if interpolant.time_of_data == 0 else (1.0 - high, 1.0 - low)
+
+
+def _latents_and_process(card: GeneratorCard) -> tuple[Any, ...]:
+    """What two generators must share for one to guide the other."""
+    return card.transformer.latents, card.interpolant, card.autoencoder_fingerprint, card.shift, card.scale
+
+
+def _predict_nothing(z: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    del t, labels
+    return torch.zeros_like(z)
 
 
 def _predict(generator: Generator, device: torch.device, precision: Precision) -> Predict:

@@ -26,7 +26,6 @@ from eqvae.runtime.configs import check_same_run
 from eqvae.runtime.distributed import Processes
 from eqvae.runtime.errors import Interrupted, UserError
 from eqvae.runtime.journal import write_environment
-from eqvae.runtime.progress import Progress
 from eqvae.runtime.signals import stop_on_signals
 from eqvae.sampling.config import FREE_TO_CHANGE
 from eqvae.sampling.draw import Drawer
@@ -79,6 +78,7 @@ def sample(drawer: Drawer, processes: Processes) -> dict[str, Any]:
     if processes.is_first:
         _join_parts(drawer)
         write_json(config.out / METRICS, figures)
+        shutil.rmtree(config.out / PARTS)  # last: a process killed before goes on from them
     processes.wait()
     return figures
 
@@ -121,7 +121,7 @@ def _draw_parts(drawer: Drawer, processes: Processes) -> float:
     parts = range(0, config.num_samples, IMAGES_PER_PART)[processes.rank :: processes.count]
     num_own = sum(len(_indices(config.num_samples, first)) for first in parts)
     num_drawn, began_sec = 0, time.perf_counter()
-    with stop_on_signals() as stop, Progress("sample", total=num_own, unit="image") as progress:
+    with stop_on_signals() as stop, processes.progress("sample", total=num_own, unit="image") as progress:
         for first in parts:
             indices, path = _indices(config.num_samples, first), _part(config.out, first)
             if not path.exists():
@@ -133,12 +133,13 @@ def _draw_parts(drawer: Drawer, processes: Processes) -> float:
                     if stop:
                         raise Interrupted(f"{stop.signal_name}; the same command goes on from '{config.out}'")
                 write_tensors(path, {"images": torch.cat(images)})
-            progress.advance(len(indices))
+            if progress is not None:
+                progress.advance(len(indices))
     return num_drawn / (time.perf_counter() - began_sec)
 
 
 def _join_parts(drawer: Drawer) -> None:
-    """Write the .npz and the contact sheet, and remove the parts."""
+    """Write the .npz and the contact sheet."""
     config = drawer.config
     size_px = drawer.generator.card.image_size_px
     whole = config.out / PARTS / "images.npy"
@@ -153,8 +154,6 @@ def _join_parts(drawer: Drawer) -> None:
     write_sample_set(config.out / SAMPLES, images, labels)
     shown = sheet_indices(config.num_samples, drawer.num_classes if config.classes == "balanced" else 0)
     contact_sheet(torch.from_numpy(images[shown]).permute(0, 3, 1, 2), config.out / SHEET)
-    del images
-    shutil.rmtree(config.out / PARTS)
 
 
 def _indices(num_samples: int, first: int) -> range:

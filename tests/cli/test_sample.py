@@ -1,0 +1,129 @@
+"""`eqvae sample` from end to end: one archive however it is drawn, wrong input in one line."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eqvae.cli.main import run
+
+FAST = [
+    "--num-samples", "12", "--num-steps", "2", "--batch-size", "5", "--precision", "fp32", "--device", "cpu",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `dit-ti-4` trained for two steps on eight images of two classes."""
+    folder, random = tmp_path_factory.mktemp("sample"), np.random.default_rng(0)
+    for index in range(8):
+        path = folder / "data" / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    encoding = ["--image-size", "64", "--batch-size", "4", "--num-workers", "0", "--device", "cpu"]
+    training = ["--max-steps", "2", "--batch-size", "4", "--watch-steps", "2", "--device", "cpu", "--ema-decay", "0.5"]
+    autoencoder = "untrained:tiny-kl"
+    assert run(["encode", autoencoder, "--data", f"{folder}/data", "--out", f"{folder}/cache", *encoding]) == 0
+    assert run(["train", "dit-ti-4", "--latents", f"{folder}/cache", "--out", f"{folder}/run", *training]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def arguments(trained: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """Makes a command line; later flags win."""
+
+    def make(*more: object, out: str = "out") -> list[str]:
+        return ["sample", str(trained), "--out", str(tmp_path / out), *FAST, *map(str, more)]
+
+    return make
+
+
+def images_of(folder: Path) -> np.ndarray:
+    with np.load(folder / "samples.npz", allow_pickle=False) as archive:
+        return archive["arr_0"]
+
+
+def test_sampling(arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(arguments("--guidance-scale", 1.5, "--classes", "1")) == 0
+    printed = capsys.readouterr().out
+    assert printed == (
+        f"12 samples in '{tmp_path / 'out' / 'samples.npz'}', a sheet of them in '{tmp_path / 'out' / 'samples.png'}'\n"
+    )
+    assert images_of(tmp_path / "out").shape == (12, 64, 64, 3)
+    with np.load(tmp_path / "out" / "samples.npz", allow_pickle=False) as archive:
+        assert archive["arr_1"].tolist() == [1] * 12
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [(("--sampler", "heun"), "--sampler heun is not for 'dit-ti-4'"), (("--sampler", "magic"), "magic"),
+     (("--classes", "0,2"), "Class 2 is not one"), (("--classes", "cats"), "Use balanced, random"),
+     (("--num-samples", "0"), "--num-samples is 0"), (("--autoencoder", "untrained:tiny-kl-f2"), "has other weights"),
+     (("--sigma-rel", "0.1"), "Train with --posthoc-ema"), (("--weak-run", "no/such"), "holds no trained generator"),
+     (("--guidance-low", "2"), "no interval"), (("--guidance-scal", "2"), "Did you mean '--guidance-scale'?"),
+     (("--num-steps", "1001"), "1001"), (("--out", "RUN"), "belongs to 'eqvae train'")],
+)  # fmt: skip
+def test_wrong_input_is_one_line(arguments, trained: Path, tmp_path: Path, capsys, more: tuple[str, ...], what: str):
+    assert run(arguments(*[str(trained) if argument == "RUN" else argument for argument in more])) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith("eqvae: ")
+    assert what in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_flags_in_the_same_folder(arguments, capsys):
+    assert run(arguments()) == 0
+    capsys.readouterr()
+    assert run(arguments("--batch-size", 7)) == 0
+    assert run(arguments("--seed", 1)) == 2
+    assert "--seed 0, not 1" in capsys.readouterr().err
+
+
+# Processes of their own ---------------------------------------------------------------------------------------------
+
+
+def start(launcher: list[str], arguments: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *launcher, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_draw_the_same_images(arguments, tmp_path: Path):
+    more = ("--num-samples", 300)  # two parts
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "eqvae"]
+    process = start(launcher, arguments(*more, out="two"))
+    printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert len(printed.splitlines()) == 1
+    torch.set_num_threads(1)
+    assert run(arguments(*more, out="one")) == 0
+    assert np.array_equal(images_of(tmp_path / "two"), images_of(tmp_path / "one"))
+
+
+@pytest.mark.slow
+def test_killed_and_continued(arguments, tmp_path: Path):
+    more = ("--num-samples", 600, "--num-steps", 10)
+    process = start(["-m", "eqvae"], arguments(*more, out="broken"))
+    parts = tmp_path / "broken" / "parts"
+    for _ in range(2400):
+        if parts.exists() and any(path.suffix == ".safetensors" for path in parts.iterdir()):
+            break
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    torch.set_num_threads(1)
+    assert run(arguments(*more, out="broken")) == 0
+    assert run(arguments(*more, out="straight")) == 0
+    assert (tmp_path / "broken" / "samples.npz").read_bytes() == (tmp_path / "straight" / "samples.npz").read_bytes()

@@ -1,0 +1,42 @@
+"""What a training configuration fills in, and what it refuses."""
+
+from pathlib import Path
+
+import pytest
+
+from eqvae.generators.config import TrainConfig
+from eqvae.runtime.errors import UserError
+
+
+def configure(recipe: str = "dit-ti-4", **options) -> TrainConfig:
+    return TrainConfig(recipe=recipe, latents=Path("latents"), out=Path("out"), **options)
+
+
+@pytest.mark.parametrize(("recipe", "norm"), [("dit-b-2", 0.0), ("sit-b-2", 0.0), ("REPA-SiT-b-2", 1.0)])
+def test_published_clipping(recipe: str, norm: float):
+    resolved = configure(recipe).resolved()
+    assert (resolved.max_grad_norm, resolved.recipe) == (norm, recipe.lower())
+    assert configure(recipe, max_grad_norm=0.3).resolved().max_grad_norm == 0.3
+
+
+def test_resolving_twice_changes_nothing():
+    resolved = configure(max_steps=25).resolved()
+    assert resolved.sample_every == 2
+    assert resolved.resolved() == resolved
+    assert configure(max_steps=3).resolved().sample_every == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [({"batch_size": 0}, "--batch-size is 0"), ({"learning_rate": 0.0}, "--learning-rate is 0"),
+     ({"ema_decay": 1.0}, "--ema-decay is 1"), ({"label_dropout": 1.5}, "--label-dropout is 1.5"),
+     ({"learning_rate": float("nan")}, "--learning-rate is nan"), ({"seed": -1}, "--seed is -1"),
+     ({"max_grad_norm": -1.0}, "--max-grad-norm"), ({"sample_every": 0}, "--sample-every"),
+     ({"watch_steps": 1}, "--watch-steps is 1. It must be in 2 ... 1000"), ({"watch_steps": 1001}, "--watch-steps"),
+     ({"reference": "x", "num_watch_samples": 1}, "--num-watch-samples is 1"),
+     ({"path": "gvp"}, "--path gvp is SiT's"), ({"prediction": "noise"}, "train 'sit-ti-4'"),
+     ({"recipe": "dit-ti-3"}, "Did you mean 'dit-ti-"), ({"recipe": "unet"}, "there is no generator 'unet'")],
+)  # fmt: skip
+def test_refused_values(options: dict, what: str):
+    with pytest.raises(UserError, match=what.replace("-", "[-]")):
+        configure(**options).resolved()

@@ -1,0 +1,86 @@
+"""The distance that is measured during training does not depend on how many processes measure it."""
+
+import threading
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from eqvae.autoencoders import load_autoencoder
+from eqvae.generators.config import TrainConfig
+from eqvae.generators.export import read_generator
+from eqvae.pipeline.train import train_generator
+from eqvae.pipeline.watching import SampleWatch, load_reference
+from eqvae.runtime.distributed import Processes
+
+CPU = torch.device("cpu")
+ALONE = Processes(rank=0, count=1, device=CPU)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threads(Processes):
+    """Processes played by threads: what they exchange goes through a list."""
+
+    barrier: threading.Barrier
+    table: list[Any] = field(default_factory=list)
+
+    def wait(self) -> None:
+        self.barrier.wait(60)
+
+    def gather(self, value: Any) -> list[Any]:
+        self.table[self.rank] = value
+        self.wait()
+        values = list(self.table)
+        self.wait()
+        return values
+
+    def sum(self, value: Tensor) -> Tensor:
+        return torch.stack(self.gather(value)).sum(0)
+
+
+@pytest.fixture
+def config(configure, data: Path) -> TrainConfig:
+    """Of a run that has just exported its generator."""
+    config = configure(reference=str(data), max_steps=1, num_watch_samples=4)
+    train_generator(replace(config, reference=None))
+    return config
+
+
+@pytest.fixture
+def watch(config: TrainConfig) -> SampleWatch:
+    """Watches that run, alone."""
+    return SampleWatch(
+        config=config, generator=lambda: read_generator(config.out), reference=load_reference(config, 64, ALONE),
+        autoencoder=load_autoencoder("untrained:tiny-kl").eval(), processes=ALONE,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_the_number_of_processes_does_not_show(watch, count: int):
+    alone = watch(1)
+    assert alone.keys() == {"fd_efficientnet_lite0", "num_samples"}
+    barrier, table, found = threading.Barrier(count), [None] * count, [{}] * count
+
+    def play(rank: int) -> None:
+        processes = Threads(rank=rank, count=count, device=CPU, barrier=barrier, table=table)
+        found[rank] = replace(watch, processes=processes)(1)
+
+    threads = [threading.Thread(target=play, args=(rank,)) for rank in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for figures in found:
+        assert figures["fd_efficientnet_lite0"] == pytest.approx(alone["fd_efficientnet_lite0"], rel=1e-3)
+        assert figures["num_samples"] == 4
+
+
+def test_without_reference_there_are_pictures_only(watch):
+    config = replace(watch.config, num_watch_samples=20)
+    assert replace(watch, config=config, reference=None)(1) == {}
+    with Image.open(config.out / "samples" / "step_0000001.png") as sheet:
+        assert sheet.size == (10 * 66 + 2, 2 * 66 + 2)  # a row for each of the two classes

@@ -1,0 +1,183 @@
+"""From a generator to images: the same image however it is drawn, guidance, classes, and what does not fit."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from eqvae.generators.export import Generator, GeneratorCard
+from eqvae.generators.interpolant import Interpolant
+from eqvae.generators.protocol import LatentSpecification
+from eqvae.generators.transformer import Transformer, TransformerConfig
+from eqvae.runtime.errors import UserError
+from eqvae.sampling.config import SampleConfig
+from eqvae.sampling.draw import Drawer
+
+SIT = Interpolant(time_of_data=1)
+
+
+def build_generator(interpolant: Interpolant | None = SIT, *, num_classes: int = 3, seed: int = 0) -> Generator:
+    """A small generator whose weights are all alive: DiT's first weights predict zero."""
+    config = TransformerConfig(
+        latents=LatentSpecification(channels=3, height=4, width=4, num_classes=num_classes), depth=2, hidden_size=24,
+        num_heads=3, patch_size=2, out_channels=6,
+    )  # fmt: skip
+    transformer, generator = Transformer(config), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in transformer.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0.0, 0.15, generator=generator)
+    card = GeneratorCard(
+        recipe="dit-ti-2" if interpolant is None else "sit-ti-2", transformer=config, interpolant=interpolant,
+        shift=(0.1, 0.0, -0.1), scale=(0.5, 0.5, 0.5), autoencoder="averaging", autoencoder_fingerprint="0",
+        image_size_px=32, class_names=None, num_steps=1, eqvae_version="0",
+    )  # fmt: skip
+    return Generator(card=card, transformer=transformer.eval())
+
+
+@pytest.fixture
+def drawer(averaging_autoencoder) -> Callable[..., Drawer]:
+    """Makes drawers; fp32 and five steps unless told otherwise."""
+
+    def make(generator: Generator | None = None, weak: Generator | None = None, **options) -> Drawer:
+        config = SampleConfig(run="run", out=Path("out"), **{"num_steps": 5, "precision": "fp32"} | options)
+        config.check()
+        return Drawer(
+            generator=generator or build_generator(), autoencoder=averaging_autoencoder, config=config,
+            device=torch.device("cpu"), weak=weak,
+        )  # fmt: skip
+
+    return make
+
+
+ALL_SAMPLERS = pytest.mark.parametrize(
+    ("interpolant", "sampler"),
+    [(None, "ddpm"), (None, "ddim"), (SIT, "euler"), (SIT, "heun"), (SIT, "dopri5"), (SIT, "sde")],
+)
+
+
+@ALL_SAMPLERS
+@torch.no_grad()
+def test_an_image_does_not_depend_on_its_batch(drawer, interpolant, sampler):
+    one = drawer(build_generator(interpolant), sampler=sampler, guidance_scale=2.0)
+    together = one.images(range(7))
+    assert together.shape == (7, 3, 32, 32)
+    apart = torch.cat([one.images([index]) for index in range(7)])
+    pairs = torch.cat([one.images([5, 2]), one.images([6])])
+    # Matrix products of other sizes round otherwise: at most one grey level apart in fp32.
+    assert (together.int() - apart.int()).abs().max() <= 1
+    assert (together[[5, 2, 6]].int() - pairs.int()).abs().max() <= 1
+    assert len({image.numpy().tobytes() for image in together}) == 7
+
+
+@torch.no_grad()
+def test_bf16_keeps_images_recognisable(drawer):
+    full, half = drawer(), drawer(precision="bf16")
+    difference = (full.images(range(4)).float() - half.images(range(4)).float()).abs()
+    assert 0 < difference.mean() < 4.0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("interpolant", "published"), [(None, "ddpm"), (SIT, "sde")])
+def test_the_published_sampler_is_the_default(drawer, interpolant, published):
+    generator = build_generator(interpolant)
+    assert torch.equal(drawer(generator).images(range(2)), drawer(generator, sampler=published).images(range(2)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("interpolant", [None, SIT])
+def test_guidance(drawer, interpolant):
+    generator = build_generator(interpolant)
+    plain, guided = drawer(generator), drawer(generator, guidance_scale=3.0)
+    z = plain.latents(range(3))
+    assert torch.equal(z, drawer(generator, guidance_scale=1.0, guidance_high=0.5).latents(range(3)))
+    assert not torch.allclose(z, guided.latents(range(3)))
+    always = drawer(generator, guidance_scale=3.0, guidance_low=0.0, guidance_high=1.0)
+    assert torch.equal(guided.latents(range(3)), always.latents(range(3)))
+    few = drawer(generator, guidance_scale=3.0, guidance_channels=1)
+    assert not torch.allclose(few.latents(range(3)), guided.latents(range(3)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("interpolant", [None, Interpolant(time_of_data=0), Interpolant(time_of_data=1)])
+def test_the_interval_counts_from_data_to_noise(drawer, interpolant):
+    """A single deterministic step is at pure noise: an interval at the noise's end guides it, whatever t is called."""
+    generator = build_generator(interpolant)
+    options = {"sampler": "ddim" if interpolant is None else "euler", "num_steps": 1, "guidance_scale": 3.0}
+    whole = drawer(generator, **options).latents(range(2))
+    plain = drawer(generator, **options | {"guidance_scale": 1.0}).latents(range(2))
+    assert not torch.allclose(whole, plain)
+    assert torch.equal(drawer(generator, **options, guidance_low=0.9).latents(range(2)), whole)
+    assert torch.equal(drawer(generator, **options, guidance_high=0.9).latents(range(2)), plain)
+
+
+@torch.no_grad()
+def test_autoguidance(drawer):
+    strong, weak = build_generator(), build_generator(seed=1)
+    z = drawer(strong, sampler="euler").latents(range(2))
+    assert torch.equal(drawer(strong, weak, sampler="euler").latents(range(2)), z)  # scale 1
+    guided = drawer(strong, weak, sampler="euler", guidance_scale=2.0, num_steps=1).latents(range(2))
+    ends = [drawer(one, sampler="euler", num_steps=1).latents(range(2)) for one in (strong, weak)]
+    torch.testing.assert_close(guided, 2 * ends[0] - ends[1], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_an_unconditional_generator(drawer):
+    generator = build_generator(num_classes=0)
+    assert drawer(generator).images(range(2)).shape == (2, 3, 32, 32)
+    weak = build_generator(num_classes=0, seed=1)
+    assert drawer(generator, weak, guidance_scale=2.0).latents([0]).isfinite().all()
+
+
+def test_classes(drawer):
+    assert drawer().labels(range(5)).tolist() == [0, 1, 2, 0, 1]
+    assert drawer(classes="2,0").labels(range(5)).tolist() == [2, 0, 2, 0, 2]
+    drawn = drawer(classes="random").labels(range(300))
+    assert drawn.unique().tolist() == [0, 1, 2]
+    assert torch.equal(drawer(classes="random").labels([250]), drawn[250:251])
+    assert not torch.equal(drawer(classes="random", seed=1).labels(range(300)), drawn)
+
+
+@torch.no_grad()
+def test_images_are_the_decoded_latents(drawer):
+    one = drawer()
+    z = one.latents(range(2)) * 0.5 + torch.tensor([0.1, 0.0, -0.1])[:, None, None]
+    cells = one.images(range(2))[:, :, ::8, ::8]
+    assert torch.equal(cells, ((z + 1) * 127.5).round().clamp(0, 255).to(torch.uint8))
+
+
+def test_what_does_not_fit(drawer):
+    def fails(what: str, generator: Generator | None = None, weak: Generator | None = None, **options: object) -> None:
+        with pytest.raises(UserError, match=what):
+            drawer(generator, weak, **options)
+
+    dit, unconditional = build_generator(None), build_generator(num_classes=0)
+    fails("--sampler heun is not for 'dit-ti-2'. Use ddpm or ddim", dit, sampler="heun")
+    fails("--sampler ddim is not for 'sit-ti-2'. Use euler or", sampler="ddim")
+    fails("nothing to guide by", unconditional, guidance_scale=2.0)
+    fails("unconditional", unconditional, classes="1")
+    fails("Class 3 is not one", classes="0,3")
+    fails("1001 steps can't be taken", dit, num_steps=1001)
+    fails("DDIM's eta is 2", dit, sampler="ddim", ddim_eta=2.0)
+    fails("Take at least 2", num_steps=1)
+    fails("--weak-run is a 'dit-ti-2'", weak=dit, guidance_scale=2.0)
+    other = build_generator()
+    fails("--weak-run", weak=replace(other, card=replace(other.card, scale=(1.0, 1.0, 1.0))))
+    fails("--weak-run", weak=replace(other, card=replace(other.card, autoencoder_fingerprint="1")))
+
+
+def test_latents_that_are_not_finite(drawer):
+    generator = build_generator()
+    with torch.no_grad():
+        generator.transformer.final_layer.linear.bias.fill_(float("nan"))
+    with pytest.raises(UserError, match="--precision fp32"):
+        drawer(generator, sampler="euler").images([0])
+
+
+def test_nothing_is_learned(drawer):
+    images: Tensor = drawer().images([0])
+    assert images.dtype == torch.uint8
+    assert not images.requires_grad

@@ -1,0 +1,176 @@
+"""A sampling run: one archive for any batch size and number of processes, resumed from whole parts."""
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import Int64, UInt8
+from PIL import Image
+from torch import Tensor
+
+from eqvae.artifacts import read_json, write_json
+from eqvae.generators.export import Generator, GeneratorCard
+from eqvae.generators.protocol import LatentSpecification
+from eqvae.generators.transformer import Transformer, TransformerConfig
+from eqvae.runtime.distributed import Processes
+from eqvae.runtime.errors import Interrupted, UserError
+from eqvae.sampling import run as run_module
+from eqvae.sampling.config import SampleConfig
+from eqvae.sampling.draw import Drawer
+from eqvae.sampling.run import PARTS, SAMPLES, SHEET, contact_sheet, sample, sheet_indices
+
+ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
+
+
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumberDrawer(Drawer):
+    """Image i is of the one colour i; counts what it draws, and may be killed."""
+
+    drawn: list[int] = field(default_factory=list)
+
+    die_after: int | None = None
+    """Images after which the process ends."""
+
+    def images(self, indices: Sequence[int]) -> UInt8[Tensor, "n 3 h w"]:
+        if self.die_after is not None and len(self.drawn) >= self.die_after:
+            raise KilledError
+        self.drawn.extend(indices)
+        colours: Int64[Tensor, " n"] = torch.tensor(indices)
+        return colours.to(torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4)
+
+
+@pytest.fixture
+def drawer(averaging_autoencoder, tmp_path: Path, monkeypatch):
+    """Makes drawers of 40 samples of 3 classes in parts of 8."""
+    monkeypatch.setattr(run_module, "IMAGES_PER_PART", 8)
+    config = TransformerConfig(
+        latents=LatentSpecification(channels=3, height=2, width=2, num_classes=3), depth=1, hidden_size=8,
+        num_heads=1, patch_size=2, out_channels=6,
+    )  # fmt: skip
+    card = GeneratorCard(
+        recipe="dit-ti-2", transformer=config, interpolant=None, shift=(0.0,) * 3, scale=(1.0,) * 3,
+        autoencoder="averaging", autoencoder_fingerprint="0", image_size_px=4, class_names=None, num_steps=1,
+        eqvae_version="0",
+    )  # fmt: skip
+
+    def make(name: str = "out", die_after: int | None = None, num_steps: int = 1, **options) -> NumberDrawer:
+        settings = {"num_samples": 40, "batch_size": 3} | options
+        return NumberDrawer(
+            generator=Generator(card=replace(card, num_steps=num_steps), transformer=Transformer(config)),
+            autoencoder=averaging_autoencoder, device=torch.device("cpu"), die_after=die_after,
+            config=SampleConfig(run="run", out=tmp_path / name, **settings),
+        )  # fmt: skip
+
+    return make
+
+
+def test_the_archive(drawer):
+    one = drawer()
+    figures = sample(one, ALONE)
+    out = one.config.out
+    with np.load(out / SAMPLES, allow_pickle=False) as archive:
+        assert sorted(archive) == ["arr_0", "arr_1"]
+        images, labels = archive["arr_0"], archive["arr_1"]
+    assert (images.shape, images.dtype) == ((40, 4, 4, 3), np.uint8)
+    assert images[:, 0, 0, 0].tolist() == list(range(40))
+    assert labels.tolist() == [index % 3 for index in range(40)]
+    assert figures["num_samples"] == 40
+    assert read_json(out / "config.json")["command"] == "sample"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "config.json", "environment.json", "metrics.json", SAMPLES, SHEET,
+    ]  # fmt: skip
+
+
+def archive_of(one: NumberDrawer) -> bytes:
+    return (one.config.out / SAMPLES).read_bytes()
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 64])
+def test_the_batch_size_changes_nothing(drawer, batch_size: int):
+    one, other = drawer("one"), drawer("other", batch_size=batch_size)
+    sample(one, ALONE)
+    sample(other, ALONE)
+    assert archive_of(one) == archive_of(other)
+
+
+def test_killed_and_continued(drawer):
+    straight = drawer("straight")
+    sample(straight, ALONE)
+    with pytest.raises(KilledError):
+        sample(drawer("broken", die_after=20), ALONE)
+    resumed = drawer("broken", batch_size=5)
+    sample(resumed, ALONE)
+    assert sorted(resumed.drawn) == list(range(16, 40))  # two whole parts were there
+    assert archive_of(resumed) == archive_of(straight)
+    assert not (resumed.config.out / PARTS).exists()
+
+
+def test_killed_while_the_parts_are_joined(drawer, monkeypatch):
+    def die(*arguments: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as context:
+        context.setattr(run_module, "contact_sheet", die)
+        with pytest.raises(KilledError):
+            sample(drawer(), ALONE)
+    resumed = drawer()
+    sample(resumed, ALONE)
+    assert resumed.drawn == []
+    again = drawer()
+    assert sample(again, ALONE)["num_samples"] == 40  # finished: nothing is done
+    assert again.drawn == []
+
+
+def test_a_signal_keeps_whole_parts(drawer, monkeypatch):
+    one = drawer()
+    original = NumberDrawer.images
+
+    def images(self: NumberDrawer, indices: Sequence[int]) -> Tensor:
+        if 20 in indices:
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, indices)
+
+    monkeypatch.setattr(NumberDrawer, "images", images)
+    with pytest.raises(Interrupted, match="SIGTERM; the same command goes on"):
+        sample(one, ALONE)
+    assert len(list((one.config.out / PARTS).iterdir())) == 2
+
+
+def test_the_same_folder_for_something_else(drawer):
+    sample(drawer(), ALONE)
+    for options, what in [({"seed": 1}, "--seed 0, not 1"), ({"num_samples": 41}, "--num-samples 40, not 41"),
+                          ({"num_steps": 2}, "at step 1, not 2")]:  # fmt: skip
+        with pytest.raises(UserError, match=what):
+            sample(drawer(**options), ALONE)
+    write_json(drawer().config.out / "config.json", {"command": "train"})
+    with pytest.raises(UserError, match="belongs to 'eqvae train'"):
+        sample(drawer(), ALONE)
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "num_classes", "first_rows"),
+    [(100, 10, [[0, 10, 20], [1, 11, 21]]), (50_000, 1000, [list(range(0, 3000, 1000)), [1, 1001, 2001]]),
+     (30, 3, [[0, 3, 6], [1, 4, 7]]), (29, 3, [[0, 1, 2], [10, 11, 12]]), (50, 0, [[0, 1, 2], [10, 11, 12]])],
+)  # fmt: skip
+def test_rows_of_the_sheet_are_classes(num_samples: int, num_classes: int, first_rows: list[list[int]]):
+    indices = sheet_indices(num_samples, num_classes)
+    assert [indices[:3], indices[10:13]] == first_rows
+    assert len(indices) <= 100
+    assert max(indices) < num_samples
+
+
+def test_the_sheet_is_drawn_row_by_row(tmp_path: Path):
+    images = torch.arange(1, 7, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4) * 20
+    contact_sheet(images, tmp_path / "sheet.png", num_columns=3)
+    pixels = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert pixels.shape == (2 * 6 + 2, 3 * 6 + 2, 3)
+    assert pixels[2:6, 2:20, 0][2].tolist()[:10] == [20, 20, 20, 20, 255, 255, 40, 40, 40, 40]
+    assert pixels[10, 3, 0] == 80
