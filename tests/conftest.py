@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eqvae.autoencoders.protocol import Autoencoder, LatentStatistics, Posterior
+from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, LatentStatistics, Posterior
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -72,6 +72,30 @@ class SmallAutoencoder(AveragingAutoencoder):
         return self.layer(self.decoder(z))
 
 
+class SmallDiscreteAutoencoder(DiscreteAutoencoder, AveragingAutoencoder):
+    """A trainable autoencoder with 24 codes of 4 numbers: stride 4."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(stride=4)
+        self.name, self.latent_channels = "small-discrete", 4
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.encoder = nn.Sequential(nn.Conv2d(3, 16, 4, 4), nn.SiLU(), nn.Conv2d(16, 4, 3, padding=1))
+            self.codes = nn.Parameter(0.3 * torch.randn(24, 4))
+            self.decoder = nn.Sequential(nn.Conv2d(4, 16, 3, padding=1), nn.SiLU(), nn.ConvTranspose2d(16, 8, 4, 4))
+            self.layer = nn.Conv2d(8, 3, 3, padding=1)
+
+    def encode(self, x: Float[Tensor, "n 3 h w"]) -> Posterior:
+        return Posterior(mean=self.encoder(x))
+
+    @property
+    def codebook(self) -> nn.Parameter:
+        return self.codes
+
+    def decode_quantized(self, z_q: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h2 w2"]:
+        return self.layer(self.decoder(z_q))
+
+
 @pytest.fixture
 def averaging_autoencoder() -> AveragingAutoencoder:
     """An exactly equivariant autoencoder."""
@@ -82,6 +106,12 @@ def averaging_autoencoder() -> AveragingAutoencoder:
 def small_autoencoder() -> SmallAutoencoder:
     """A trainable autoencoder."""
     return SmallAutoencoder()
+
+
+@pytest.fixture
+def small_discrete_autoencoder() -> SmallDiscreteAutoencoder:
+    """A trainable autoencoder with a codebook."""
+    return SmallDiscreteAutoencoder()
 
 
 @pytest.fixture

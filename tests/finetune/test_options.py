@@ -34,13 +34,14 @@ def test_tensorboard_gets_the_journal(tmp_path, photographs, small_autoencoder):
 
 
 @pytest.mark.slow
-def test_compiled_training_gives_the_same_losses(tmp_path, photographs):
+@pytest.mark.parametrize("name", ["tiny-kl", "tiny-vq"])
+def test_compiled_training_gives_the_same_losses(tmp_path, photographs, name):
     """In processes of their own: the compiler does not see through the type checks that the test suite puts in."""
     losses = []
     for compiled in ("--no-compile", "--compile"):
         out = tmp_path / compiled
         arguments = [
-            "finetune", "untrained:tiny-kl", "--data", str(photographs), "--validation-data", str(photographs),
+            "finetune", f"untrained:{name}", "--data", str(photographs), "--validation-data", str(photographs),
             "--out", str(out), "--max-steps", "2", "--image-size", "64", "--batch-size", "2", "--log-every", "1",
             "--perceptual", "none", "--adversarial-weight", "0", "--precision", "fp32", "--transforms", "rotation",
             "--num-validation-images", "2", "--num-statistics-images", "2", "--num-workers", "0", compiled,

@@ -10,7 +10,8 @@ import torch
 from eqvae.autoencoders.protocol import Posterior
 from eqvae.finetune.config import FinetuneConfig
 from eqvae.finetune.reconstruction import ReconstructionLoss
-from eqvae.finetune.step import NotFiniteError, StepRecord, TrainState, build_state, learning_rate_at, train_step
+from eqvae.finetune.state import TrainState, build_state
+from eqvae.finetune.step import NotFiniteError, StepRecord, learning_rate_at, train_step
 from eqvae.runtime.errors import UserError
 from eqvae.runtime.seeds import generator_for
 from eqvae.transforms import Compose, Rotate, Scale, TransformSampler

@@ -43,6 +43,26 @@ def test_means_over_each_kind_of_transformation(small_autoencoder):
         assert figures[f"equivariance_error_{kind}"] == pytest.approx(mean)
 
 
+def test_a_discrete_autoencoder_is_measured_in_latents_and_in_tokens(small_discrete_autoencoder):
+    x, autoencoder = images(), small_discrete_autoencoder
+    figures, _, _ = evaluate_autoencoder(autoencoder, x.split(2), device=CPU)
+    tokens = autoencoder.quantize(autoencoder.encode(x).mean).tokens
+    assert figures["codebook_usage"] == len(tokens.unique()) / 24
+    assert 1.0 < figures["codebook_perplexity"] <= len(tokens.unique())
+    for kind, parts in (("rotation", ("90", "180", "270")), ("scale", ("0.25", "0.5", "0.75"))):
+        for name in (f"equivariance_error_{kind}", f"token_agreement_{kind}"):
+            assert figures[name] == pytest.approx(sum(figures[f"{name}_{part}"] for part in parts) / 3)
+    whole, _, _ = evaluate_autoencoder(autoencoder, [x], device=CPU)
+    for name, value in whole.items():
+        if name != "images_per_sec":
+            assert figures[name] == pytest.approx(value, rel=1e-4), name
+
+
+def test_a_continuous_autoencoder_has_no_figures_of_tokens(small_autoencoder):
+    figures, _, _ = evaluate_autoencoder(small_autoencoder, [images(1)], device=CPU)
+    assert not [name for name in figures if name.startswith(("token", "codebook"))]
+
+
 def test_latent_statistics_are_those_of_all_values():
     z = (
         torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2

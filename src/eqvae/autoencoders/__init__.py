@@ -5,6 +5,15 @@ diffusers is imported when a model is built, not here: it takes seconds.
 
 from eqvae.autoencoders.loading import build_autoencoder, load_autoencoder
 from eqvae.autoencoders.presets import PRESETS
-from eqvae.autoencoders.protocol import Autoencoder, LatentStatistics, Posterior
+from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, LatentStatistics, Posterior, Quantized
 
-__all__ = ["PRESETS", "Autoencoder", "LatentStatistics", "Posterior", "build_autoencoder", "load_autoencoder"]
+__all__ = [
+    "PRESETS",
+    "Autoencoder",
+    "DiscreteAutoencoder",
+    "LatentStatistics",
+    "Posterior",
+    "Quantized",
+    "build_autoencoder",
+    "load_autoencoder",
+]

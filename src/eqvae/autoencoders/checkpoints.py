@@ -17,6 +17,9 @@ _LEGACY_PATTERN = re.compile(rf"(attentions\.\d+)\.({'|'.join(_LEGACY_ATTENTION)
 _REFUSED_PATTERN = re.compile(r"((?:GLOBAL|class|function) \S+)")
 """What torch's restricted unpickler names when a pickle asks for more than tensors and containers."""
 
+_WRAPPERS = ("state_dict", "model")
+"""Entries under which Lightning's checkpoints and LlamaGen's keep the weights."""
+
 _NUM_NAMED = 3
 
 
@@ -70,8 +73,10 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         raise _unreadable(path) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError):
         raise _unreadable(path) from None
-    while isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    while isinstance(content, Mapping) and (
+        name := next((name for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)
+    ):
+        content = content[name]
     if not isinstance(content, Mapping):
         raise UserError(f"'{path}' holds no named weights but {type(content).__name__}", "Give a state dict")
     state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}

@@ -80,7 +80,7 @@ def diffusers_to_ldm_name(name: str, num_levels: int) -> str:
     """Translate the name of one weight.
 
     Args:
-        name: Its name in diffusers' `AutoencoderKL`.
+        name: Its name in diffusers' `AutoencoderKL` or `VQModel`.
         num_levels: Number of resolutions; CompVis counts the decoder's from the finest.
 
     Returns:
@@ -116,7 +116,7 @@ def ldm_to_diffusers(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 
 
 def diffusers_to_ldm(state: Mapping[str, Tensor], num_levels: int) -> dict[str, Tensor]:
-    """Rename the weights of diffusers' `AutoencoderKL`; linear layers become 1x1 convolutions.
+    """Rename the weights of diffusers' `AutoencoderKL` or `VQModel`; linear layers become 1x1 convolutions.
 
     Args:
         state: Weights under diffusers' names.
@@ -125,7 +125,9 @@ def diffusers_to_ldm(state: Mapping[str, Tensor], num_levels: int) -> dict[str, 
     Returns:
         Weights under CompVis' names, without prefix.
     """
-    return {
-        diffusers_to_ldm_name(name, num_levels): tensor[:, :, None, None] if tensor.ndim == 2 else tensor
-        for name, tensor in state.items()
-    }
+
+    def reshape(name: str, tensor: Tensor) -> Tensor:
+        is_linear = tensor.ndim == 2 and not name.startswith("quantize.")  # a codebook is a matrix in both
+        return tensor[:, :, None, None] if is_linear else tensor
+
+    return {diffusers_to_ldm_name(name, num_levels): reshape(name, tensor) for name, tensor in state.items()}

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from eqvae.artifacts import AUTOENCODER, CONFIG, read_json
-from eqvae.autoencoders import ldm
+from eqvae.autoencoders import ldm, taming
 from eqvae.autoencoders.checkpoints import load_strictly, read_weights, rename_legacy_attention
 from eqvae.autoencoders.hub import WEIGHT_FILES, fetch_folder, looks_like_hub_id
 from eqvae.autoencoders.presets import PRESETS, UNTRAINED
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.runtime.errors import UserError, nearest_name
 
-_KINDS = "a diffusers folder, an eqvae run, a folder with 'vae', a TAESD pair, or an LDM .ckpt/.safetensors file"
+_KINDS = (
+    "a diffusers folder, an eqvae run, a folder with 'vae', a TAESD pair, or an LDM or VQ-GAN .ckpt/.safetensors file"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +36,9 @@ def load_autoencoder(name: str) -> Autoencoder:
 
     Args:
         name: A preset, `untrained:PRESET` (random weights, seed 0), a hub id, or a path: a diffusers folder, an eqvae
-            run's folder, a folder with a `vae` subfolder, a folder (or the encoder file) of a TAESD pair, or an LDM
-            `.ckpt` or `.safetensors` file. A preset comes before a path of the same name: write `./NAME` for the path.
+            run's folder, a folder with a `vae` subfolder, a folder (or the encoder file) of a TAESD pair, or a `.ckpt`
+            or `.safetensors` file of LDM, taming-transformers' VQ-GAN or LlamaGen's tokenizer. A preset comes before a
+            path of the same name: write `./NAME` for the path.
 
     Returns:
         The autoencoder.
@@ -135,12 +138,17 @@ def _no_autoencoder(folder: Path, config: Mapping[str, Any]) -> UserError:
 
 def _load_ldm(path: Path, name: str) -> Autoencoder:
     state = ldm.select_autoencoder(read_weights(path))
+    if taming.is_llamagen(state):
+        state = taming.llamagen_to_taming(state)
     if not ldm.is_ldm(state):
         raise UserError(f"'{path}' holds no autoencoder under CompVis' names", f"Give {_KINDS}")
-    config = ldm.infer_config(state)
+    discrete = taming.has_codebook(state)
+    class_name, config = (
+        ("VQModel", taming.infer_config(state)) if discrete else ("AutoencoderKL", ldm.infer_config(state))
+    )
     num_levels = len(config["block_out_channels"])
     return _fill(
-        "AutoencoderKL", config, state, name, rename=lambda own, model: ldm.ldm_to_diffusers(own, model, num_levels)
+        class_name, config, state, name, rename=lambda own, model: ldm.ldm_to_diffusers(own, model, num_levels)
     )
 
 
@@ -169,10 +177,11 @@ def _family(class_name: str, source: str) -> _Family:
     from eqvae.autoencoders.dc import DCAutoencoder
     from eqvae.autoencoders.kl import KLAutoencoder
     from eqvae.autoencoders.tiny import TinyAutoencoder
+    from eqvae.autoencoders.vq import VQAutoencoder
 
     families = {
         model.__name__: _Family(model=model.from_config, adapter=adapter)
-        for adapter in (KLAutoencoder, TinyAutoencoder, DCAutoencoder)
+        for adapter in (KLAutoencoder, TinyAutoencoder, DCAutoencoder, VQAutoencoder)
         for model in adapter.model_classes
     }
     if class_name not in families:

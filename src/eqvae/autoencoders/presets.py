@@ -102,6 +102,29 @@ def _dc(latent_channels: int, num_deep: int) -> Architecture:
     )
 
 
+def _vq(
+    channels: tuple[int, ...], num_codes: int, width: int, *, attention: bool = True, **others: int
+) -> Architecture:
+    """Describe a `VQModel` with codes of `width` numbers; as in VQ-GAN, the coarsest resolution attends."""
+    attends = [attention and level == len(channels) - 1 for level in range(len(channels))]
+    return Architecture(
+        class_name="VQModel",
+        config={
+            "block_out_channels": channels,
+            "down_block_types": tuple("AttnDownEncoderBlock2D" if yes else "DownEncoderBlock2D" for yes in attends),
+            "up_block_types": tuple("AttnUpDecoderBlock2D" if yes else "UpDecoderBlock2D" for yes in reversed(attends)),
+            "layers_per_block": 2,
+            "latent_channels": width,
+            "vq_embed_dim": width,
+            "num_vq_embeddings": num_codes,
+            "mid_block_add_attention": attention,
+            "sample_size": 256,
+            "scaling_factor": 1.0,
+        }
+        | others,
+    )
+
+
 _F8 = (128, 256, 512, 512)
 _NO_QUANT: dict[str, Any] = {"use_quant_conv": False, "use_post_quant_conv": False}
 
@@ -115,6 +138,11 @@ _FLUX2 = Architecture(class_name="AutoencoderKLFlux2", config={"latent_channels"
 _TINY_KL = _kl((16, 32, 64, 112), 4, 1.0, 0.0, layers_per_block=1, norm_num_groups=8, mid_block_add_attention=False)
 # For pictures of 32 px: 16 x 16 cells, so that a generator with patches of 2 cells has 64 tokens.
 _TINY_KL_F2 = _kl((32, 64), 4, 1.0, 0.0, layers_per_block=1, norm_num_groups=8, mid_block_add_attention=False)
+_VQGAN = (128, 128, 256, 256, 512)
+# As tiny-kl: 32 x 32 tokens for a picture of 256 px.
+_TINY_VQ = _vq((16, 32, 64, 112), 1024, 16, attention=False, layers_per_block=1, norm_num_groups=8)
+# For pictures of 32 px: 8 x 8 tokens, as many as a small MaskGIT learns on a CPU.
+_TINY_VQ_F4 = _vq((32, 64, 96), 1024, 16, attention=False, layers_per_block=1, norm_num_groups=8)
 _TAESD = Architecture(class_name="AutoencoderTiny", config={"latent_channels": 4})
 _TAESD16 = Architecture(class_name="AutoencoderTiny", config={"latent_channels": 16})
 _TAEF2 = Architecture(class_name="PooledAutoencoderTiny", config={"latent_channels": 32})
@@ -122,6 +150,7 @@ _TAEF2 = Architecture(class_name="PooledAutoencoderTiny", config={"latent_channe
 _SD3_MEDIUM = "stabilityai/stable-diffusion-3-medium-diffusers"
 _T12 = "arXiv:2502.09509, Tables 12 and 13"
 _CODE = "github.com/zelaki/eqvae, README; arXiv:2502.09509, Table 12 for eq-vae"
+_TAMING = "github.com/CompVis/taming-transformers, README (reconstruction FID)"
 _NONE = ""
 
 # fmt: off
@@ -129,6 +158,8 @@ _ROWS = (
     # name             hub id                                         folder architecture c    f    rFID  PSNR   source
     ("tiny-kl",        None,                                          "",    _TINY_KL,    4,   8,   None, None,  _NONE),
     ("tiny-kl-f2",     None,                                          "",    _TINY_KL_F2, 4,   2,   None, None,  _NONE),
+    ("tiny-vq",        None,                                          "",    _TINY_VQ,    16,  8,   None, None,  _NONE),
+    ("tiny-vq-f4",     None,                                          "",    _TINY_VQ_F4, 16,  4,   None, None,  _NONE),
     ("sd-vae",         "CompVis/stable-diffusion-v1-4",               "vae", _SD,         4,   8,   0.90, 25.82, _T12),
     ("sd-vae-16",      None,                                          "",    _SD16,       16,  16,  0.87, 24.67, _T12),
     ("sd-vae-ft-ema",  "stabilityai/sd-vae-ft-ema",                   "",    _SD,         4,   8,   None, None,  _NONE),
@@ -144,6 +175,8 @@ _ROWS = (
     ("taesd3",         "madebyollin/taesd3",                          "",    _TAESD16,    16,  8,   None, None,  _NONE),
     ("taef1",          "madebyollin/taef1",                           "",    _TAESD16,    16,  8,   None, None,  _NONE),
     ("taef2",          None,                                          "",    _TAEF2,      32,  8,   None, None,  _NONE),
+    ("vqgan-f16-1024", None,                            "", _vq(_VQGAN, 1024, 256),   256, 16,  7.94, 19.41, _T12),
+    ("vqgan-f16-16384", None,                           "", _vq(_VQGAN, 16384, 256),  256, 16,  4.9,  None,  _TAMING),
     ("dc-ae-f32c32",   "mit-han-lab/dc-ae-f32c32-in-1.0-diffusers",   "",    _dc(32, 3),  32,  32,  None, None,  _NONE),
     ("dc-ae-f64c128",  "mit-han-lab/dc-ae-f64c128-in-1.0-diffusers",  "",    _dc(128, 4), 128, 64,  None, None,  _NONE),
     ("dc-ae-f128c512", "mit-han-lab/dc-ae-f128c512-in-1.0-diffusers", "",    _dc(512, 5), 512, 128, None, None,  _NONE),
@@ -154,7 +187,7 @@ PRESETS: dict[str, Preset] = {
     name: Preset(
         hub=hub,
         subfolder=subfolder,
-        packaged=PACKAGED / name if name == "tiny-kl" else None,
+        packaged=PACKAGED / name if name in ("tiny-kl", "tiny-vq") else None,
         architecture=architecture,
         latent_channels=latent_channels,
         stride=stride,

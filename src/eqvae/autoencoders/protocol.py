@@ -1,4 +1,7 @@
-"""What every autoencoder offers, whatever its family: encode to a posterior, decode, and say what its latents are."""
+"""What every autoencoder offers, whatever its family: encode to a posterior, decode, and say what its latents are.
+
+A discrete one has a codebook between the two, and offers tokens.
+"""
 
 import hashlib
 import math
@@ -8,8 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
+
+from eqvae.autoencoders.quantization import Quantized, look_up, quantize
+
+__all__ = ["Autoencoder", "DiscreteAutoencoder", "LatentStatistics", "Posterior", "Quantized"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,3 +160,67 @@ class Autoencoder(nn.Module, ABC):
 
     def _named_weights(self) -> Iterator[tuple[str, Tensor]]:
         return iter(sorted(self.state_dict().items()))
+
+
+class DiscreteAutoencoder(Autoencoder):
+    """An autoencoder with a codebook. Its raw latents are E(x) *before* quantization, and tau acts on these.
+
+    `decode` quantizes first, so that `decode(tau(z))` is D(tau o E(x)) as arXiv:2502.09509 means it.
+
+    Attributes:
+        latent_channels: Channels of E(x) and of a code.
+    """
+
+    @property
+    @abstractmethod
+    def codebook(self) -> nn.Parameter:
+        """The codes, (codebook_size, latent_channels)."""
+
+    @abstractmethod
+    def decode_quantized(self, z_q: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h2 w2"]:
+        """Decode what lies on codes already.
+
+        Args:
+            z_q: `Quantized.z_q`.
+
+        Returns:
+            Images, nominally in [-1, 1] but not clamped.
+        """
+
+    @property
+    def codebook_size(self) -> int:
+        """Count the codes."""
+        return len(self.codebook)
+
+    def quantize(self, z: Float[Tensor, "n c h w"]) -> Quantized:
+        """Replace raw latents by their nearest codes.
+
+        Args:
+            z: E(x) or tau o E(x).
+
+        Returns:
+            Codes, through which gradients pass straight, tokens, and the losses of the codebook.
+        """
+        return quantize(z, self.codebook)
+
+    def decode(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h2 w2"]:
+        """Quantize and decode raw latents.
+
+        Args:
+            z: E(x) or tau o E(x).
+
+        Returns:
+            Images, nominally in [-1, 1] but not clamped.
+        """
+        return self.decode_quantized(self.quantize(z).z_q)
+
+    def decode_tokens(self, tokens: Int64[Tensor, "n h w"]) -> Float[Tensor, "n 3 h2 w2"]:
+        """Decode tokens.
+
+        Args:
+            tokens: 0 ... codebook_size - 1.
+
+        Returns:
+            Images, nominally in [-1, 1] but not clamped.
+        """
+        return self.decode_quantized(look_up(tokens, self.codebook))

@@ -30,6 +30,7 @@ def command(arguments: Sequence[str]) -> None:
 
 _MAIN = frozenset(
     {"equivariance_error_rotation", "equivariance_error_scale", "psnr_db", "ssim", "lpips", "latent_std",
+     "token_agreement_rotation", "token_agreement_scale", "codebook_usage", "codebook_perplexity",
      "intrinsic_dimension", "spectrum_excess_db"}
 )  # fmt: skip
 _MAIN_DISTANCES = ("rfid", "rfd_", "ifid", "ifd_")

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.finetune.reconstruction import Perceptual
 from eqvae.runtime.configs import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, check_ranges
 from eqvae.runtime.device import Precision
@@ -85,7 +86,8 @@ class FinetuneConfig:
     """`implicit` is EQ-VAE, Equation 5; the others add Equation 4 to Equation 1, for the ablation of Table 7."""
 
     freeze_encoder: bool = False
-    """Train the decoder alone, as SD-VAE-FT-MSE was: latents, and with them equivariance errors, stay as they are."""
+    """Train the decoder alone, as SD-VAE-FT-MSE was: latents, and with them equivariance errors and tokens, stay as
+    they are."""
 
     explicit_weight: float = 0.1
     """Weight of Equation 4 where the objective is explicit."""
@@ -101,6 +103,23 @@ class FinetuneConfig:
 
     kl_weight: float = 1e-6
     """lambda_reg: weight of the divergence to N(0, I); none for deterministic encoders."""
+
+    codebook: Literal["gradient", "ema"] = "gradient"
+    """How a discrete autoencoder's codes learn: by `codebook_weight`'s gradient, as in VQ-GAN, or as averages of the
+    latents that they stand for."""
+
+    codebook_weight: float = 1.0
+    """Weight of `|sg[z] - e|^2` per value, which pulls codes to latents; taming-transformers trained with 0.25."""
+
+    commitment_weight: float = 0.25
+    """Weight of `|z - sg[e]|^2` per value, which pulls latents to codes: beta of arXiv:1711.00937, Equation 3;
+    taming-transformers trained with 1, its beta being on the other term."""
+
+    codebook_decay: float = 0.99
+    """Of the averages of `ema`."""
+
+    restart_dead_codes: int = 0
+    """Steps without use after which a code starts again at a latent of the batch; 0: never."""
 
     adversarial_weight: float = 0.5
     """Weight of L_gan on top of LDM's adaptive weight; 0 trains no discriminator."""
@@ -167,6 +186,11 @@ class FinetuneConfig:
             )
         if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
             raise UserError("--tensorboard needs TensorBoard", "Run: pip install 'eqvae[tensorboard]'")
+        if self.freeze_encoder and (self.codebook == "ema" or self.restart_dead_codes):
+            flag = "--codebook ema" if self.codebook == "ema" else "--restart-dead-codes"
+            raise UserError(
+                f"{flag} moves codes, and --freeze-encoder leaves tokens as they are", "Leave out one of them"
+            )
         if self.freeze_encoder and self.objective != "implicit":
             raise UserError(
                 f"--objective {self.objective} trains the encoder, which --freeze-encoder leaves as it is",
@@ -197,6 +221,23 @@ class FinetuneConfig:
             )
         return config
 
+    def check_autoencoder(self, autoencoder: Autoencoder) -> None:
+        """Refuse what the autoencoder does not have.
+
+        Args:
+            autoencoder: The base.
+
+        Raises:
+            UserError: If codes are asked for that are not there.
+        """
+        if isinstance(autoencoder, DiscreteAutoencoder):
+            return
+        for flag, asked in (("--codebook ema", self.codebook == "ema"),
+                            ("--restart-dead-codes", self.restart_dead_codes > 0)):  # fmt: skip
+            if asked:
+                raise UserError(f"{flag} is for discrete autoencoders, and '{self.autoencoder}' has no codebook",
+                                "Leave it out")  # fmt: skip
+
     def sampler(self) -> TransformSampler:
         """Build the sampler of tau.
 
@@ -223,8 +264,9 @@ _RANGES = (
     (POSITIVE, ("learning_rate",)),
     (NOT_NEGATIVE,
      ("seed", "num_workers", "lr_warmup_steps", "discriminator_warmup_steps", "weight_decay", "max_grad_norm",
-      "explicit_weight", "perceptual_weight", "kl_weight", "adversarial_weight")),
-    (BELOW_1, ("adam_beta1", "adam_beta2", "ema_decay")),
+      "explicit_weight", "perceptual_weight", "kl_weight", "adversarial_weight", "codebook_weight",
+      "commitment_weight", "restart_dead_codes")),
+    (BELOW_1, ("adam_beta1", "adam_beta2", "ema_decay", "codebook_decay")),
 )  # fmt: skip
 
 FREE_TO_CHANGE = frozenset(

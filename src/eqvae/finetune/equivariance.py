@@ -4,7 +4,8 @@
 
 An autoencoder that can decode a transformed latent to the transformed image has a latent space on which tau acts as it
 acts on images. With tau the identity this is the standard objective (1); Equation 7 mixes the two, and
-`eqvae.transforms.TransformSampler` draws which one a step takes.
+`eqvae.transforms.TransformSampler` draws which one a step takes. A discrete autoencoder quantizes after tau, and its
+L_reg is the codebook's.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eqvae.autoencoders.protocol import Autoencoder
+from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, Quantized
 from eqvae.transforms import Transform
 
 
@@ -29,10 +30,16 @@ class Objective:
     """L_gan(D(tau o E(x))): minus the discriminator's logits, averaged over patches; zero without a discriminator."""
 
     regularization: Float[Tensor, " n"]
-    """L_reg: Kullback-Leibler divergence to N(0, I), nats, summed over the latent."""
+    """L_reg: Kullback-Leibler divergence to N(0, I), nats, summed over the latent; zero for a discrete autoencoder."""
+
+    quantized: Quantized | None
+    """What the codebook made of tau o E(x), with its own L_reg; None for a continuous autoencoder."""
 
     latent: Float[Tensor, "n c _ _"]
     """E(x): the posterior's mean, raw, before tau."""
+
+    transformed: Float[Tensor, "n c h2 w2"]
+    """tau o E(x), raw: what is decoded, before quantization."""
 
     target: Float[Tensor, "n 3 h w"]
     """tau o x."""
@@ -62,7 +69,8 @@ class Objective:
         Args:
             last_layer: Weight of the decoder's last convolution.
             adversarial_weight: 0.5 in LDM; 0 leaves L_gan out.
-            regularization: lambda_reg L_reg, already weighted (1e-6 times the divergence in LDM).
+            regularization: lambda_reg L_reg, already weighted (1e-6 times the divergence in LDM; see `step.py` for the
+                codebook's).
             factor: Conditions the whole, e.g. 1 / pixels; changes no ratio.
 
         Returns:
@@ -113,8 +121,13 @@ def eq_vae_loss(
         The terms; their `backward` sends the gradients into the autoencoder.
     """
     posterior = autoencoder.encode(x)
-    z = posterior.sample(noise)
-    target, decoded = tau(x), autoencoder.decode(tau(z))
+    target, z = tau(x), tau(posterior.sample(noise))
+    quantized = None
+    if isinstance(autoencoder, DiscreteAutoencoder):
+        quantized = autoencoder.quantize(z)
+        decoded = autoencoder.decode_quantized(quantized.z_q)
+    else:
+        decoded = autoencoder.decode(z)
 
     seam = decoded.detach().float().requires_grad_()
     logits = discriminator(seam) if discriminator is not None else None
@@ -122,7 +135,9 @@ def eq_vae_loss(
         reconstruction=reconstruction_loss(target, seam),
         adversarial=-logits.float().flatten(1).mean(1) if logits is not None else seam.new_zeros(len(x)),
         regularization=posterior.kl(),
+        quantized=quantized,
         latent=posterior.mode(),
+        transformed=z,
         target=target,
         decoded=decoded,
         seam=seam,

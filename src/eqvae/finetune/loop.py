@@ -9,7 +9,7 @@ from eqvae.finetune.adversarial import MIN_IMAGE_SIZE_PX
 from eqvae.finetune.config import FREE_TO_CHANGE, FinetuneConfig
 from eqvae.finetune.reconstruction import ReconstructionLoss
 from eqvae.finetune.run import CHECKPOINT, Run
-from eqvae.finetune.step import TrainState, build_state
+from eqvae.finetune.state import TrainState, build_state
 from eqvae.images import ImageSource, evaluation_batches, open_images, training_batches
 from eqvae.metrics.autoencoder import check_image_size
 from eqvae.metrics.reconstruction import LPIPS_MIN_IMAGE_SIZE_PX
@@ -36,6 +36,7 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder) -> dict[str, Any]
         Interrupted: If a signal stopped the run; its checkpoint is written.
     """
     config = config.resolved()
+    config.check_autoencoder(autoencoder)
     device = choose_device(config.device)
     _check_sizes(config, autoencoder.stride)
     source, validation_source = open_images(config.data), open_images(config.validation_data, split="evaluation")

@@ -30,6 +30,7 @@ def plan(config: FinetuneConfig, autoencoder: Autoencoder) -> dict[str, Any]:
         UserError: If the stride does not divide the image size.
     """
     config = config.resolved()
+    config.check_autoencoder(autoencoder)
     check_image_size(config.image_size, autoencoder.stride, quarters=True)
     num_images = config.batch_size // config.gradient_accumulation_steps
     model = copy.deepcopy(autoencoder).to("meta", torch.bfloat16 if config.precision == "bf16" else torch.float32)

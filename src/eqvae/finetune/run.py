@@ -4,7 +4,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import torch
 from torchvision.utils import save_image
 
 from eqvae.artifacts import AUTOENCODER, METRICS, ModelCard, Pictures, to_plain, write_atomically, write_json
-from eqvae.autoencoders.protocol import Autoencoder, LatentStatistics
+from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, LatentStatistics
 from eqvae.finetune.adversarial import Watchdog
 from eqvae.finetune.config import FinetuneConfig
 from eqvae.finetune.reconstruction import ReconstructionLoss
-from eqvae.finetune.step import NotFiniteError, StepRecord, TrainState, set_training, train_step
+from eqvae.finetune.state import TrainState, set_training
+from eqvae.finetune.step import NotFiniteError, StepRecord, train_step
 from eqvae.images import ImageBatch, ImageSource, evaluation_batches, training_batches
 from eqvae.metrics.autoencoder import LatentMoments, evaluate_autoencoder
 from eqvae.runtime.checkpoint import write_checkpoint
@@ -68,8 +69,9 @@ class Run:
         """
         config, state = self.config, self.state
         if config.compile:
-            state.autoencoder.encode = torch.compile(state.autoencoder.encode)  # type: ignore[method-assign]
-            state.autoencoder.decode = torch.compile(state.autoencoder.decode)  # type: ignore[method-assign]
+            decode = "decode_quantized" if isinstance(state.autoencoder, DiscreteAutoencoder) else "decode"
+            for name in ("encode", decode):
+                setattr(state.autoencoder, name, torch.compile(getattr(state.autoencoder, name)))
         batches = training_batches(
             self.source,
             image_size_px=config.image_size,
@@ -131,7 +133,7 @@ class Run:
         """Write the journal's record where one is due, and what the watchdog says."""
         step = self.state.step
         if step % self.config.log_every == 0:
-            figures = asdict(record) | {"images_per_sec": self.config.batch_size / self.step_sec}
+            figures = record.figures() | {"images_per_sec": self.config.batch_size / self.step_sec}
             self.journal.write("train", step=step, **figures)
             self._draw_scalars("train", figures)
         if self.state.discriminator is not None and (verdict := self.watchdog.look(record.discriminator)):
@@ -255,10 +257,13 @@ def _draw(pictures: Pictures, path: Path) -> None:
 
 
 def _validation_line(step: int, figures: dict[str, float | int]) -> str:
-    return (
+    line = (
         f"step {step}: equivariance error {figures['equivariance_error_rotation']:.3f} (rotation), "
         f"{figures['equivariance_error_scale']:.3f} (scale), PSNR {figures['psnr_db']:.2f} dB"
     )
+    if "codebook_usage" in figures:
+        line += f", {100 * figures['codebook_usage']:.1f}% of the codes used"
+    return line
 
 
 def _open_board(config: FinetuneConfig, step: int) -> contextlib.AbstractContextManager[Any]:

@@ -1,76 +1,28 @@
 """One training step as a function of an explicit state."""
 
 import math
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import asdict, dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
-from torch.optim.swa_utils import AveragedModel
+from torch.optim import Optimizer
 
-from eqvae.autoencoders.protocol import Autoencoder
-from eqvae.finetune.adversarial import PatchDiscriminator, build_discriminator, hinge_loss
+from eqvae.autoencoders.protocol import DiscreteAutoencoder, Quantized
+from eqvae.finetune.adversarial import hinge_loss
+from eqvae.finetune.codebook import Codes
 from eqvae.finetune.config import FinetuneConfig
 from eqvae.finetune.equivariance import eq_vae_loss
 from eqvae.finetune.explicit import explicit_loss
 from eqvae.finetune.reconstruction import ReconstructionLoss
-from eqvae.runtime.checkpoint import load_optimizer_tensors, optimizer_tensors, sub_state
-from eqvae.runtime.device import autocast, place
+from eqvae.finetune.state import TrainState
+from eqvae.runtime.device import autocast
 from eqvae.runtime.seeds import generator_for
 from eqvae.transforms import IDENTITY, Draw, TransformSampler
 
 
 class NotFiniteError(ArithmeticError):
     """A loss or a gradient became NaN or infinite; the state was left as it was before the step."""
-
-
-@dataclass(kw_only=True)
-class TrainState:
-    """All that a resume needs; all other randomness follows from seed and step."""
-
-    autoencoder: Autoencoder
-    optimizer: Optimizer
-    discriminator: PatchDiscriminator | None
-    discriminator_optimizer: Optimizer | None
-    average: AveragedModel | None
-    step: int = 0
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Collect the state for a checkpoint.
-
-        Returns:
-            Named tensors.
-        """
-        named = {f"autoencoder.{name}": value for name, value in self.autoencoder.state_dict().items()}
-        named |= optimizer_tensors(self.optimizer, "optimizer")
-        if self.average is not None:
-            named |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
-        if self.discriminator is not None and self.discriminator_optimizer is not None:
-            named |= {f"discriminator.{name}": value for name, value in self.discriminator.state_dict().items()}
-            named |= optimizer_tensors(self.discriminator_optimizer, "discriminator_optimizer")
-        return named
-
-    def load(self, tensors: dict[str, Tensor], step: int) -> None:
-        """Put back what `tensors` collected.
-
-        Args:
-            tensors: Of the checkpoint.
-            step: Steps done.
-        """
-        self.autoencoder.load_state_dict(sub_state(tensors, "autoencoder"))
-        load_optimizer_tensors(self.optimizer, "optimizer", tensors)
-        if self.average is not None:
-            self.average.load_state_dict(sub_state(tensors, "average"))
-        if self.discriminator is not None and self.discriminator_optimizer is not None:
-            self.discriminator.load_state_dict(sub_state(tensors, "discriminator"))
-            load_optimizer_tensors(self.discriminator_optimizer, "discriminator_optimizer", tensors)
-        self.step = step
-
-    def exported(self) -> Autoencoder:
-        """The autoencoder to validate and export: the averaged one where there is one."""
-        return cast(Autoencoder, self.average.module) if self.average is not None else self.autoencoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,71 +62,19 @@ class StepRecord:
     learning_rate: float
     """Of the autoencoder; 0 during the discriminator's warm-up."""
 
+    quantization: float | None = None
+    """Squared distance of tau o E(x) to its codes per value, weighed as `reconstruction`: codebook and commitment loss
+    alike. This and what follows is None for a continuous autoencoder."""
 
-def build_state(autoencoder: Autoencoder, config: FinetuneConfig, device: torch.device) -> TrainState:
-    """Prepare a run's first step.
+    codebook_usage: float | None = None
+    """Share of all codes that the batch used; at most tokens / codes."""
 
-    Args:
-        autoencoder: The base; trained in place.
-        config: Resolved.
-        device: Where to train.
+    codebook_perplexity: float | None = None
+    """How many codes, used alike, would be as hard to guess as the batch's tokens."""
 
-    Returns:
-        The state before step 0.
-    """
-    set_training(place(autoencoder, device))
-    discriminator = build_discriminator(config.seed) if config.adversarial_weight > 0 else None
-
-    def adamw(module: torch.nn.Module) -> Optimizer:
-        return AdamW(
-            module.parameters(),
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            weight_decay=config.weight_decay,
-            fused=device.type in ("cpu", "cuda"),
-        )
-
-    average = None
-    if config.ema_decay > 0:
-        average = AveragedModel(autoencoder, multi_avg_fn=_moving_average(config.ema_decay), use_buffers=True)
-        average.requires_grad_(False)
-    if discriminator is not None:
-        place(discriminator, device).train()
-    return TrainState(
-        autoencoder=autoencoder,
-        optimizer=adamw(autoencoder),
-        discriminator=discriminator,
-        discriminator_optimizer=adamw(discriminator) if discriminator is not None else None,
-        average=average,
-    )
-
-
-def set_training(autoencoder: Autoencoder) -> None:
-    """Training mode, but for batch normalization, which keeps its statistics: batches of mixed scales would spoil them.
-
-    Args:
-        autoencoder: Changed in place.
-    """
-    autoencoder.train()
-    for module in autoencoder.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.eval()
-
-
-def _moving_average(decay: float):
-    """Exponential moving average whose horizon grows with the run, so that it soon lets go of the base."""
-
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
-        count = float(num_averaged)
-        weight = 1.0 - min(decay, (1.0 + count) / (10.0 + count))
-        floating = [pair for pair in zip(averaged, current, strict=True) if pair[0].is_floating_point()]
-        torch._foreach_lerp_([pair[0] for pair in floating], [pair[1] for pair in floating], weight)
-        for mean, value in zip(averaged, current, strict=True):
-            if not mean.is_floating_point():
-                mean.copy_(value)
-
-    return update
+    def figures(self) -> dict[str, str | float]:
+        """What was measured, by name; without what the autoencoder does not have."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def learning_rate_at(step: int, config: FinetuneConfig, *, first_step: int) -> float:
@@ -223,22 +123,22 @@ def train_step(
     first_step = config.discriminator_warmup_steps or 0
     warming_up = state.step < first_step
     rate = 0.0 if warming_up else learning_rate_at(state.step, config, first_step=first_step)
-    state.autoencoder.requires_grad_(not warming_up)
-    for parameter in state.autoencoder.encoder_parameters() if config.freeze_encoder else ():
-        parameter.requires_grad_(False)
+    _choose_trained(state, config, warming_up)
     for optimizer in (state.optimizer, state.discriminator_optimizer):
         if optimizer is not None:
             optimizer.zero_grad(set_to_none=True)
     latent_size = (x.shape[-2] // state.autoencoder.stride, x.shape[-1] // state.autoencoder.stride)
     statistics = _running_statistics(state)
     former_statistics = [tensor.clone() for tensor in statistics]
-    parts, draws = x.chunk(config.gradient_accumulation_steps), []
+    parts, draws, coded = x.chunk(config.gradient_accumulation_steps), [], []
     sums: dict[str, float] = {}
     for index, part in enumerate(parts):
         generator = generator_for(config.seed, state.step, index)
         draws.append(sampler.draw(latent_size, generator))
-        losses = _accumulate(state, part, draws[-1], generator, config, reconstruction_loss)
+        losses, codes = _accumulate(state, part, draws[-1], generator, config, reconstruction_loss)
         sums = {name: sums.get(name, 0.0) + value / len(parts) for name, value in losses.items()}
+        coded += [codes] if codes is not None else []
+    codes = Codes.join(coded)
 
     norm = _clip(state.autoencoder, config.max_grad_norm)
     norms = [norm] if state.discriminator is None else [norm, _clip(state.discriminator, config.max_grad_norm)]
@@ -250,8 +150,7 @@ def train_step(
         _step(state.discriminator_optimizer, learning_rate_at(state.step, config, first_step=0))
     if not warming_up:
         _step(state.optimizer, rate)
-        if state.average is not None:
-            state.average.update_parameters(state.autoencoder)
+        _update_averages(state, config, codes)
     state.step += 1
     return StepRecord(
         branch=draws[0].branch,
@@ -259,7 +158,43 @@ def train_step(
         gradient_norm=norm,
         learning_rate=rate,
         **sums,
+        **_codebook_figures(state, codes),
     )
+
+
+def _choose_trained(state: TrainState, config: FinetuneConfig, warming_up: bool) -> None:
+    """Say which parameters get gradients in this step."""
+    autoencoder = state.autoencoder
+    autoencoder.requires_grad_(not warming_up)
+    for parameter in autoencoder.encoder_parameters() if config.freeze_encoder else ():
+        parameter.requires_grad_(False)
+    if isinstance(autoencoder, DiscreteAutoencoder) and (config.freeze_encoder or config.codebook == "ema"):
+        autoencoder.codebook.requires_grad_(False)
+
+
+def _update_averages(state: TrainState, config: FinetuneConfig, codes: Codes | None) -> None:
+    """After an optimizer step: codes that are averages, codes that start again, the average of all weights."""
+    restarted = None
+    if state.codebook is not None and codes is not None and isinstance(state.autoencoder, DiscreteAutoencoder):
+        codebook = state.autoencoder.codebook.detach()
+        if config.codebook == "ema":
+            state.codebook.average(codebook, codes, decay=config.codebook_decay)
+        if config.restart_dead_codes:
+            generator = generator_for(config.seed, state.step, 0, 2)  # longer than any micro-batch's key
+            restarted = state.codebook.restart(codebook, codes, after=config.restart_dead_codes, generator=generator)
+    if state.average is None:
+        return
+    state.average.update_parameters(state.autoencoder)
+    exported = state.exported()
+    if restarted is not None and isinstance(exported, DiscreteAutoencoder):
+        # A mean of a dead code and its successor would stand for nothing.
+        exported.codebook.detach()[restarted] = codebook[restarted]
+
+
+def _codebook_figures(state: TrainState, codes: Codes | None) -> dict[str, float]:
+    if codes is None or not isinstance(state.autoencoder, DiscreteAutoencoder):
+        return {}
+    return codes.figures(state.autoencoder.codebook_size)
 
 
 def _running_statistics(state: TrainState) -> list[Tensor]:
@@ -275,10 +210,11 @@ def _accumulate(
     generator: torch.Generator,
     config: FinetuneConfig,
     reconstruction_loss: ReconstructionLoss,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], Codes | None]:
     """Add one micro-batch's gradients to those of the autoencoder, unless it is frozen, and of the discriminator."""
     autoencoder, discriminator = state.autoencoder, state.discriminator
     num_values, num_parts = x[0].numel(), config.gradient_accumulation_steps
+    num_latent_values = autoencoder.latent_channels * num_values // (3 * autoencoder.stride**2)
     x = draw.before(x).contiguous(memory_format=torch.channels_last)
     latent_shape = (len(x), autoencoder.latent_channels, *(side // autoencoder.stride for side in x.shape[-2:]))
     noise = torch.randn(latent_shape, generator=generator).to(x.device)
@@ -304,16 +240,6 @@ def _accumulate(
         if discriminator is not None and objective.fake_logits is not None:
             discriminator_loss = hinge_loss(discriminator(objective.target), objective.fake_logits)
 
-    adaptive_weight = x.new_zeros(())
-    if objective.decoded.requires_grad:
-        adaptive_weight = objective.backward(
-            autoencoder.last_layer.weight,
-            adversarial_weight=config.adversarial_weight,
-            regularization=config.kl_weight * objective.regularization.mean() + config.explicit_weight * explicit,
-            factor=1.0 / (num_values * num_parts),
-        )
-    if discriminator is not None:
-        (discriminator_loss / num_parts).backward(inputs=list(discriminator.parameters()))
     figures = {
         "reconstruction": objective.reconstruction.mean() / num_values,
         "l1": (objective.target - objective.seam).abs().mean(),
@@ -321,10 +247,36 @@ def _accumulate(
         "explicit": explicit,
         "adversarial": objective.adversarial.mean(),
         "discriminator": discriminator_loss,
-        "adaptive_weight": adaptive_weight,
+        "adaptive_weight": x.new_zeros(()),
     }
+    regularization = config.kl_weight * figures["kl"] + config.explicit_weight * explicit
+    if objective.quantized is not None:
+        codebook_loss, commitment_loss = _losses_per_value(objective.quantized, config, num_latent_values)
+        figures["quantization"] = commitment_loss
+        # VQ-GAN's weights are relative to the reconstruction loss per value, which is a sum here.
+        weighted = config.codebook_weight * codebook_loss + config.commitment_weight * commitment_loss
+        regularization = regularization + num_values * weighted
+    if objective.decoded.requires_grad:
+        figures["adaptive_weight"] = objective.backward(
+            autoencoder.last_layer.weight,
+            adversarial_weight=config.adversarial_weight,
+            regularization=regularization,
+            factor=1.0 / (num_values * num_parts),
+        )
+    if discriminator is not None:
+        (discriminator_loss / num_parts).backward(inputs=list(discriminator.parameters()))
     # One transfer, and so one wait for the device, for all of them.
-    return dict(zip(figures, torch.stack([value.detach().float() for value in figures.values()]).tolist(), strict=True))
+    values = torch.stack([value.detach().float() for value in figures.values()]).tolist()
+    return dict(zip(figures, values, strict=True)), Codes.of(objective)
+
+
+def _losses_per_value(
+    quantized: Quantized, config: FinetuneConfig, num_latent_values: int
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Codebook and commitment loss; a latent scaled by s weighs s^2 where its picture does."""
+    if config.resolution_weighting == "equal":
+        num_latent_values = quantized.z_q[0].numel()
+    return quantized.codebook_loss.mean() / num_latent_values, quantized.commitment_loss.mean() / num_latent_values
 
 
 def _clip(module: torch.nn.Module, max_norm: float) -> float:

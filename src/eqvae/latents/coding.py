@@ -7,11 +7,13 @@ import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
-from eqvae.autoencoders.protocol import Autoencoder
+from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.latents.index import Kind
 from eqvae.latents.shards import DTYPES, MIRRORED
 from eqvae.runtime.device import Precision, autocast
 from eqvae.runtime.errors import UserError
+
+_MAX_INT16_CODES = 2**15
 
 MomentsDtype = Literal["float16", "bfloat16", "float32"]
 
@@ -38,9 +40,11 @@ def coding_of(autoencoder: Autoencoder, dtype: MomentsDtype) -> Coding:
         dtype: Of moments.
 
     Returns:
-        Moments: the protocol has no discrete autoencoders yet.
+        Tokens, in the smallest type that holds the codebook, or moments.
     """
-    del autoencoder
+    if isinstance(autoencoder, DiscreteAutoencoder):
+        size = autoencoder.codebook_size
+        return Coding(kind="tokens", dtype="int16" if size <= _MAX_INT16_CODES else "int32", codebook_size=size)
     return Coding(kind="moments", dtype=dtype)
 
 
@@ -52,9 +56,11 @@ def encode_images(autoencoder: Autoencoder, x: Float[Tensor, "n 3 h w"]) -> dict
         x: Images in [-1, 1].
 
     Returns:
-        `mean` and, unless the encoder is deterministic, `std`; float32.
+        `tokens`; or `mean` and, unless the encoder is deterministic, `std`, float32.
     """
     posterior = autoencoder.encode(x)
+    if isinstance(autoencoder, DiscreteAutoencoder):
+        return {"tokens": autoencoder.quantize(posterior.mean).tokens}
     kept = {"mean": posterior.mean.float()}
     if posterior.log_variance is not None:
         kept["std"] = torch.exp(0.5 * posterior.log_variance.float())

@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from eqvae.artifacts import Pictures, to_uint8
-from eqvae.autoencoders.protocol import Autoencoder, LatentStatistics
-from eqvae.metrics.equivariance import equivariance_errors, evaluation_transforms
+from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, LatentStatistics
+from eqvae.metrics.codes import CodeCounts
+from eqvae.metrics.equivariance import equivariance_figures, evaluation_transforms
 from eqvae.metrics.measures import CodedBatch, Measure
 from eqvae.metrics.reconstruction import psnr_db, ssim
 from eqvae.runtime.device import Precision, autocast, synchronize
@@ -97,7 +98,9 @@ def evaluate_autoencoder(
     """Measure equivariance (C.3), reconstruction (C.2) and latents over images.
 
     Latents are posterior means. Each error is the mean over images, and `equivariance_error_rotation` and `_scale`
-    are the means over their three transformations.
+    are the means over their three transformations. Of a discrete autoencoder they are E(x) before quantization, as in
+    Table 1; `token_agreement_...` says the same of tokens (the share that agrees: more is better), and
+    `codebook_usage` and `codebook_perplexity` are those of all images' tokens together.
 
     Args:
         autoencoder: What to measure, on `device`.
@@ -131,6 +134,8 @@ def evaluate_autoencoder(
         with autocast(device, precision):
             return autoencoder.decode(z.contiguous(memory_format=torch.channels_last)).float()
 
+    tokenize = _tokenizer(autoencoder)
+    codes = CodeCounts(autoencoder.codebook_size) if isinstance(autoencoder, DiscreteAutoencoder) else None
     for x in batches:
         x = x.to(device)
         synchronize(device)
@@ -140,8 +145,9 @@ def evaluate_autoencoder(
         synchronize(device)
         coding_sec += time.perf_counter() - began_sec
         images, reconstructions = coded.images, coded.reconstructions
-        measured = equivariance_errors(encode, x, z, transforms)
-        measured = {f"equivariance_error_{name}": error for name, error in measured.items()}
+        measured = equivariance_figures(encode, x, z, transforms, tokenize=tokenize)
+        if tokenize is not None and codes is not None:
+            codes.add(tokenize(z))
         measured |= {"psnr_db": psnr_db(images, reconstructions), "ssim": ssim(images, reconstructions)}
         if perceptual_distance is not None:
             measured["lpips"] = perceptual_distance(images / 127.5 - 1.0, reconstructions / 127.5 - 1.0)
@@ -162,6 +168,8 @@ def evaluate_autoencoder(
     figures: dict[str, float | int] = {name: float(torch.cat(parts).mean()) for name, parts in values.items()}
     for measure in measures:
         figures |= measure.figures()
+    if codes is not None:
+        figures |= codes.figures()
     statistics = moments.statistics()
     return (
         _with_means(figures)
@@ -175,11 +183,19 @@ def evaluate_autoencoder(
 def _with_means(figures: dict[str, float | int]) -> dict[str, float | int]:
     """Put the means over each kind of transformation first, as Table 1 prints them."""
     means = {}
-    for kind in ("rotation", "scale"):
-        errors = [value for name, value in figures.items() if name.startswith(f"equivariance_error_{kind}_")]
-        if errors:
-            means[f"equivariance_error_{kind}"] = sum(errors) / len(errors)
+    for name in ("equivariance_error_rotation", "equivariance_error_scale",
+                 "token_agreement_rotation", "token_agreement_scale"):  # fmt: skip
+        values = [value for key, value in figures.items() if key.startswith(f"{name}_")]
+        if values:
+            means[name] = sum(values) / len(values)
     return means | figures
+
+
+def _tokenizer(autoencoder: Autoencoder) -> Callable[[Tensor], Tensor] | None:
+    """What turns raw latents into tokens; None for a continuous autoencoder."""
+    if not isinstance(autoencoder, DiscreteAutoencoder):
+        return None
+    return lambda z: autoencoder.quantize(z).tokens
 
 
 def _latent_figures(statistics: LatentStatistics) -> dict[str, float | int]:

@@ -1,10 +1,11 @@
-"""Equivariance error: how far `tau o E(x)` is from `E(tau o x)` (Section C.3 of arXiv:2502.09509)."""
+"""Equivariance error: how far `tau o E(x)` is from `E(tau o x)` (Section C.3 of arXiv:2502.09509), also in tokens."""
 
 from collections.abc import Callable, Mapping
 
 from jaxtyping import Float
 from torch import Tensor
 
+from eqvae.metrics.codes import token_agreement
 from eqvae.transforms import ROTATIONS, Interpolation, Transform, evaluation_scales
 
 
@@ -39,21 +40,31 @@ def evaluation_transforms(interpolation: Interpolation = "bicubic", antialias: b
     return named | {f"scale_{float(tau.vertical):g}": tau for tau in evaluation_scales(interpolation, antialias)}
 
 
-def equivariance_errors(
+def equivariance_figures(
     encode: Callable[[Tensor], Tensor],
     x: Float[Tensor, "n 3 h w"],
     z: Float[Tensor, "n c h2 w2"],
     transforms: Mapping[str, Transform],
+    *,
+    tokenize: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Float[Tensor, " n"]]:
-    """Measure several transformations of the same images.
+    """Measure several transformations of the same images, as `metrics.json` names them.
 
     Args:
-        encode: Images to raw latents, deterministic: the posterior mean.
+        encode: Images to raw latents, deterministic: the posterior mean; before quantization, as the paper's table.
         x: Images in [-1, 1].
         z: `encode(x)`, which the caller has already.
         transforms: Named transformations.
+        tokenize: Raw latents to tokens (n, h, w); None for a continuous autoencoder.
 
     Returns:
-        The error of each image under each transformation.
+        For each image `equivariance_error_NAME` and, of tokens, `token_agreement_NAME`: the share of positions at which
+        tau o E(x), quantized, has the token of E(tau o x).
     """
-    return {name: equivariance_error(tau(z), encode(tau(x))) for name, tau in transforms.items()}
+    figures = {}
+    for name, tau in transforms.items():
+        transformed, encoded = tau(z), encode(tau(x))
+        figures[f"equivariance_error_{name}"] = equivariance_error(transformed, encoded)
+        if tokenize is not None:
+            figures[f"token_agreement_{name}"] = token_agreement(tokenize(transformed), tokenize(encoded))
+    return figures

@@ -80,6 +80,9 @@ METRICS = (
     Metric(key="ssim", label="SSIM", better="higher"),
     Metric(key="lpips", label="LPIPS"),
     Metric(key="latent_std", label="Latent std", better="neither", digits=2),
+    Metric(key="token_agreement_rotation", label="Tokens kept, rotation", better="higher"),
+    Metric(key="token_agreement_scale", label="Tokens kept, scale", better="higher"),
+    Metric(key="codebook_perplexity", label="Codebook perplexity", better="higher", digits=0),
 )
 """The columns of the main table; those that no evaluation has measured are left out."""
 
