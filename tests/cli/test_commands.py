@@ -114,7 +114,7 @@ def test_the_batch_size_changes_no_figure(finetuned, evaluated, tmp_path):
     for name, value in many.items():
         if name != "images_per_sec":
             # Another batch size sums in another order, and may so round one pixel of a reconstruction otherwise.
-            tolerance = 1e-4 if name in ("psnr_db", "ssim") else 1e-5
+            tolerance = {"psnr_db": 1e-4, "ssim": 1e-4, "rfd_efficientnet_lite0": 1e-3}.get(name, 1e-5)
             assert one[name] == pytest.approx(value, rel=tolerance, abs=1e-7), name
 
 

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from eqvae.generators.config import TrainConfig
+from eqvae.artifacts import to_plain
+from eqvae.generators.config import FREE_TO_CHANGE, TrainConfig
+from eqvae.runtime.configs import check_same_run
 from eqvae.runtime.errors import UserError
 
 
@@ -17,6 +19,24 @@ def test_published_clipping(recipe: str, norm: float):
     resolved = configure(recipe).resolved()
     assert (resolved.max_grad_norm, resolved.recipe) == (norm, recipe.lower())
     assert configure(recipe, max_grad_norm=0.3).resolved().max_grad_norm == 0.3
+
+
+def test_published_training_of_maskgit():
+    resolved = configure("MaskGIT-b").resolved()
+    assert resolved.recipe == "maskgit-b"
+    assert (resolved.adam_beta1, resolved.adam_beta2, resolved.weight_decay) == (0.9, 0.96, 1e-5)
+    assert (resolved.max_grad_norm, resolved.lr_warmup_steps, resolved.watch_steps) == (1.0, 2500, 8)
+    own = {"adam_beta2": 0.9, "weight_decay": 0.0, "max_grad_norm": 0.0, "lr_warmup_steps": 0, "watch_steps": 3}
+    changed = configure("maskgit-b", **own).resolved()
+    assert {name: getattr(changed, name) for name in own} == own
+
+
+def test_runs_from_before_maskgit_resume():
+    resolved = configure().resolved()
+    assert (resolved.adam_beta2, resolved.weight_decay, resolved.lr_warmup_steps) == (0.999, 0.0, 0)
+    new = {"schedule", "label_smoothing", "loss_tokens"}
+    saved = {name: value for name, value in to_plain(resolved).items() if name not in new}
+    check_same_run(saved, resolved, FREE_TO_CHANGE)
 
 
 def test_resolving_twice_changes_nothing():
@@ -34,7 +54,13 @@ def test_resolving_twice_changes_nothing():
      ({"max_grad_norm": -1.0}, "--max-grad-norm"), ({"sample_every": 0}, "--sample-every"),
      ({"watch_steps": 1}, "--watch-steps is 1. It must be in 2 ... 1000"), ({"watch_steps": 1001}, "--watch-steps"),
      ({"reference": "x", "num_watch_samples": 1}, "--num-watch-samples is 1"),
-     ({"path": "gvp"}, "--path gvp is SiT's"), ({"prediction": "noise"}, "train 'sit-ti-4'"),
+     ({"path": "gvp"}, "--path gvp is SiT's"), ({"prediction": "noise"}, "train a SiT"),
+     ({"schedule": "cosine"}, "--schedule cosine is MaskGIT's, and 'dit-ti-4'"),
+     ({"recipe": "maskgit-ti", "repa_weight": 1.0}, "--repa-weight 1.0 is REPA's, and 'maskgit-ti' is no REPA"),
+     ({"recipe": "maskgit-ti", "path": "gvp"}, "--path gvp is SiT's"),
+     ({"recipe": "maskgit-ti", "posterior": "mean"}, "--posterior mean is DiT or SiT's"),
+     ({"recipe": "maskgit-ti", "label_smoothing": 1.0}, "--label-smoothing is 1.0"),
+     ({"recipe": "maskgit-tu"}, "Did you mean 'maskgit-ti'"),
      ({"recipe": "dit-ti-3"}, "Did you mean 'dit-ti-"), ({"recipe": "unet"}, "there is no generator 'unet'")],
 )  # fmt: skip
 def test_refused_values(options: dict, what: str):

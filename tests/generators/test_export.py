@@ -10,6 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from eqvae.generators.export import CARD, GENERATOR, GeneratorCard, read_generator, write_generator
 from eqvae.generators.interpolant import Interpolant
+from eqvae.generators.maskgit import MASKGIT_SIZES, parse_maskgit_recipe
+from eqvae.generators.maskgit_transformer import MaskTransformer
+from eqvae.generators.protocol import LatentSpecification
 from eqvae.generators.transformer import Transformer
 from eqvae.runtime.errors import UserError
 
@@ -65,6 +68,29 @@ def test_diffusion_without_classes(build_transformer, tmp_path: Path):
     card = card_of(transformer, interpolant=None, class_names=None)
     write_generator(tmp_path, card, {"ema": transformer.state_dict()})
     assert read_generator(tmp_path).card == card
+
+
+def test_a_generator_of_tokens(tmp_path: Path):
+    tokens = LatentSpecification(channels=24, height=4, width=6, num_classes=5)
+    transformer = MaskTransformer(parse_maskgit_recipe("maskgit-ti").transformer(tokens))
+    card = card_of(transformer, recipe="maskgit-ti", interpolant=None, shift=(), scale=(), schedule="cosine")
+    write_generator(tmp_path, card, {"ema": transformer.state_dict()})
+    found = read_generator(tmp_path)
+    assert (found.card, found.card.models_tokens) == (card, True)
+    assert isinstance(found.transformer, MaskTransformer)
+    assert found.transformer.config.depth == MASKGIT_SIZES["ti"].depth
+    for name, parameter in transformer.named_parameters():
+        assert torch.equal(found.transformer.get_parameter(name), parameter)
+        assert found.transformer.get_parameter(name).requires_grad
+
+
+def test_a_card_from_before_tokens(written):
+    run, _, card = written
+    plain = json.loads((run / GENERATOR / CARD).read_text())
+    del plain["schedule"]
+    (run / GENERATOR / CARD).write_text(json.dumps(plain))
+    assert read_generator(run).card == card
+    assert not card.models_tokens
 
 
 def test_writing_again_replaces(written):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from eqvae.artifacts import to_plain
+from eqvae.generators.checkpoints import load_generator, read_generator_weights
 from eqvae.generators.maskgit import (
     MASKGIT_NAMES,
     MASKGIT_SIZES,
@@ -138,6 +139,9 @@ def test_a_published_checkpoint_is_read(tmp_path):
     twin.load_state_dict(weights, strict=True)
     assert torch.allclose(twin(*_inputs()), transformer(*_inputs()), atol=0.05)
     assert published_weights(transformer.state_dict()).keys() == weights.keys()
+    read = read_generator_weights(tmp_path / "current.pth")
+    loaded = load_generator(transformer.config, read, source="current.pth")
+    assert torch.equal(loaded(*_inputs()), twin(*_inputs()))
 
 
 def test_checkpoints_of_other_networks_are_refused():

@@ -13,6 +13,7 @@ from eqvae.latents.config import EncodeConfig
 from eqvae.latents.encode import encode
 
 TINY = "untrained:tiny-kl"
+TINY_VQ = "untrained:tiny-vq"
 
 
 @pytest.fixture(autouse=True)
@@ -45,10 +46,10 @@ def other_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("other"), "ab", num_images=10, seed=1)
 
 
-def encode_into(folder: Path, data: Path, **options: object) -> Path:
+def encode_into(folder: Path, data: Path, autoencoder: str = TINY, **options: object) -> Path:
     settings = {"image_size": 64, "batch_size": 6, "shard_size": 8, "precision": "fp32", "num_workers": 0}
-    config = EncodeConfig(autoencoder=TINY, data=str(data), out=folder, device="cpu", **settings | options)
-    encode(config, load_autoencoder(TINY))
+    config = EncodeConfig(autoencoder=autoencoder, data=str(data), out=folder, device="cpu", **settings | options)
+    encode(config, load_autoencoder(autoencoder))
     return folder
 
 
@@ -56,6 +57,20 @@ def encode_into(folder: Path, data: Path, **options: object) -> Path:
 def latents(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """The cache of the twelve images: 4 x 8 x 8, labelled, with mirror images."""
     return encode_into(tmp_path_factory.mktemp("latents") / "cache", data)
+
+
+@pytest.fixture(scope="session")
+def tokens(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """The cache of their tokens: 4 x 4 of 1,024 codes."""
+    return encode_into(tmp_path_factory.mktemp("tokens") / "cache", data, TINY_VQ, image_size=32)
+
+
+@pytest.fixture(scope="session")
+def unlabelled_tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of tokens without classes and without mirror images."""
+    folder = tmp_path_factory.mktemp("unlabelled_tokens")
+    images = write_images(folder / "data", " ", num_images=8)
+    return encode_into(folder / "cache", images, TINY_VQ, image_size=32, mirror=False)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from eqvae.generators.export import Generator, GeneratorCard
 from eqvae.generators.interpolant import Interpolant
+from eqvae.generators.maskgit_transformer import MaskTransformer, MaskTransformerConfig
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.generators.transformer import Transformer, TransformerConfig
 from eqvae.runtime.errors import UserError
@@ -49,6 +50,33 @@ def drawer(averaging_autoencoder) -> Callable[..., Drawer]:
             generator=generator or build_generator(), autoencoder=averaging_autoencoder, config=config,
             device=torch.device("cpu"), weak=weak,
         )  # fmt: skip
+
+    return make
+
+
+def build_token_generator(*, num_classes: int = 3) -> Generator:
+    """A small generator of 4 x 4 tokens of 24 codes, which `small_discrete_autoencoder` decodes."""
+    config = MaskTransformerConfig(
+        latents=LatentSpecification(channels=24, height=4, width=4, num_classes=num_classes), depth=2, hidden_size=24,
+        num_heads=3, mlp_size=48,
+    )  # fmt: skip
+    transformer, generator = MaskTransformer(config), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in transformer.parameters():
+            parameter.normal_(0.0, 0.3, generator=generator)
+    card = replace(
+        build_generator(None).card, recipe="maskgit-ti", transformer=config, shift=(), scale=(), schedule="cosine"
+    )
+    return Generator(card=card, transformer=transformer.eval())
+
+
+@pytest.fixture
+def token_drawer(drawer, small_discrete_autoencoder) -> Callable[..., Drawer]:
+    """Makes drawers of tokens."""
+
+    def make(generator: Generator | None = None, **options) -> Drawer:
+        one = drawer(generator or build_token_generator(), **options)
+        return replace(one, autoencoder=small_discrete_autoencoder)
 
     return make
 
@@ -175,6 +203,66 @@ def test_latents_that_are_not_finite(drawer):
         generator.transformer.final_layer.linear.bias.fill_(float("nan"))
     with pytest.raises(UserError, match="--precision fp32"):
         drawer(generator, sampler="euler").images([0])
+
+
+@pytest.mark.parametrize("sampler", [None, "confidence", "halton"])
+@torch.no_grad()
+def test_tokens_do_not_depend_on_their_batch(token_drawer, sampler):
+    one = token_drawer(sampler=sampler, guidance_scale=2.0)
+    together = one.latents(range(7))
+    assert (together.dtype, together.shape) == (torch.int64, (7, 4, 4))
+    assert torch.equal(together, torch.cat([one.latents([index]) for index in range(7)]))
+    assert torch.equal(together[[5, 2]], one.latents([5, 2]))
+    images = one.images(range(7))
+    expected = one.autoencoder.decode_tokens(together)
+    assert torch.equal(images, ((expected + 1) * 127.5).round().clamp(0, 255).to(torch.uint8))
+    assert len({image.numpy().tobytes() for image in images}) == 7
+
+
+@torch.no_grad()
+def test_every_flag_of_tokens_matters(token_drawer):
+    plain = token_drawer().latents(range(6))
+    assert torch.equal(plain, token_drawer(sampler="confidence", schedule="cosine").latents(range(6)))
+    for options in (
+        {"sampler": "halton"}, {"schedule": "linear"}, {"temperature": 0.2}, {"top_k": 1}, {"guidance_scale": 4.0},
+        {"choice_temperature": 0.0}, {"num_steps": 2}, {"seed": 1}, {"classes": "2"},
+    ):  # fmt: skip
+        assert not torch.equal(plain, token_drawer(**options).latents(range(6))), options
+    for sampler, published in (("confidence", "linear"), ("halton", "constant")):
+        options = {"sampler": sampler, "guidance_scale": 30.0}
+        guided = token_drawer(**options).latents(range(6))
+        assert torch.equal(guided, token_drawer(**options, guidance_schedule=published).latents(range(6)))
+        other = "constant" if published == "linear" else "linear"
+        assert not torch.equal(guided, token_drawer(**options, guidance_schedule=other).latents(range(6)))
+
+
+def test_published_numbers_of_steps(drawer, token_drawer):
+    assert drawer(num_steps=None).num_steps == 250
+    assert token_drawer(num_steps=None).num_steps == 8
+    assert token_drawer(num_steps=None, sampler="halton").num_steps == 32
+    assert token_drawer(num_steps=3).num_steps == 3
+
+
+def test_what_does_not_fit_tokens(drawer, token_drawer):
+    def fails(what: str, make: Callable[..., Drawer] = token_drawer, **options: object) -> None:
+        with pytest.raises(UserError, match=what):
+            make(**options)
+
+    fails("--sampler ddpm is not for 'maskgit-ti'. Use confidence or halton", sampler="ddpm")
+    fails("--guidance-high 0.7 is not for 'maskgit-ti'. Leave it out", guidance_high=0.7)
+    fails("--weak-run other is not for 'maskgit-ti'", weak_run=Path("other"))
+    fails("nothing to guide by", generator=build_token_generator(num_classes=0), guidance_scale=2.0)
+    fails("--sampler halton is not for 'sit-ti-2'", drawer, sampler="halton")
+    fails("--top-k 3 is not for 'sit-ti-2'", drawer, top_k=3)
+    fails("--schedule cosine is not for 'sit-ti-2'", drawer, schedule="cosine")
+
+
+def test_logits_that_are_not_finite(token_drawer):
+    generator = build_token_generator()
+    with torch.no_grad():
+        generator.transformer.bias.fill_(float("nan"))
+    with pytest.raises(UserError, match="--precision fp32"):
+        token_drawer(generator).images([0])
 
 
 def test_nothing_is_learned(drawer):

@@ -113,6 +113,21 @@ def test_killed_and_continued(drawer):
     assert not (resumed.config.out / PARTS).exists()
 
 
+def test_a_run_from_before_tokens_goes_on(drawer):
+    with pytest.raises(KilledError):
+        sample(drawer(die_after=20), ALONE)
+    path = drawer().config.out / "config.json"
+    saved = read_json(path)
+    assert saved["num_steps"] == 250
+    for name in ("schedule", "temperature", "top_k", "choice_temperature", "guidance_schedule"):
+        del saved[name]
+    del saved["generator"]["schedule"]
+    write_json(path, saved)
+    resumed = drawer()
+    assert sample(resumed, ALONE)["num_samples"] == 40
+    assert len(resumed.drawn) == 24
+
+
 def test_killed_while_the_parts_are_joined(drawer, monkeypatch):
     def die(*arguments: object) -> None:
         raise KilledError

@@ -10,8 +10,14 @@ import torch
 from torch import Tensor
 
 from eqvae.artifacts import read_tensors
+from eqvae.generators.maskgit_transformer import MaskTransformer, MaskTransformerConfig, published_weights
 from eqvae.generators.transformer import Transformer, TransformerConfig
 from eqvae.runtime.errors import UserError
+
+Backbone = Transformer | MaskTransformer
+"""The network of a generator of latents, or of tokens."""
+
+BackboneConfig = TransformerConfig | MaskTransformerConfig
 
 _WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before names."""
@@ -27,10 +33,10 @@ _INERT_GLOBALS: list[Any] = [(_Inert, "argparse.Namespace")]
 
 
 def read_generator_weights(path: Path, which: Literal["ema", "model"] = "ema") -> dict[str, Tensor]:
-    """Read weights under the published names: ours, or an official DiT, SiT or REPA checkpoint.
+    """Read weights under the published names: ours, or an official checkpoint of DiT, SiT, REPA or MaskGIT.
 
     Args:
-        path: A `.safetensors` file, or a pickled `.pt` state dict or training checkpoint.
+        path: A `.safetensors` file, or a pickled `.pt` or `.pth` state dict or training checkpoint.
         which: Which of a training checkpoint's weights.
 
     Returns:
@@ -61,6 +67,8 @@ def _read_pickle(path: Path, which: str) -> dict[str, Tensor]:
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError):
         raise UserError(f"'{path}' is truncated or no weight file", "Fetch it again") from None
+    if isinstance(content, Mapping) and "model_state_dict" in content:
+        return published_weights(content)
     if isinstance(content, Mapping) and isinstance(content.get(which), Mapping):
         content = content[which]
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
@@ -108,7 +116,22 @@ def fit_config(config: TransformerConfig, state: Mapping[str, Tensor]) -> Transf
     )
 
 
-def load_generator(config: TransformerConfig, state: Mapping[str, Tensor], *, source: str) -> Transformer:
+def build_backbone(config: BackboneConfig, *, generator: torch.Generator | None = None) -> Backbone:
+    """Build the network that a config describes, with first weights.
+
+    Args:
+        config: Its sizes.
+        generator: Source of the first weights; None: PyTorch's own.
+
+    Returns:
+        The network.
+    """
+    if isinstance(config, MaskTransformerConfig):
+        return MaskTransformer(config, generator=generator)
+    return Transformer(config, generator=generator)
+
+
+def load_generator(config: BackboneConfig, state: Mapping[str, Tensor], *, source: str) -> Backbone:
     """Build a transformer with given weights; every name and shape has to fit.
 
     Args:
@@ -123,7 +146,7 @@ def load_generator(config: TransformerConfig, state: Mapping[str, Tensor], *, so
         UserError: If a name is missing, unexpected or of another shape; names the first few of each.
     """
     with torch.device("meta"):
-        transformer = Transformer(config)
+        transformer = build_backbone(config)
     expected = transformer.state_dict()
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
@@ -144,5 +167,6 @@ def load_generator(config: TransformerConfig, state: Mapping[str, Tensor], *, so
         )
     contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
     transformer.load_state_dict(contiguous, strict=True, assign=True)
-    transformer.pos_embed.requires_grad_(False)
+    if isinstance(transformer, Transformer):
+        transformer.pos_embed.requires_grad_(False)
     return transformer.eval()

@@ -2,22 +2,25 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from eqvae.generators.presets import parse_recipe
+from eqvae.generators.maskgit import MASKGIT_NAMES, LossTokens, MaskgitRecipe, parse_maskgit_recipe
+from eqvae.generators.masking import Schedule
+from eqvae.generators.presets import NAMES, Recipe, parse_recipe
 from eqvae.runtime.configs import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, check_ranges
 from eqvae.runtime.device import Precision
-from eqvae.runtime.errors import UserError
+from eqvae.runtime.errors import UserError, nearest_name
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Train a generator on a latent cache: DiT, SiT, or SiT with REPA."""
+    """Train a generator on a latent cache: DiT, SiT, or SiT with REPA; MaskGIT on one of tokens."""
 
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
-    """`dit-{ti,s,b,l,xl}-{1,2,4,8}`, `sit-...` or `repa-sit-...`: objective, size and patch size."""
+    """`dit-{ti,s,b,l,xl}-{1,2,4,8}`, `sit-...` or `repa-sit-...`: objective, size and patch size; for tokens
+    `maskgit-{ti,s,b,l,h}`."""
 
     latents: Path
     """The latent cache that `eqvae encode` wrote."""
@@ -37,20 +40,20 @@ class TrainConfig:
     learning_rate: float = 1e-4
     """Of AdamW, constant after its warm-up; DiT's, SiT's and REPA's value."""
 
-    lr_warmup_steps: int = 0
-    """Steps of linear warm-up; the published recipes have none."""
+    lr_warmup_steps: int | None = None
+    """Steps of linear warm-up; None: 2,500 for MaskGIT, else 0, as published."""
 
     adam_beta1: float = 0.9
     """The published recipes' value."""
 
-    adam_beta2: float = 0.999
-    """The published recipes' value."""
+    adam_beta2: float | None = None
+    """None: 0.96 for MaskGIT, else 0.999, as published."""
 
-    weight_decay: float = 0.0
-    """Decoupled weight decay; 0 in DiT, SiT and REPA."""
+    weight_decay: float | None = None
+    """Decoupled weight decay; None: 1e-5 for MaskGIT, else 0, as published."""
 
     max_grad_norm: float | None = None
-    """Largest norm of the gradient; 0 does not clip; None: 1 for REPA, else 0, as published."""
+    """Largest norm of the gradient; 0 does not clip; None: 1 for REPA and MaskGIT, else 0, as published."""
 
     ema_decay: float = 0.9999
     """Decay of the averaged weights, which are sampled from."""
@@ -78,6 +81,15 @@ class TrainConfig:
 
     loss_weight: Literal["none", "velocity", "likelihood"] = "none"
     """SiT: weight of the score or noise loss over time."""
+
+    schedule: Schedule = "arccos"
+    """MaskGIT: how many tokens are masked."""
+
+    label_smoothing: float = 0.1
+    """MaskGIT: share of each target that is spread over all codes."""
+
+    loss_tokens: LossTokens = "masked"
+    """MaskGIT: whether the masked tokens count, or all."""
 
     teacher: str = "vit_base_patch14_dinov2.lvd142m"
     """REPA: frozen vision model, `efficientnet-lite0` (offline) or any of timm's."""
@@ -115,8 +127,8 @@ class TrainConfig:
     num_watch_samples: int = 1000
     """Samples for each measurement during the run."""
 
-    watch_steps: int = 50
-    """Sampling steps for them, without guidance."""
+    watch_steps: int | None = None
+    """Sampling steps for them, without guidance; None: 8 for MaskGIT, else 50."""
 
     checkpoint_every: int = 1000
     """Steps between checkpoints; one is also written when the run is interrupted."""
@@ -152,28 +164,75 @@ class TrainConfig:
             UserError: If the recipe is not known, or a value makes no sense.
         """
         check_ranges(self, _RANGES)
-        recipe = parse_recipe(self.recipe)
+        recipe = find_recipe(self.recipe)
         if self.label_dropout > 1:
             raise UserError(f"--label-dropout is {self.label_dropout}", "A probability lies in [0, 1]")
         if self.reference is not None and self.num_watch_samples < 2:
             raise UserError(f"--num-watch-samples is {self.num_watch_samples}", "A distance takes at least 2")
-        for name in _ONLY_SIT if recipe.family == "dit" else ():
-            if getattr(self, name) != getattr(TrainConfig, name):
-                raise UserError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)} is SiT's, and '{recipe}' is no SiT",
-                    f"Leave it out, or train 'sit-{recipe.size}-{recipe.patch_size}'",
-                )
+        for whose in _FOREIGN[recipe.family]:
+            for name in _FLAGS_OF[whose]:
+                if getattr(self, name) != getattr(TrainConfig, name):
+                    raise UserError(
+                        f"--{name.replace('_', '-')} {getattr(self, name)} is {whose}'s, and '{recipe}' is no {whose}",
+                        f"Leave it out, or train a {whose}",
+                    )
+        published = {
+            name: value
+            for name, value in (_PUBLISHED | _PUBLISHED_OF.get(recipe.family, {})).items()
+            if getattr(self, name) is None
+        }
         return replace(
             self,
             recipe=str(recipe),
-            max_grad_norm=(1.0 if recipe.family == "repa-sit" else 0.0)
-            if self.max_grad_norm is None
-            else self.max_grad_norm,
             sample_every=max(self.max_steps // 10, 1) if self.sample_every is None else self.sample_every,
+            **published,
         )
 
 
-_ONLY_SIT = ("path", "prediction", "loss_weight")
+def find_recipe(name: str) -> Recipe | MaskgitRecipe:
+    """Read the name of any generator, of latents or of tokens.
+
+    Args:
+        name: For example `dit-b-2` or `maskgit-b`; letters of any case.
+
+    Returns:
+        What it stands for.
+
+    Raises:
+        UserError: If there is no such preset.
+    """
+    if name.lower() in MASKGIT_NAMES:
+        return parse_maskgit_recipe(name)
+    if name.lower() in NAMES:
+        return parse_recipe(name)
+    raise UserError(f"there is no generator '{name}'", nearest_name(name.lower(), (*NAMES, *MASKGIT_NAMES)))
+
+
+_FLAGS_OF = {
+    "SiT": ("path", "prediction", "loss_weight"),
+    "REPA": ("teacher", "teacher_weights", "cache_teacher", "repa_weight", "repa_depth", "data"),
+    "DiT or SiT": ("normalization", "posterior", "qk_norm"),
+    "MaskGIT": ("schedule", "label_smoothing", "loss_tokens"),
+}
+
+_FOREIGN = {
+    "dit": ("SiT", "MaskGIT"),
+    "sit": ("MaskGIT",),
+    "repa-sit": ("MaskGIT",),
+    "maskgit": ("SiT", "REPA", "DiT or SiT"),
+}
+"""Whose flags would change nothing."""
+
+_PUBLISHED: dict[str, Any] = {
+    "adam_beta2": 0.999, "weight_decay": 0.0, "max_grad_norm": 0.0, "lr_warmup_steps": 0, "watch_steps": 50,
+}  # fmt: skip
+
+_PUBLISHED_OF: dict[str, dict[str, Any]] = {
+    "repa-sit": {"max_grad_norm": 1.0},
+    "maskgit": {
+        "adam_beta2": 0.96, "weight_decay": 1e-5, "max_grad_norm": 1.0, "lr_warmup_steps": 2500, "watch_steps": 8,
+    },
+}  # fmt: skip
 
 _RANGES = (
     (AT_LEAST_1,
@@ -182,7 +241,7 @@ _RANGES = (
     (("in 2 ... 1000", lambda value: 2 <= value <= 1000), ("watch_steps",)),
     (POSITIVE, ("learning_rate",)),
     (NOT_NEGATIVE, ("seed", "lr_warmup_steps", "weight_decay", "max_grad_norm", "label_dropout", "repa_weight")),
-    (BELOW_1, ("adam_beta1", "adam_beta2", "ema_decay")),
+    (BELOW_1, ("adam_beta1", "adam_beta2", "ema_decay", "label_smoothing")),
 )  # fmt: skip
 
 FREE_TO_CHANGE = frozenset(

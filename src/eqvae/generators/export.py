@@ -16,9 +16,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from eqvae.artifacts import read_json, write_json, write_tensors
-from eqvae.generators.checkpoints import load_generator, read_generator_weights
+from eqvae.generators.checkpoints import Backbone, BackboneConfig, load_generator, read_generator_weights
 from eqvae.generators.interpolant import Interpolant
-from eqvae.generators.transformer import Transformer, TransformerConfig
+from eqvae.generators.maskgit_transformer import MaskTransformerConfig
+from eqvae.generators.masking import Schedule
+from eqvae.generators.transformer import TransformerConfig
 from eqvae.runtime.errors import UserError
 
 GENERATOR = "generator"
@@ -34,13 +36,13 @@ class GeneratorCard:
     recipe: str
     """For example `dit-b-2`."""
 
-    transformer: TransformerConfig
+    transformer: BackboneConfig
 
     interpolant: Interpolant | None
-    """SiT's path and prediction; None for DiT's diffusion."""
+    """SiT's path and prediction; None for DiT's diffusion and MaskGIT."""
 
     shift: tuple[float, ...]
-    """Per channel: `raw latent = normalized * scale + shift`."""
+    """Per channel: `raw latent = normalized * scale + shift`; empty for tokens."""
 
     scale: tuple[float, ...]
     """Per channel."""
@@ -60,6 +62,14 @@ class GeneratorCard:
 
     eqvae_version: str
 
+    schedule: Schedule | None = None
+    """MaskGIT's, of training; None for generators of latents."""
+
+    @property
+    def models_tokens(self) -> bool:
+        """Whether it draws tokens, not latents."""
+        return isinstance(self.transformer, MaskTransformerConfig)
+
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> "GeneratorCard":
         """Read what JSON holds.
@@ -71,7 +81,8 @@ class GeneratorCard:
             The record.
         """
         fields = dict(plain)
-        fields["transformer"] = TransformerConfig.from_plain(fields["transformer"])
+        kind = MaskTransformerConfig if "mlp_size" in fields["transformer"] else TransformerConfig
+        fields["transformer"] = kind.from_plain(fields["transformer"])
         fields["interpolant"] = Interpolant(**fields["interpolant"]) if fields["interpolant"] else None
         for name in ("shift", "scale", "class_names"):
             fields[name] = tuple(fields[name]) if fields[name] is not None else None
@@ -96,7 +107,7 @@ class Generator:
 
     card: GeneratorCard
 
-    transformer: Transformer
+    transformer: Backbone
 
 
 def write_generator(folder: Path, card: GeneratorCard, weights: Mapping[Weights, Mapping[str, Tensor]]) -> None:

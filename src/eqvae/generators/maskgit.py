@@ -9,7 +9,7 @@ They trained `maskgit-b` for 300 epochs of batch 512 by AdamW with rate 1e-4 aft
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -71,7 +71,7 @@ class MaskgitObjective(Objective):
         weight = (counts / counts.mean()).float()
         return {"mask": mask, "weight": weight, "drop": torch.rand(num, generator=generator)}
 
-    def loss(  # type: ignore[override]
+    def loss(
         self,
         predict: PredictTokens,  # no time: the mask itself says how much is hidden
         latents: Int64[Tensor, "n h w"],
@@ -153,9 +153,11 @@ class MaskgitRecipe:
     size: str
     """One of `MASKGIT_SIZES`."""
 
+    family: ClassVar[Literal["maskgit"]] = "maskgit"
+
     def __str__(self) -> str:
         """The name that `parse_maskgit_recipe` reads."""
-        return f"maskgit-{self.size}"
+        return f"{self.family}-{self.size}"
 
     def objective(
         self,

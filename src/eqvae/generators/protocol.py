@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+Latents = Float[Tensor, "n c h w"] | Int64[Tensor, "n h w"]
+"""What a generator models: normalized latents, or tokens."""
+
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A backbone: noisy latents (n, c, h, w), times (n,) and labels (n,) int64 to an output (n, c or 2c, h, w).
 
@@ -20,6 +23,7 @@ class LatentSpecification:
     """What a generator has to know of the latents that it models."""
 
     channels: int
+    """Of tokens: the codes of their codebook."""
 
     height: int
     """Cells."""
@@ -86,16 +90,16 @@ class Objective(ABC):
     @abstractmethod
     def loss(
         self,
-        predict: Predict,
-        latents: Float[Tensor, "n c h w"],
+        predict: Callable[..., Tensor],
+        latents: Latents,
         labels: Int64[Tensor, " n"],
         draws: Mapping[str, Tensor],
     ) -> Loss:
         """Compute the training loss, differentiable with respect to the backbone's weights.
 
         Args:
-            predict: The backbone.
-            latents: Normalized, without noise.
+            predict: The backbone: a `Predict`, or `eqvae.generators.maskgit.PredictTokens`.
+            latents: Normalized, without noise; or tokens.
             labels: Before label dropout; zeros where there are no classes.
             draws: Rows of what `draw` gave, on the latents' device.
 

@@ -11,11 +11,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from eqvae.artifacts import JOURNAL, METRICS, read_journal, write_json
+from eqvae.generators.checkpoints import BackboneConfig, build_backbone
 from eqvae.generators.config import TrainConfig
 from eqvae.generators.export import GeneratorCard, Weights, write_generator
+from eqvae.generators.maskgit_transformer import MaskTransformerConfig
 from eqvae.generators.protocol import Objective
 from eqvae.generators.step import NotFiniteError, TrainingBatch, TrainState, train_step
-from eqvae.generators.transformer import Transformer, TransformerConfig
 from eqvae.runtime.checkpoint import read_checkpoint, write_checkpoint
 from eqvae.runtime.distributed import Processes
 from eqvae.runtime.errors import Interrupted, UserError
@@ -236,7 +237,7 @@ class Run:
         return metrics
 
 
-def transformer_flops(config: TransformerConfig) -> int:
+def transformer_flops(config: BackboneConfig) -> int:
     """Count the operations of one image's forward pass, on the meta device.
 
     Args:
@@ -246,7 +247,7 @@ def transformer_flops(config: TransformerConfig) -> int:
         Floating-point operations.
     """
     with torch.device("meta"):
-        twin = Transformer(config)
-        z = torch.empty(1, *config.latents.shape)
-        t, labels = torch.empty(1), torch.zeros(1, dtype=torch.int64)
-    return count_flops(twin, z, t, labels)
+        twin, labels = build_backbone(config), torch.zeros(1, dtype=torch.int64)
+        if isinstance(config, MaskTransformerConfig):
+            return count_flops(twin, torch.zeros(1, *config.grid, dtype=torch.int64), labels)
+        return count_flops(twin, torch.empty(1, *config.latents.shape), torch.empty(1), labels)

@@ -4,13 +4,13 @@ import contextlib
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from eqvae.generators.checkpoints import Backbone
 from eqvae.generators.config import TrainConfig
-from eqvae.generators.protocol import Objective
-from eqvae.generators.transformer import Transformer
+from eqvae.generators.protocol import Latents, Objective
 from eqvae.runtime.checkpoint import load_optimizer_tensors, optimizer_tensors, sub_state
 from eqvae.runtime.device import Precision, autocast
 from eqvae.runtime.ema import Ema, PowerEma
@@ -24,8 +24,8 @@ class NotFiniteError(ArithmeticError):
 class TrainingBatch:
     """One process's part of a global batch."""
 
-    latents: Float[Tensor, "n c h w"]
-    """Normalized, without noise."""
+    latents: Latents
+    """Normalized, without noise; or tokens."""
 
     labels: Int64[Tensor, " n"]
 
@@ -36,7 +36,7 @@ class TrainingBatch:
 class Learner(nn.Module):
     """The transformer together with its objective: the forward pass is the loss, which is what processes share."""
 
-    def __init__(self, transformer: Transformer, objective: Objective, precision: Precision) -> None:
+    def __init__(self, transformer: Backbone, objective: Objective, precision: Precision) -> None:
         """Join them.
 
         Args:
@@ -47,13 +47,11 @@ class Learner(nn.Module):
         super().__init__()
         self.transformer, self.objective, self.precision = transformer, objective, precision
 
-    def forward(
-        self, latents: Float[Tensor, "n c h w"], labels: Int64[Tensor, " n"], draws: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def forward(self, latents: Latents, labels: Int64[Tensor, " n"], draws: dict[str, Tensor]) -> dict[str, Tensor]:
         """Compute the loss of each image.
 
         Args:
-            latents: Normalized, without noise.
+            latents: Normalized, without noise; or tokens.
             labels: Before label dropout.
             draws: The step's random numbers.
 
@@ -76,7 +74,7 @@ class TrainState:
     step: int = 0
 
     @property
-    def transformer(self) -> Transformer:
+    def transformer(self) -> Backbone:
         """The weights in training."""
         return self.learner.transformer
 
@@ -107,9 +105,7 @@ class TrainState:
         self.step = step
 
 
-def build_state(
-    transformer: Transformer, objective: Objective, config: TrainConfig, device: torch.device
-) -> TrainState:
+def build_state(transformer: Backbone, objective: Objective, config: TrainConfig, device: torch.device) -> TrainState:
     """Set up training from first weights.
 
     Args:
@@ -121,6 +117,7 @@ def build_state(
     Returns:
         The state before the first step.
     """
+    assert config.adam_beta2 is not None and config.weight_decay is not None  # it is resolved
     learner = Learner(transformer.to(device).train(), objective, config.precision)
     optimizer = AdamW(
         learner.parameters(),

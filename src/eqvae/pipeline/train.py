@@ -1,7 +1,8 @@
 """`eqvae train`: a latent cache, its images and its decoder handed to a generator's training run."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,17 +11,18 @@ from torch import Tensor
 from eqvae.artifacts import CONFIG, METRICS, claim_output_folder, read_json, to_plain, write_json
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
-from eqvae.generators.config import FREE_TO_CHANGE, TrainConfig
+from eqvae.generators.checkpoints import BackboneConfig, build_backbone
+from eqvae.generators.config import FREE_TO_CHANGE, TrainConfig, find_recipe
 from eqvae.generators.export import GeneratorCard, read_generator
 from eqvae.generators.interpolant import Interpolant
-from eqvae.generators.presets import Recipe, parse_recipe
+from eqvae.generators.maskgit import MaskgitRecipe
+from eqvae.generators.presets import Recipe
 from eqvae.generators.protocol import LatentSpecification, Objective
 from eqvae.generators.repa import TEACHER_TOKENS
 from eqvae.generators.run import Run, transformer_flops
 from eqvae.generators.step import TrainingBatch, build_state
-from eqvae.generators.transformer import Transformer, TransformerConfig
-from eqvae.latents.batches import training_batches
-from eqvae.latents.cache import LatentBatch, LatentCache, check_autoencoder
+from eqvae.latents.batches import training_batches, training_token_batches
+from eqvae.latents.cache import LatentBatch, LatentCache, TokenBatch, check_autoencoder
 from eqvae.pipeline.teaching import TeacherTokens, teach
 from eqvae.pipeline.watching import SampleWatch, load_reference
 from eqvae.runtime.configs import check_same_run
@@ -42,12 +44,12 @@ class Plan:
     """What a configuration asks for, resolved against its cache."""
 
     config: TrainConfig
-    recipe: Recipe
+    recipe: Recipe | MaskgitRecipe
     cache: LatentCache
     latents: LatentSpecification
     interpolant: Interpolant | None
     objective: Objective
-    transformer: TransformerConfig
+    transformer: BackboneConfig
     teacher: TeacherTokens | None
 
 
@@ -81,7 +83,7 @@ def train_generator(config: TrainConfig) -> dict[str, Any] | None:
     autoencoder = load_decoder(plan.cache, config.autoencoder, processes.device)
     reference = load_reference(config, plan.cache.index.image_size_px, processes)
     card = _card(plan)
-    transformer = Transformer(plan.transformer, generator=generator_for(config.seed, _WEIGHTS))
+    transformer = build_backbone(plan.transformer, generator=generator_for(config.seed, _WEIGHTS))
     state = build_state(transformer, plan.objective, config, processes.device)
     processes.wait()
     if processes.is_first:
@@ -125,10 +127,14 @@ def make_plan(config: TrainConfig, processes: Processes) -> Plan:
     Raises:
         UserError: If recipe, cache and batch do not fit together.
     """
-    recipe = parse_recipe(config.recipe)
+    recipe = find_recipe(config.recipe)
     cache = LatentCache.open(config.latents, normalization=config.normalization)
-    if cache.index.kind != "moments":
-        raise UserError(f"'{config.recipe}' models latents; '{config.latents}' holds tokens", "Encode with a KL model")
+    if isinstance(recipe, MaskgitRecipe) and cache.index.kind == "moments":
+        mend = "Train a DiT or SiT on it, or encode with a discrete autoencoder"
+        raise UserError(f"'{recipe}' models tokens; '{config.latents}' holds latents", mend)
+    if isinstance(recipe, Recipe) and cache.index.kind == "tokens":
+        mend = "Train a MaskGIT on it, or encode with a KL model"
+        raise UserError(f"'{recipe}' models latents; '{config.latents}' holds tokens", mend)
     if config.batch_size % (processes.count * config.gradient_accumulation_steps):
         raise UserError(
             f"--batch-size {config.batch_size} can't be split over {processes.count} processes and "
@@ -137,8 +143,28 @@ def make_plan(config: TrainConfig, processes: Processes) -> Plan:
         )
     channels, height, width = cache.latent_shape
     latents = LatentSpecification(
-        channels=channels, height=height, width=width, num_classes=cache.index.num_classes or 0
+        channels=cache.index.codebook_size or channels,
+        height=height,
+        width=width,
+        num_classes=cache.index.num_classes or 0,
     )
+    if isinstance(recipe, MaskgitRecipe):
+        return Plan(
+            config=config,
+            recipe=recipe,
+            cache=cache,
+            latents=latents,
+            interpolant=None,
+            objective=recipe.objective(
+                latents,
+                schedule=config.schedule,
+                label_dropout=config.label_dropout,
+                label_smoothing=config.label_smoothing,
+                loss_tokens=config.loss_tokens,
+            ),
+            transformer=recipe.transformer(latents),
+            teacher=None,
+        )
     interpolant = recipe.interpolant
     if interpolant is not None:
         interpolant = replace(interpolant, path=config.path, prediction=config.prediction)
@@ -184,13 +210,14 @@ def describe_plan(config: TrainConfig) -> dict[str, Any]:
     config = config.resolved()
     plan = make_plan(config, join_processes(choose_device(config.device)))
     with torch.device("meta"):
-        num_parameters = Transformer(plan.transformer).num_parameters()
+        num_parameters = build_backbone(plan.transformer).num_parameters()
     flops_per_step = 3 * transformer_flops(plan.transformer) * config.batch_size
     rows, columns = plan.transformer.grid
     return {
         "config": to_plain(config),
         "num_parameters": num_parameters,
-        "latent_size": list(plan.latents.shape),
+        "latent_size": [plan.cache.index.latent_channels, plan.latents.height, plan.latents.width],
+        "codebook_size": plan.cache.index.codebook_size,
         "num_tokens": rows * columns,
         "num_classes": plan.latents.num_classes,
         "num_images": len(plan.cache),
@@ -224,24 +251,27 @@ def load_decoder(cache: LatentCache, name: str | None, device: torch.device) -> 
 def _batches(plan: Plan, processes: Processes) -> Callable[[int, int], Generator[TrainingBatch, None, None]]:
     """Bind the cache's reader to the run's processes; a teacher's tokens join the draws."""
     config = plan.config
+    read: Callable[..., Iterator[LatentBatch | TokenBatch]] = training_token_batches
+    if plan.cache.index.kind == "moments":
+        read = partial(training_batches, sample=config.posterior == "sample")
 
-    def draws(batch: LatentBatch) -> dict[str, Tensor]:
+    def draws(batch: LatentBatch | TokenBatch) -> dict[str, Tensor]:
         return {} if plan.teacher is None else {TEACHER_TOKENS: plan.teacher.tokens(batch.indices, batch.mirrored)}
 
     def batches(first_step: int, num_steps: int) -> Generator[TrainingBatch, None, None]:
-        for batch in training_batches(
+        for batch in read(
             plan.cache,
             batch_size=config.batch_size,
             seed=config.seed,
             first_step=first_step,
             num_steps=num_steps,
             flip=config.flip,
-            sample=config.posterior == "sample",
             rank=processes.rank,
             count=processes.count,
         ):
-            labels = torch.zeros(len(batch.latents), dtype=torch.int64) if batch.labels is None else batch.labels
-            yield TrainingBatch(latents=batch.latents, labels=labels, draws=draws(batch))
+            latents = batch.tokens if isinstance(batch, TokenBatch) else batch.latents
+            labels = torch.zeros(len(latents), dtype=torch.int64) if batch.labels is None else batch.labels
+            yield TrainingBatch(latents=latents, labels=labels, draws=draws(batch))
 
     return batches
 
@@ -260,4 +290,5 @@ def _card(plan: Plan) -> GeneratorCard:
         class_names=index.class_names,
         num_steps=0,
         eqvae_version=installed_version("eqvae") or "unknown",
+        schedule=plan.config.schedule if index.kind == "tokens" else None,
     )

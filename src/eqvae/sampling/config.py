@@ -7,12 +7,14 @@ from typing import Annotated, Literal
 import tyro
 
 from eqvae.generators.export import Weights
+from eqvae.generators.masking import Schedule
 from eqvae.runtime.configs import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, check_ranges
 from eqvae.runtime.device import Precision
 from eqvae.runtime.errors import UserError
 from eqvae.sampling.sde import DiffusionForm, LastStep
+from eqvae.sampling.tokens import GuidanceSchedule
 
-Sampler = Literal["ddpm", "ddim", "euler", "heun", "dopri5", "sde"]
+Sampler = Literal["ddpm", "ddim", "euler", "heun", "dopri5", "sde", "confidence", "halton"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +30,8 @@ class SampleConfig:
     num_samples: int = 50_000
     """Images; 50,000 in ADM's protocol."""
 
-    num_steps: int = 250
-    """Sampling steps; 250 in DiT, SiT and REPA."""
+    num_steps: int | None = None
+    """Sampling steps; None: 250, or for MaskGIT 8 with `confidence` and 32 with `halton`, as published."""
 
     batch_size: int = 64
     """Images at a time; changes no image."""
@@ -52,11 +54,15 @@ class SampleConfig:
     guidance_channels: int | None = None
     """Guide only the first channels: 3 in the published DiT and SiT code; None: all."""
 
+    guidance_schedule: GuidanceSchedule | None = None
+    """MaskGIT: how the scale grows over the steps; None: `linear` with `confidence`, `constant` with `halton`."""
+
     weak_run: Path | None = None
     """Autoguidance: guide away from this smaller or less trained generator instead (arXiv:2406.02507)."""
 
     sampler: Sampler | None = None
-    """`ddpm` or `ddim` for DiT; `euler`, `heun`, `dopri5` or `sde` for SiT. None: `ddpm`, and `sde`, as published."""
+    """`ddpm` or `ddim` for DiT; `euler`, `heun`, `dopri5` or `sde` for SiT; `confidence` or `halton` for MaskGIT. None:
+    `ddpm`, `sde`, and `confidence`, as published."""
 
     ddim_eta: float = 0.0
     """DDIM: 0 is deterministic, 1 as noisy as DDPM."""
@@ -78,6 +84,18 @@ class SampleConfig:
 
     atol: float = 1e-6
     """dopri5: absolute error of a step."""
+
+    schedule: Schedule | None = None
+    """MaskGIT: how many tokens the steps fill; None: the schedule of training."""
+
+    temperature: float = 1.0
+    """MaskGIT: logits are divided by this."""
+
+    top_k: int | None = None
+    """MaskGIT: draw from the likeliest codes only; None: from all."""
+
+    choice_temperature: float = 4.5
+    """MaskGIT: noise in the choice of the tokens to fill at the first step, with `confidence`; 0 for none."""
 
     weights: Weights = "ema"
     """Averaged weights, or those in training."""
@@ -103,9 +121,9 @@ class SampleConfig:
         check_ranges(
             self,
             (
-                (AT_LEAST_1, ("num_samples", "num_steps", "batch_size", "guidance_channels")),
-                (POSITIVE, ("rtol", "atol")),
-                (NOT_NEGATIVE, ("seed", "guidance_scale", "ddim_eta", "diffusion_norm")),
+                (AT_LEAST_1, ("num_samples", "num_steps", "batch_size", "guidance_channels", "top_k")),
+                (POSITIVE, ("rtol", "atol", "temperature")),
+                (NOT_NEGATIVE, ("seed", "guidance_scale", "ddim_eta", "diffusion_norm", "choice_temperature")),
             ),
         )
         if not 0.0 <= self.guidance_low <= self.guidance_high <= 1.0:

@@ -2,17 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from eqvae.artifacts import to_uint8
-from eqvae.autoencoders.protocol import Autoencoder
+from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.generators.diffusion import GaussianDiffusion
 from eqvae.generators.export import Generator, GeneratorCard
-from eqvae.generators.protocol import Predict
+from eqvae.generators.protocol import Latents
 from eqvae.runtime.device import Precision, autocast
 from eqvae.runtime.errors import UserError
 from eqvae.sampling.config import SampleConfig, Sampler
@@ -22,9 +22,19 @@ from eqvae.sampling.labels import balanced_labels, listed_labels, random_labels
 from eqvae.sampling.noise import ImageNoise
 from eqvae.sampling.ode import dopri5, euler, heun
 from eqvae.sampling.sde import euler_maruyama
+from eqvae.sampling.token_noise import TokenNoise
+from eqvae.sampling.tokens import TokenDecoding, confidence, halton
 
 _DIFFUSION_SAMPLERS: tuple[Sampler, ...] = ("ddpm", "ddim")
 _INTERPOLANT_SAMPLERS: tuple[Sampler, ...] = ("euler", "heun", "dopri5", "sde")
+_TOKEN_SAMPLERS: tuple[Sampler, ...] = ("confidence", "halton")
+
+_ONLY_TOKENS = ("guidance_schedule", "schedule", "temperature", "top_k", "choice_temperature")
+_ONLY_LATENTS = (
+    "guidance_low", "guidance_high", "guidance_channels", "weak_run", "ddim_eta", "diffusion_form", "diffusion_norm",
+    "last_step", "last_step_size", "rtol", "atol",
+)  # fmt: skip
+"""Flags that would change nothing with the other kind of generator."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +60,18 @@ class Drawer:
         Raises:
             UserError: If not.
         """
-        is_diffusion = self.generator.card.interpolant is None
-        fitting = _DIFFUSION_SAMPLERS if is_diffusion else _INTERPOLANT_SAMPLERS
+        card = self.generator.card
+        fitting = _DIFFUSION_SAMPLERS if card.interpolant is None else _INTERPOLANT_SAMPLERS
+        if card.models_tokens:
+            fitting = _TOKEN_SAMPLERS
         if self.config.sampler is not None and self.config.sampler not in fitting:
             raise UserError(
-                f"--sampler {self.config.sampler} is not for '{self.generator.card.recipe}'",
-                f"Use {' or '.join(fitting)}",
+                f"--sampler {self.config.sampler} is not for '{card.recipe}'", f"Use {' or '.join(fitting)}"
             )
+        for name in _ONLY_LATENTS if card.models_tokens else _ONLY_TOKENS:
+            if getattr(self.config, name) != getattr(SampleConfig, name):
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} {getattr(self.config, name)} is not for '{card.recipe}'", "Leave it out")
         if self.config.guidance_scale != 1.0 and self.num_classes == 0 and self.weak is None:
             raise UserError("an unconditional generator has nothing to guide by", "Use --weak-run, or no guidance")
         if self.weak is not None:
@@ -66,9 +81,18 @@ class Drawer:
                     f"--weak-run is a '{weak.recipe}' of other latents or another process", "Train both alike"
                 )
         self.labels([0])
-        if self.config.sampler != "dopri5":  # whose tolerances the configuration has checked
+        if card.models_tokens:
+            self._decoding()
+        elif self.config.sampler != "dopri5":  # whose tolerances the configuration has checked
             # Each sampler knows what it can't do: drawing no images, it says so before a folder is begun.
             self._solve(_predict_nothing, [])
+
+    @property
+    def num_steps(self) -> int:
+        """Those asked for, or the published ones."""
+        if not self.generator.card.models_tokens:
+            return self.config.num_steps or 250
+        return self.config.num_steps or (32 if self.config.sampler == "halton" else 8)
 
     @property
     def num_classes(self) -> int:
@@ -91,8 +115,8 @@ class Drawer:
             return random_labels(config.seed, indices, self.num_classes)
         return listed_labels(indices, config.listed_classes(), self.num_classes)
 
-    def latents(self, indices: Sequence[int]) -> Float[Tensor, "n c h w"]:
-        """Draw normalized latents.
+    def latents(self, indices: Sequence[int]) -> Latents:
+        """Draw normalized latents, or tokens.
 
         Args:
             indices: Which images of the sample set.
@@ -103,6 +127,8 @@ class Drawer:
         Raises:
             UserError: If they are not finite.
         """
+        if self.generator.card.models_tokens:
+            return self._tokens(_predict(self.generator, self.device, self.config.precision), indices)
         z = self._solve(self._guided(), indices)
         if not bool(z.isfinite().all()):
             raise UserError("the sampler's latents became NaN or infinite", "Try --precision fp32 or more --num-steps")
@@ -118,22 +144,47 @@ class Drawer:
         Returns:
             8-bit images on `device`.
         """
-        z = self.generator.card.denormalize(self.latents(indices))
+        z, card = self.latents(indices), self.generator.card
         with autocast(self.device, "fp32"):
+            if card.models_tokens:
+                return to_uint8(cast(DiscreteAutoencoder, self.autoencoder).decode_tokens(z))
+            z = card.denormalize(z)
             return to_uint8(self.autoencoder.decode(z.contiguous(memory_format=torch.channels_last)))
 
-    def _solve(self, predict: Predict, indices: Sequence[int]) -> Float[Tensor, "n c h w"]:
+    def _tokens(self, predict: Callable[..., Tensor], indices: Sequence[int]) -> Int64[Tensor, "n h w"]:
+        specification, labels = self.generator.card.transformer.latents, self.labels(indices)
+        grid = (specification.height, specification.width)
+        noise = TokenNoise(self.config.seed, indices, grid, device=self.device)
+        if self.config.sampler == "halton":
+            return halton(predict, noise, labels, specification, self._decoding())
+        choice_temperature = self.config.choice_temperature
+        return confidence(
+            predict, noise, labels, specification, self._decoding(), choice_temperature=choice_temperature
+        )
+
+    def _decoding(self) -> TokenDecoding:
+        config = self.config
+        return TokenDecoding(
+            num_steps=self.num_steps,
+            schedule=config.schedule or self.generator.card.schedule or "arccos",
+            temperature=config.temperature,
+            top_k=config.top_k,
+            guidance_scale=config.guidance_scale,
+            guidance_schedule=config.guidance_schedule or ("constant" if config.sampler == "halton" else "linear"),
+        )
+
+    def _solve(self, predict: Callable[..., Tensor], indices: Sequence[int]) -> Float[Tensor, "n c h w"]:
         config, card = self.config, self.generator.card
         noise = ImageNoise(config.seed, indices, card.transformer.latents.shape, device=self.device)
         labels = self.labels(indices).to(self.device)
         if card.interpolant is None:
             diffusion = GaussianDiffusion()
             if (config.sampler or "ddpm") == "ddpm":
-                return ddpm(predict, noise, labels, diffusion, num_steps=config.num_steps)
-            return ddim(predict, noise, labels, diffusion, num_steps=config.num_steps, eta=config.ddim_eta)
+                return ddpm(predict, noise, labels, diffusion, num_steps=self.num_steps)
+            return ddim(predict, noise, labels, diffusion, num_steps=self.num_steps, eta=config.ddim_eta)
         if config.sampler in ("euler", "heun"):
             step = euler if config.sampler == "euler" else heun
-            return step(predict, noise, labels, card.interpolant, num_steps=config.num_steps)
+            return step(predict, noise, labels, card.interpolant, num_steps=self.num_steps)
         if config.sampler == "dopri5":
             return dopri5(predict, noise, labels, card.interpolant, rtol=config.rtol, atol=config.atol)
         return euler_maruyama(
@@ -141,14 +192,14 @@ class Drawer:
             noise,
             labels,
             card.interpolant,
-            num_steps=config.num_steps,
+            num_steps=self.num_steps,
             diffusion_form=config.diffusion_form,
             diffusion_norm=config.diffusion_norm,
             last_step=config.last_step,
             last_step_size=config.last_step_size,
         )
 
-    def _guided(self) -> Predict:
+    def _guided(self) -> Callable[..., Tensor]:
         config, interval = self.config, self._interval()
         predict = _predict(self.generator, self.device, config.precision)
         if self.weak is not None:
@@ -181,11 +232,9 @@ def _predict_nothing(z: Tensor, t: Tensor, labels: Tensor) -> Tensor:
     return torch.zeros_like(z)
 
 
-def _predict(generator: Generator, device: torch.device, precision: Precision) -> Predict:
-    transformer: Callable[[Tensor, Tensor, Tensor], Tensor] = generator.transformer
-
-    def predict(z: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+def _predict(generator: Generator, device: torch.device, precision: Precision) -> Callable[..., Tensor]:
+    def predict(*inputs: Tensor) -> Tensor:
         with autocast(device, precision):
-            return transformer(z, t, labels)
+            return generator.transformer(*inputs)
 
     return predict

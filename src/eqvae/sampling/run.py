@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from eqvae.artifacts import (
     write_tensors,
 )
 from eqvae.artifacts.adm_archive import SAMPLES, write_sample_set
+from eqvae.generators.export import GeneratorCard
 from eqvae.runtime.configs import check_same_run
 from eqvae.runtime.distributed import Processes
 from eqvae.runtime.errors import Interrupted, UserError
@@ -53,12 +55,12 @@ def sample(drawer: Drawer, processes: Processes) -> dict[str, Any]:
         UserError: If the folder holds another run.
         Interrupted: If a signal stopped it; whole parts are kept.
     """
-    config = drawer.config
+    config = replace(drawer.config, num_steps=drawer.num_steps)
     identity = to_plain(config) | {"command": "sample", "generator": to_plain(drawer.generator.card)}
     saved = claim_output_folder(config.out, "sample")
     if saved is not None:
         check_same_run(saved, config, FREE_TO_CHANGE)
-        if saved.get("generator") != identity["generator"]:
+        if GeneratorCard.from_plain(saved["generator"]) != drawer.generator.card:  # or older, with fewer fields
             raise UserError(
                 f"'{config.out}' holds samples of '{config.run}' at step {saved['generator']['num_steps']}, not "
                 f"{drawer.generator.card.num_steps}",
