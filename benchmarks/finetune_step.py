@@ -12,10 +12,7 @@ probability is 0.5. Each variant runs in a process of its own, so that its peak 
 
 import json
 import os
-import resource
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -37,7 +34,7 @@ from eqvae.finetune.step import train_step
 from eqvae.runtime.device import Precision, choose_device, place, synchronize
 from eqvae.runtime.seeds import generator_for
 from eqvae.transforms import TransformSampler
-from machine import describe_machine
+from machine import describe_machine, measure_apart, peak_mib
 
 SEED = 9
 """With it the first scaled steps keep 0.47 of the image's area on average, near the 0.44 of the distribution."""
@@ -267,35 +264,6 @@ def measure(name: str, options: Options) -> dict[str, Any]:
     return {"steps": measured, "peak_mib": peak_mib(device), "imported_mib": imported_mib}
 
 
-def peak_mib(device: torch.device) -> float:
-    """The most memory so far: PyTorch's on a CUDA device, else the process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def measure_apart(name: str, options: Options) -> dict[str, Any]:
-    """Measure one variant in a process of its own.
-
-    Args:
-        name: A key of `VARIANTS`.
-        options: As given to the command.
-
-    Returns:
-        What `measure` returns.
-
-    Raises:
-        SystemExit: If it fails.
-    """
-    flags = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in PASSED_ON]
-    command = [sys.executable, __file__, f"--measure={name}", *flags]
-    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
-    if done.returncode != 0:
-        raise SystemExit(f"'{name}' failed with exit code {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 # Reporting ----------------------------------------------------------------------------------------------------------
 
 
@@ -367,7 +335,7 @@ def main(options: Options) -> None:
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for repeat in range(options.repeats):
         for name in names:
-            runs[name].append(measure_apart(name, options))
+            runs[name].append(measure_apart(__file__, name, options, PASSED_ON))
             steps = ", ".join(f"{step['transform']} {step['sec']:.2f} s" for step in runs[name][-1]["steps"])
             print(f"{repeat + 1}/{options.repeats} {name}: {steps}", flush=True)
     figures = {name: summarize(runs[name]) for name in names}

@@ -1,8 +1,11 @@
-"""What a benchmark's figures depend on: machine, date, commit, versions, command; never the machine's name."""
+"""What benchmarks share: a description of the machine (never its name), memory, a process for each variant."""
 
+import json
 import os
 import platform
+import resource
 import subprocess
+import sys
 from collections.abc import Collection
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -75,3 +78,44 @@ def git(*arguments: str) -> str:
     """
     command = ["git", "-C", str(Path(__file__).parents[1]), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def peak_mib(device: torch.device) -> float:
+    """Read the most memory so far: PyTorch's on a CUDA device, else the process's.
+
+    Args:
+        device: Where the benchmark computes.
+
+    Returns:
+        MiB.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would still show what the calling process had used
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def measure_apart(script: str, variant: str, options: Any, passed_on: Collection[str]) -> dict[str, Any]:
+    """Let a benchmark call itself with `--measure VARIANT`, so that each variant has a process of its own.
+
+    Args:
+        script: Its file, `__file__`.
+        variant: What to measure.
+        options: As given to the command; one of them is `threads`.
+        passed_on: Those that matter to a variant.
+
+    Returns:
+        What the process prints as its last line.
+
+    Raises:
+        SystemExit: If it fails.
+    """
+    flags = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in passed_on]
+    command = [sys.executable, script, f"--measure={variant}", *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"'{variant}' failed with exit code {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])

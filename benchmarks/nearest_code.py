@@ -11,13 +11,8 @@ peak memory (VmHWM) is its own.
 
 import json
 import os
-import platform
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +23,7 @@ from torch import Tensor
 from eqvae.autoencoders.quantization import nearest_codes
 from eqvae.runtime.device import choose_device, synchronize
 from eqvae.runtime.seeds import generator_for
+from machine import describe_machine, measure_apart, peak_mib
 
 Variant = Literal["reference", "cdist", "ours"]
 VARIANTS: tuple[Variant, ...] = ("reference", "cdist", "ours")
@@ -85,14 +81,6 @@ def broadcasted(vectors: Tensor, codebook: Tensor, num_tokens: int) -> Tensor:
     return torch.cat(parts)
 
 
-def peak_mib(device: torch.device) -> float:
-    """The most memory so far: PyTorch's on a CUDA device, else the process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 2**10
-
-
 @torch.inference_mode()
 def measure(variant: Variant, options: Options) -> dict[str, Any]:
     """Measure one variant in this process."""
@@ -125,57 +113,6 @@ def measure(variant: Variant, options: Options) -> dict[str, Any]:
     }
 
 
-def measure_apart(variant: Variant, options: Options) -> dict[str, Any]:
-    """Measure one variant in a process of its own.
-
-    Args:
-        variant: One of `VARIANTS`.
-        options: As given to the command.
-
-    Returns:
-        What `measure` returns.
-
-    Raises:
-        SystemExit: If it fails.
-    """
-    flags = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in PASSED_ON]
-    command = [sys.executable, __file__, f"--measure={variant}", *flags]
-    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
-    if done.returncode != 0:
-        raise SystemExit(f"'{variant}' failed with exit code {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def describe_machine(options: Options) -> dict[str, Any]:
-    """Describe what the figures depend on, without the machine's name."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    flags = [f"--{name.replace('_', '-')} {getattr(options, name)}" for name in PASSED_ON]
-    device = choose_device(options.device)
-    dirty = "-dirty" if git("status", "--porcelain", "src", "benchmarks") else ""
-    return {
-        "machine": {
-            "cpu": cpu,
-            "num_cores": os.cpu_count(),
-            "num_threads": options.threads,
-            "load_average": os.getloadavg()[0],
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        },
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": git("rev-parse", "--short", "HEAD") + dirty,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "eqvae")}},
-        "command": f"python benchmarks/nearest_code.py {' '.join(flags)}",
-    }
-
-
-def git(*arguments: str) -> str:
-    """Ask git about the folder of this file; empty where it does not answer."""
-    command = ["git", "-C", str(Path(__file__).parents[1]), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-
 def main(options: Options) -> None:
     """Run the benchmark.
 
@@ -185,7 +122,9 @@ def main(options: Options) -> None:
     if options.measure is not None:
         print(json.dumps(measure(options.measure, options)))
         return
-    description = describe_machine(options)
+    description = describe_machine(
+        __file__, options, device=choose_device(options.device), packages=(), leave_out=("json", "measure")
+    )
     machine = description["machine"]
     print(
         f"{machine['cpu']}, {machine['num_threads']} threads, {machine['device']}, load {machine['load_average']:.1f}"
@@ -194,7 +133,7 @@ def main(options: Options) -> None:
     print(f"{'':12}{'images':>8}{'ms/image':>10}{'ms of CPU':>11}{'peak MiB':>11}{'before':>9}")
     figures, tokens = {}, {}
     for name in VARIANTS:
-        row = figures[name] = measure_apart(name, options)
+        row = figures[name] = measure_apart(__file__, name, options, PASSED_ON)
         tokens[name] = row.pop("first_tokens")
         print(
             f"{name:12}{row['num_images']:8}{row['ms_per_image']:10.1f}{row['cpu_ms_per_image']:11.1f}"

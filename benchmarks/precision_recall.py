@@ -9,8 +9,6 @@ of 10,000 distances to a whole set at a time, inside or outside as rounding has 
 
 import json
 import os
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ from eqvae.metrics.neighbours import BLOCK_SIZE
 from eqvae.metrics.precision_recall import precision_recall
 from eqvae.runtime.device import choose_device, synchronize
 from eqvae.runtime.seeds import generator_for
-from machine import describe_machine
+from machine import describe_machine, measure_apart, peak_mib
 
 NUM_FEATURES = 2048
 ADM_BATCH_SIZE = 10_000
@@ -108,14 +106,6 @@ def adm_precision_recall(reference: Tensor, samples: Tensor) -> tuple[float, flo
 # Measuring ----------------------------------------------------------------------------------------------------------
 
 
-def peak_mib(device: torch.device) -> float:
-    """The most memory so far: PyTorch's on a CUDA device, else the process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 2**10
-
-
 def measure(variant: str, options: Options) -> dict[str, Any]:
     """Measure one variant in this process."""
     torch.set_num_threads(options.threads)
@@ -141,28 +131,6 @@ def measure(variant: str, options: Options) -> dict[str, Any]:
     }
 
 
-def measure_apart(variant: str, options: Options) -> dict[str, Any]:
-    """Measure one variant in a process of its own.
-
-    Args:
-        variant: One of `VARIANTS`.
-        options: As given to the command.
-
-    Returns:
-        What `measure` returns.
-
-    Raises:
-        SystemExit: If it fails.
-    """
-    flags = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in PASSED_ON]
-    command = [sys.executable, __file__, f"--measure={variant}", *flags]
-    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
-    if done.returncode != 0:
-        raise SystemExit(f"'{variant}' failed with exit code {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main(options: Options) -> None:
     """Run the benchmark.
 
@@ -183,7 +151,7 @@ def main(options: Options) -> None:
     print(f"{'':12}{'s':>9}{'s of CPU':>10}{'peak MiB':>11}{'before':>9}{'precision':>12}{'recall':>10}")
     figures = {}
     for name in VARIANTS if options.reference else ("ours",):
-        row = figures[name] = measure_apart(name, options)
+        row = figures[name] = measure_apart(__file__, name, options, PASSED_ON)
         print(
             f"{name:12}{row['sec']:9.1f}{row['cpu_sec']:10.1f}{row['peak_mib']:11.0f}{row['before_mib']:9.0f}"
             f"{row['precision']:12.6f}{row['recall']:10.6f}",

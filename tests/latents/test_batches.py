@@ -1,5 +1,6 @@
 """Training batches follow (seed, step, position in the global batch) alone."""
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -84,6 +85,7 @@ def test_leaving_early(cache: LatentCache):
     batches = training_batches(cache, batch_size=4, seed=0, num_steps=10**9)
     next(batches)
     batches.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("latents")]
 
 
 def test_a_batch_that_does_not_divide(cache: LatentCache):

@@ -83,7 +83,9 @@ def test_an_autoencoder_that_averages_has_no_excess_of_high_frequencies(averagin
 
 def test_ifid_of_pairs_of_equal_images_is_that_of_the_reconstructions(averaging_autoencoder):
     x = flat_cells().repeat_interleave(2, 0)  # each latent's nearest neighbour is its twin
-    figures = figures_of(averaging_autoencoder, x, LatentGeometry(MeanColour(), seed=0, batch_size=4))
+    reconstruction = ReconstructionDistance(MeanColour())
+    geometry = LatentGeometry(reconstruction, seed=0, batch_size=4)
+    figures = figures_of(averaging_autoencoder, x, reconstruction, geometry)
     assert figures["ifid"] == pytest.approx(0.0, abs=1e-8)
     assert figures["intrinsic_dimension"] > 0
 
@@ -92,9 +94,9 @@ def test_figures_do_not_depend_on_the_batch_size(small_autoencoder):
     x = flat_cells(8)
 
     def measures():
-        yield ReconstructionDistance(MeanColour())
+        yield (reconstruction := ReconstructionDistance(MeanColour()))
         yield TransformedDistance(MeanColour(), evaluation_transforms())
-        yield LatentGeometry(MeanColour(), seed=0, batch_size=3)
+        yield LatentGeometry(reconstruction, seed=0, batch_size=3)
         yield LatentSpectrum()
 
     whole = figures_of(small_autoencoder, x, *measures(), size=8)

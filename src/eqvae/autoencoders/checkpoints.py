@@ -1,4 +1,4 @@
-"""Weight files: read without running anything that is in them, and loaded strictly."""
+"""Weight files: read without running anything that is in them."""
 
 import pickle
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from eqvae.artifacts import read_json, read_tensors
 from eqvae.runtime.errors import UserError
@@ -19,8 +19,6 @@ _REFUSED_PATTERN = re.compile(r"((?:GLOBAL|class|function) \S+)")
 
 _WRAPPERS = ("state_dict", "model")
 """Entries under which Lightning's checkpoints and LlamaGen's keep the weights."""
-
-_NUM_NAMED = 3
 
 
 class _Inert:
@@ -102,36 +100,3 @@ def rename_legacy_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         _LEGACY_PATTERN.sub(lambda found: f"{found[1]}.{_LEGACY_ATTENTION[found[2]]}.", key): tensor
         for key, tensor in state.items()
     }
-
-
-def load_strictly(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
-    """Put weights into a model whose names and shapes they fit exactly.
-
-    Args:
-        model: The model, on any device; on the meta device it takes over the tensors.
-        state: Its weights.
-        source: Where they are from, for the message.
-
-    Raises:
-        UserError: If a key is missing, unexpected or of another shape; names the first few of each.
-    """
-    expected = model.state_dict()
-    missing = [key for key in expected if key not in state]
-    unexpected = [key for key in state if key not in expected]
-    reshaped = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(tensor.shape)}"
-        for key, tensor in expected.items()
-        if key in state and state[key].shape != tensor.shape
-    ]
-    faults = [
-        f"{len(keys)} {what} ({', '.join(keys[:_NUM_NAMED])}{', ...' if len(keys) > _NUM_NAMED else ''})"
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
-        if keys
-    ]
-    if faults:
-        raise UserError(
-            f"The weights in '{source}' do not fit {type(model).__name__}: {'; '.join(faults)}",
-            "Are weights and config.json from one model?",
-        )
-    contiguous: dict[str, Any] = {key: tensor.contiguous() for key, tensor in state.items()}
-    model.load_state_dict(contiguous, strict=True, assign=True)

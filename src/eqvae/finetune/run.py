@@ -1,7 +1,6 @@
 """A run in progress: train, validate, checkpoint, export."""
 
 import contextlib
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,18 +10,27 @@ from typing import Any
 import torch
 from torchvision.utils import save_image
 
-from eqvae.artifacts import AUTOENCODER, METRICS, ModelCard, Pictures, to_plain, write_atomically, write_json
+from eqvae.artifacts import (
+    AUTOENCODER,
+    METRICS,
+    ModelCard,
+    Pictures,
+    replace_folder,
+    to_plain,
+    write_atomically,
+    write_json,
+)
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, LatentStatistics
 from eqvae.finetune.adversarial import Watchdog
 from eqvae.finetune.config import FinetuneConfig
 from eqvae.finetune.reconstruction import ReconstructionLoss
 from eqvae.finetune.state import TrainState, set_training
-from eqvae.finetune.step import NotFiniteError, StepRecord, train_step
+from eqvae.finetune.step import StepRecord, train_step
 from eqvae.images import ImageBatch, ImageSource, evaluation_batches, training_batches
 from eqvae.metrics.autoencoder import LatentMoments, evaluate_autoencoder
 from eqvae.runtime.checkpoint import write_checkpoint
 from eqvae.runtime.device import autocast
-from eqvae.runtime.errors import Interrupted, UserError
+from eqvae.runtime.errors import Interrupted, NotFiniteError, UserError
 from eqvae.runtime.journal import Journal, installed_version
 from eqvae.runtime.progress import Progress
 from eqvae.runtime.seeds import generator_for
@@ -191,7 +199,12 @@ class Run:
             figures=figures,
             eqvae_version=installed_version("eqvae") or "unknown",
         )
-        _export(autoencoder, card, config.out / AUTOENCODER)
+
+        def fill(folder: Path) -> None:
+            autoencoder.save(folder)
+            card.write(folder)
+
+        replace_folder(config.out / AUTOENCODER, fill)
         metrics = figures | {
             "num_steps": self.state.step,
             "training_sec": self.training_sec,
@@ -235,17 +248,6 @@ class Run:
         for name in set(batch.broken) - self.named:
             self.journal.write("broken_image", step=self.state.step, name=name)
         self.named |= set(batch.broken)
-
-
-def _export(autoencoder: Autoencoder, card: ModelCard, folder: Path) -> None:
-    """Write the model's folder beside its final place and rename it there, so that it is never half-written."""
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    autoencoder.save(part)
-    card.write(part)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
 
 
 def _draw(pictures: Pictures, path: Path) -> None:

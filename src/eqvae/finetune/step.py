@@ -17,12 +17,9 @@ from eqvae.finetune.explicit import explicit_loss
 from eqvae.finetune.reconstruction import ReconstructionLoss
 from eqvae.finetune.state import TrainState
 from eqvae.runtime.device import autocast
+from eqvae.runtime.errors import NotFiniteError
 from eqvae.runtime.seeds import generator_for
 from eqvae.transforms import IDENTITY, Draw, TransformSampler
-
-
-class NotFiniteError(ArithmeticError):
-    """A loss or a gradient became NaN or infinite; the state was left as it was before the step."""
 
 
 @dataclass(frozen=True, kw_only=True)

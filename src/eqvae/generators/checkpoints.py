@@ -13,6 +13,7 @@ from eqvae.artifacts import read_tensors
 from eqvae.generators.maskgit_transformer import MaskTransformer, MaskTransformerConfig, published_weights
 from eqvae.generators.transformer import Transformer, TransformerConfig
 from eqvae.runtime.errors import UserError
+from eqvae.runtime.weights import load_strictly
 
 Backbone = Transformer | MaskTransformer
 """The network of a generator of latents, or of tokens."""
@@ -21,8 +22,6 @@ BackboneConfig = TransformerConfig | MaskTransformerConfig
 
 _WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before names."""
-
-_NUM_NAMED = 3
 
 
 class _Inert:
@@ -147,26 +146,13 @@ def load_generator(config: BackboneConfig, state: Mapping[str, Tensor], *, sourc
     """
     with torch.device("meta"):
         transformer = build_backbone(config)
-    expected = transformer.state_dict()
-    missing = [name for name in expected if name not in state]
-    unexpected = [name for name in state if name not in expected]
-    reshaped = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    faults = [
-        f"{len(names)} {what} ({', '.join(names[:_NUM_NAMED])}{', ...' if len(names) > _NUM_NAMED else ''})"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
-        if names
-    ]
-    if faults:
-        raise UserError(
-            f"The weights in '{source}' do not fit the generator: {'; '.join(faults)}",
-            "Are recipe, latents and number of classes those of the weights?",
-        )
-    contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
-    transformer.load_state_dict(contiguous, strict=True, assign=True)
+    load_strictly(
+        transformer,
+        state,
+        source=source,
+        model_name="the generator",
+        mend="Are recipe, latents and number of classes those of the weights?",
+    )
     if isinstance(transformer, Transformer):
         transformer.pos_embed.requires_grad_(False)
     return transformer.eval()

@@ -5,17 +5,15 @@ generator/ema.safetensors     averaged weights, which are sampled from
 generator/model.safetensors   the weights in training
 """
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eqvae.artifacts import read_json, write_json, write_tensors
+from eqvae.artifacts import read_json, replace_folder, write_json, write_tensors
 from eqvae.generators.checkpoints import Backbone, BackboneConfig, load_generator, read_generator_weights
 from eqvae.generators.interpolant import Interpolant
 from eqvae.generators.maskgit_transformer import MaskTransformerConfig
@@ -111,21 +109,20 @@ class Generator:
 
 
 def write_generator(folder: Path, card: GeneratorCard, weights: Mapping[Weights, Mapping[str, Tensor]]) -> None:
-    """Write the folder beside its final place and rename it there, so that it is never half-written.
+    """Write weights and card; a former generator is replaced as a whole.
 
     Args:
         folder: The run's folder.
         card: The record.
         weights: State dicts under the published names.
     """
-    final, part = folder / GENERATOR, folder / f".{GENERATOR}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for which, state in weights.items():
-        write_tensors(part / f"{which}.safetensors", state)
-    write_json(part / CARD, card)
-    shutil.rmtree(final, ignore_errors=True)
-    part.rename(final)
+
+    def fill(part: Path) -> None:
+        for which, state in weights.items():
+            write_tensors(part / f"{which}.safetensors", state)
+        write_json(part / CARD, card)
+
+    replace_folder(folder / GENERATOR, fill)
 
 
 def read_generator(run: Path, which: Weights = "ema") -> Generator:
@@ -150,6 +147,21 @@ def read_generator(run: Path, which: Weights = "ema") -> Generator:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"'{folder / CARD}' describes no generator ({error})", "Write it again") from None
     path = folder / f"{which}.safetensors"
-    with torch.no_grad():
-        transformer = load_generator(card.transformer, read_generator_weights(path), source=str(path))
-    return Generator(card=card, transformer=transformer)
+    return build_generator(card, read_generator_weights(path), source=str(path))
+
+
+def build_generator(card: GeneratorCard, weights: Mapping[str, Tensor], *, source: str) -> Generator:
+    """Put weights and card together.
+
+    Args:
+        card: The record.
+        weights: A state dict under the published names; its tensors are taken over, not copied.
+        source: Where they are from, for the message.
+
+    Returns:
+        The generator, in evaluation mode, on the weights' device.
+
+    Raises:
+        UserError: If the weights do not fit the card.
+    """
+    return Generator(card=card, transformer=load_generator(card.transformer, weights, source=source))

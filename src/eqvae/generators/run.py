@@ -16,10 +16,10 @@ from eqvae.generators.config import TrainConfig
 from eqvae.generators.export import GeneratorCard, Weights, write_generator
 from eqvae.generators.maskgit_transformer import MaskTransformerConfig
 from eqvae.generators.protocol import Objective
-from eqvae.generators.step import NotFiniteError, TrainingBatch, TrainState, train_step
+from eqvae.generators.step import TrainingBatch, TrainState, train_step
 from eqvae.runtime.checkpoint import read_checkpoint, write_checkpoint
 from eqvae.runtime.distributed import Processes
-from eqvae.runtime.errors import Interrupted, UserError
+from eqvae.runtime.errors import Interrupted, NotFiniteError, UserError
 from eqvae.runtime.journal import Journal
 from eqvae.runtime.seeds import generator_for
 from eqvae.runtime.signals import StopRequest

@@ -14,10 +14,7 @@ from eqvae.generators.protocol import Latents, Objective
 from eqvae.runtime.checkpoint import load_optimizer_tensors, optimizer_tensors, sub_state
 from eqvae.runtime.device import Precision, autocast
 from eqvae.runtime.ema import Ema, PowerEma
-
-
-class NotFiniteError(ArithmeticError):
-    """A loss or a gradient became NaN or infinite; weights and moments were left as they were before the step."""
+from eqvae.runtime.errors import NotFiniteError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from eqvae.latents.coding import MomentsDtype
+from eqvae.runtime.configs import AT_LEAST_1, NOT_NEGATIVE, check_ranges
 from eqvae.runtime.device import Precision
 from eqvae.runtime.errors import UserError
 
@@ -65,16 +66,10 @@ class EncodeConfig:
         Raises:
             UserError: If a value makes no sense.
         """
-        for name, least in (
-            ("image_size", 1),
-            ("num_images", 1),
-            ("batch_size", 1),
-            ("shard_size", 1),
-            ("num_workers", 0),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"--{name.replace('_', '-')} is {value}", f"It must be {least} or more")
+        check_ranges(
+            self,
+            ((AT_LEAST_1, ("image_size", "num_images", "batch_size", "shard_size")), (NOT_NEGATIVE, ("num_workers",))),
+        )
         if self.image_size % stride:
             below = max(self.image_size // stride, 1) * stride
             raise UserError(

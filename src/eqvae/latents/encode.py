@@ -8,7 +8,6 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -26,7 +25,6 @@ from eqvae.runtime.device import choose_device, place
 from eqvae.runtime.distributed import Processes, join_processes
 from eqvae.runtime.errors import Interrupted, UserError
 from eqvae.runtime.journal import Journal, write_environment
-from eqvae.runtime.progress import Progress
 from eqvae.runtime.signals import StopRequest, stop_on_signals
 
 _POLL_SEC = 0.2
@@ -166,7 +164,11 @@ class EncodeRun:
             num_workers=self._choose_num_workers(),
         )
         total = sum(len(self.recipe.visited(number)) for number in self.missing)
-        with contextlib.closing(batches), ThreadPoolExecutor(1) as writer, _progress(total, self.processes) as progress:
+        with (
+            contextlib.closing(batches),
+            ThreadPoolExecutor(1) as writer,
+            self.processes.progress("encode", total=total, unit="image") as progress,
+        ):
             writing: Future[None] | None = None
             for number, own in parts.items():
                 made = []
@@ -269,16 +271,6 @@ class _Encoded:
 
 def _cut(visited: range, batch_size: int) -> list[range]:
     return [visited[start : start + batch_size] for start in range(0, len(visited), batch_size)]
-
-
-@contextlib.contextmanager
-def _progress(total: int, processes: Processes) -> Iterator[Progress | None]:
-    """Show the first process's progress, which stands for the others'."""
-    if not processes.is_first or total == 0:
-        yield None
-        return
-    with Progress("encode", total=total, unit="image") as progress:
-        yield progress
 
 
 def _prepare_folder(config: EncodeConfig, recipe: Recipe, device: torch.device) -> None:

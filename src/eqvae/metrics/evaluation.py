@@ -14,10 +14,10 @@ from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.images import evaluation_batches, open_images
 from eqvae.metrics.autoencoder import check_image_size, evaluate_autoencoder
 from eqvae.metrics.equivariance import evaluation_transforms
-from eqvae.metrics.features import EFFICIENTNET_LITE0, INCEPTION, load_features
-from eqvae.metrics.inception import WEIGHTS_FILE
+from eqvae.metrics.features import EFFICIENTNET_LITE0, INCEPTION, inception_is_cached, load_features
 from eqvae.metrics.measures import LatentGeometry, LatentSpectrum, Measure, ReconstructionDistance, TransformedDistance
 from eqvae.metrics.reconstruction import Lpips, lpips_is_cached
+from eqvae.runtime.configs import AT_LEAST_1, NOT_NEGATIVE, check_ranges
 from eqvae.runtime.device import Precision, choose_device, place
 from eqvae.runtime.errors import UserError
 from eqvae.runtime.journal import Journal, write_environment
@@ -98,12 +98,7 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder) -> dict[str, floa
     Raises:
         UserError: If the input is wrong, or the folder holds another evaluation; nothing is written then.
     """
-    for name in ("num_images", "batch_size", "num_pictures"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {value}", "It must be at least 1")
-    if config.num_workers < 0:
-        raise UserError(f"--num-workers is {config.num_workers}", "It must be 0 or more")
+    check_ranges(config, ((AT_LEAST_1, ("num_images", "batch_size", "num_pictures")), (NOT_NEGATIVE, ("num_workers",))))
     check_image_size(config.image_size, autoencoder.stride, quarters=True)
     fingerprint = autoencoder.fingerprint()
     saved = claim_output_folder(config.out, "evaluate")
@@ -173,15 +168,15 @@ def choose_measures(config: EvaluateConfig, device: torch.device) -> list[Measur
     Raises:
         UserError: If the features' weights can't be had.
     """
-    has_inception = Path(torch.hub.get_dir(), "checkpoints", WEIGHTS_FILE).is_file()
-    name = config.features or (INCEPTION if has_inception else EFFICIENTNET_LITE0)
+    name = config.features or (INCEPTION if inception_is_cached() else EFFICIENTNET_LITE0)
     features = load_features(name, weights=config.weights).to(device)
-    measures: list[Measure] = [ReconstructionDistance(features)]
+    reconstruction = ReconstructionDistance(features)
+    measures: list[Measure] = [reconstruction]
     if config.all:
         transforms = evaluation_transforms(config.interpolation, config.antialias)
         measures += [
             TransformedDistance(features, transforms),
-            LatentGeometry(features, seed=config.seed, batch_size=config.batch_size),
+            LatentGeometry(reconstruction, seed=config.seed, batch_size=config.batch_size),
             LatentSpectrum(),
         ]
     return measures

@@ -123,30 +123,28 @@ class LatentGeometry(Measure):
     with the images.
     """
 
-    def __init__(self, features: FeatureExtractor, *, seed: int, batch_size: int) -> None:
+    def __init__(self, reconstruction: ReconstructionDistance, *, seed: int, batch_size: int) -> None:
         """Start.
 
         Args:
-            features: What images are compared by.
+            reconstruction: Watches the same batches: its features, and the images' moments, serve here too.
             seed: Of the subsamples that the standard error needs.
             batch_size: Interpolated latents to decode at a time.
         """
-        self.features, self.seed, self.batch_size = features, seed, batch_size
-        self.images = FeatureMoments()
+        self.reconstruction, self.seed, self.batch_size = reconstruction, seed, batch_size
         self.latents: list[Tensor] = []
         self.device = torch.device("cpu")
         self.decode: Callable[[Tensor], Tensor] | None = None
 
     def add(self, batch: CodedBatch) -> None:
         """Take in a batch; see `Measure`. Keeps its latents, in float32 on the CPU."""
-        self.images.add(self.features.extract(batch.images).pooled)
         self.latents.append(batch.z.float().cpu())
         self.decode, self.device = batch.decode, batch.z.device
 
     def figures(self) -> dict[str, float | int]:
         """`intrinsic_dimension`, its standard error, and `ifid` or `ifd_FEATURES`."""
         latents = torch.cat(self.latents)
-        decode = self.decode
+        decode, features, images = self.decode, self.reconstruction.features, self.reconstruction.images
         assert decode is not None  # there was a batch
         try:
             estimate = intrinsic_dimension(latents.flatten(1), seed=self.seed)
@@ -154,11 +152,11 @@ class LatentGeometry(Measure):
             raise UserError(f"The intrinsic dimension of {len(latents)} latents: {error}", "Use more images") from None
         decoded = FeatureMoments()
         for z in nearest_neighbour_interpolations(latents, batch_size=self.batch_size):
-            decoded.add(self.features.extract(to_uint8(decode(z.to(self.device)))).pooled)
+            decoded.add(features.extract(to_uint8(decode(z.to(self.device)))).pooled)
         figures: dict[str, float | int] = {"intrinsic_dimension": estimate.dimension}
         if estimate.standard_error is not None:
             figures["intrinsic_dimension_standard_error"] = estimate.standard_error
-        return figures | {f"i{metric_key(self.features.name)}": distance_between(decoded, self.images)}
+        return figures | {f"i{metric_key(features.name)}": distance_between(decoded, images)}
 
 
 class LatentSpectrum(Measure):

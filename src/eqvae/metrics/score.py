@@ -18,13 +18,20 @@ from eqvae.metrics.statistics import (
     holds_statistics,
     with_adm_moments,
 )
+from eqvae.runtime.configs import AT_LEAST_1, NOT_NEGATIVE, check_ranges
 from eqvae.runtime.device import Precision, choose_device, place
 from eqvae.runtime.distributed import Processes, join_processes
 from eqvae.runtime.errors import UserError
 from eqvae.runtime.journal import Journal, write_environment
-from eqvae.runtime.progress import Progress
 
 __all__ = ["ScoreConfig", "score", "score_features"]
+
+_RANGES = (
+    (AT_LEAST_1,
+     ("batch_size", "num_neighbours", "split_size", "kid_subsets", "num_images", "num_reference")),
+    (("at least 2", lambda value: value >= 2), ("kid_subset_size",)),
+    (NOT_NEGATIVE, ("num_workers", "seed")),
+)  # fmt: skip
 
 STATISTICS_SUFFIX = ".safetensors"
 
@@ -149,12 +156,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
 
 def _check_config(config: ScoreConfig) -> None:
     """Refuse what can be seen to be wrong before anything is read."""
-    least = {"batch_size": 1, "num_neighbours": 1, "split_size": 1, "kid_subsets": 1, "kid_subset_size": 2}
-    least |= {"num_images": 1, "num_reference": 1, "num_workers": 0, "seed": 0}
-    for name, minimum in least.items():
-        value = getattr(config, name)
-        if value is not None and value < minimum:
-            raise UserError(f"--{name.replace('_', '-')} is {value}", f"It must be at least {minimum}")
+    check_ranges(config, _RANGES)
     saved = claim_output_folder(config.out, "score")
     for name in ("samples", "reference", "features") if saved is not None else ():
         now = to_plain(getattr(config, name))
@@ -223,7 +225,7 @@ def _read(
 ) -> FeatureStatistics:
     """Extract the features of one set, and show how far it has come."""
     num_own = -(-len(indices) // processes.count)
-    with Progress(title, total=num_own, unit="image") as progress:
+    with processes.progress(title, total=num_own, unit="image") as progress:
         return compute_statistics(
             extractor,
             images,
@@ -234,5 +236,5 @@ def _read(
             batch_size=config.batch_size,
             num_workers=config.num_workers,
             keep_logits=keep_logits,
-            on_batch=progress.advance if processes.is_first else lambda num_images: None,
+            on_batch=progress.advance if progress is not None else lambda num_images: None,
         )

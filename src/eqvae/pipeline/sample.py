@@ -8,8 +8,7 @@ import torch
 
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
-from eqvae.generators.checkpoints import load_generator
-from eqvae.generators.export import Generator, GeneratorCard, read_generator
+from eqvae.generators.export import Generator, GeneratorCard, build_generator, read_generator
 from eqvae.generators.run import SNAPSHOTS
 from eqvae.runtime.device import choose_device, place
 from eqvae.runtime.distributed import join_processes
@@ -70,8 +69,7 @@ def _with_horizon(generator: Generator, run: Path, sigma_rel: float) -> Generato
         weights = reconstruct(find_snapshots(run / SNAPSHOTS), sigma_rel=sigma_rel, step=generator.card.num_steps)
     except ValueError as error:
         raise UserError(f"--sigma-rel: {error}", "0.05 and 0.1 are usual") from None
-    transformer = load_generator(generator.card.transformer, weights, source=str(run / SNAPSHOTS))
-    return replace(generator, transformer=transformer)
+    return build_generator(generator.card, weights, source=str(run / SNAPSHOTS))
 
 
 def _on(generator: Generator, device: torch.device) -> Generator:

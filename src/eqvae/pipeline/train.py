@@ -13,7 +13,7 @@ from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.generators.checkpoints import BackboneConfig, build_backbone
 from eqvae.generators.config import FREE_TO_CHANGE, TrainConfig, find_recipe
-from eqvae.generators.export import GeneratorCard, read_generator
+from eqvae.generators.export import GeneratorCard, build_generator
 from eqvae.generators.interpolant import Interpolant
 from eqvae.generators.maskgit import MaskgitRecipe
 from eqvae.generators.presets import Recipe
@@ -100,7 +100,7 @@ def train_generator(config: TrainConfig) -> dict[str, Any] | None:
             batches=_batches(plan, processes),
             watch=SampleWatch(
                 config=config,
-                generator=lambda: read_generator(config.out),
+                generator=lambda: build_generator(card, state.average.weights(), source="the averaged weights"),
                 autoencoder=autoencoder,
                 reference=reference,
                 processes=processes,

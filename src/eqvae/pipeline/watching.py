@@ -42,7 +42,7 @@ class SampleWatch:
     config: TrainConfig
 
     generator: Callable[[], Generator]
-    """Reads what the run has just exported."""
+    """The averaged weights as they are now."""
 
     autoencoder: Autoencoder
 

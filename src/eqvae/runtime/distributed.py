@@ -48,9 +48,9 @@ class Processes:
             unit: Name of a unit.
 
         Yields:
-            The progress to advance; None in all processes but the first.
+            The progress to advance; None in all processes but the first, and where there is nothing to do.
         """
-        if not self.is_first:
+        if not self.is_first or total == 0:
             yield None
             return
         with Progress(title, total=total, start=start, unit=unit) as progress:

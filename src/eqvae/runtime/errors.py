@@ -26,6 +26,10 @@ class Interrupted(Exception):  # noqa: N818 - it is no error: the run can be res
     """A SIGTERM or SIGINT ended a run after its checkpoint was written; the command line exits with 130."""
 
 
+class NotFiniteError(ArithmeticError):
+    """A loss or a gradient became NaN or infinite; the state was left as it was before the step."""
+
+
 def nearest_name(name: str, known: Iterable[str]) -> str:
     """Say which known name was probably meant.
 
