@@ -21,6 +21,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from eqvae.generators.attention import attend
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.runtime.errors import UserError
 
@@ -209,7 +210,7 @@ class MultiheadAttention(nn.Module):
         """Attend."""
         projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         query, key, value = projected.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.out_proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        return self.out_proj(attend(query, key, value).transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int64, Num
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from eqvae.generators.attention import attend
 from eqvae.generators.embeddings import LabelEmbedder, PatchEmbedder, TimeEmbedder, position_embedding
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.runtime.errors import UserError
@@ -233,7 +234,7 @@ class Attention(nn.Module):
         query, key, value = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         # Under autocast the norms answer in fp32, which attention would not mix with a bf16 value.
         query, key = self.q_norm(query).to(value.dtype), self.k_norm(key).to(value.dtype)
-        attended = F.scaled_dot_product_attention(query, key, value)
+        attended = attend(query, key, value)
         return self.proj(attended.transpose(1, 2).flatten(2))
 
 
