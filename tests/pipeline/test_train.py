@@ -120,6 +120,13 @@ def test_resuming_is_exact_and_watched_at_every_stretch(configure, data):
     one, other = (read_tensors(run.out / CHECKPOINT)[0] for run in (straight, broken))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
+    # A finished run made longer is the long run; a shorter one is refused.
+    assert train_generator(configure("early", **watched))["num_steps"] == 5
+    longer = read_tensors(early.out / CHECKPOINT)[0]
+    assert all(torch.equal(one[name], longer[name]) for name in one)
+    with pytest.raises(UserError, match="has taken 5 steps, more than --max-steps 4"):
+        train_generator(configure("early", **watched | {"max_steps": 4}))
+
 
 def test_saved_statistics_as_reference(configure, data, tmp_path):
     config = configure(reference=str(data), max_steps=1)

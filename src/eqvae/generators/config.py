@@ -29,7 +29,7 @@ class TrainConfig:
     """Output folder; the same command run again resumes what lies there."""
 
     max_steps: int = 400_000
-    """Optimizer steps; 400,000 in most of the paper's tables."""
+    """Optimizer steps; 400,000 in most of the paper's tables. More than a finished run has taken lengthen it."""
 
     batch_size: int = 256
     """Latents per optimizer step, over all processes."""
@@ -245,8 +245,8 @@ _RANGES = (
 )  # fmt: skip
 
 FREE_TO_CHANGE = frozenset(
-    {"out", "device", "log_every", "sample_every", "checkpoint_every", "dry_run", "compile", "reference", "features",
-     "num_watch_samples", "watch_steps", "gradient_checkpointing", "gradient_accumulation_steps",
+    {"out", "max_steps", "device", "log_every", "sample_every", "checkpoint_every", "dry_run", "compile", "reference",
+     "features", "num_watch_samples", "watch_steps", "gradient_checkpointing", "gradient_accumulation_steps",
      "data", "autoencoder", "cache_teacher"}
 )  # fmt: skip
 """Fields that may differ between a run and its resumption."""

@@ -103,11 +103,20 @@ class Run:
         return self._finish()
 
     def resume(self) -> None:
-        """Load the checkpoint where there is one; the journal says what has been watched up to it."""
+        """Load the checkpoint where there is one; the journal says what has been watched up to it.
+
+        Raises:
+            UserError: If it has taken more steps than are asked for.
+        """
         path = self.config.out / CHECKPOINT
         if not path.exists():
             return
         tensors, numbers = read_checkpoint(path)
+        if numbers["step"] > self.config.max_steps:
+            raise UserError(
+                f"'{self.config.out}' is at step {numbers['step']}, beyond --max-steps {self.config.max_steps}",
+                "Give as many or more, or another --out",
+            )
         self.state.load(tensors, numbers["step"])
         self.training_sec = numbers["training_sec"]
         records = read_journal(self.config.out) if (self.config.out / JOURNAL).exists() else []

@@ -54,7 +54,7 @@ class Plan:
 
 
 def train_generator(config: TrainConfig) -> dict[str, Any] | None:
-    """Train, or go on where an earlier call with the same configuration stopped.
+    """Train, or go on where an earlier call with the same configuration stopped or, with fewer steps, ended.
 
     Args:
         config: Resolved or not.
@@ -78,8 +78,14 @@ def train_generator(config: TrainConfig) -> dict[str, Any] | None:
                 f"'{config.out}' holds a run on latents of another autoencoder than '{config.latents}' has now",
                 "Give the same latents to resume it, or another --out",
             )
-        if (config.out / METRICS).exists():
-            return read_json(config.out / METRICS) if processes.is_first else None
+        done = read_json(config.out / METRICS) if (config.out / METRICS).exists() else {"num_steps": 0}
+        if done["num_steps"] > config.max_steps:
+            raise UserError(
+                f"'{config.out}' has taken {done['num_steps']} steps, more than --max-steps {config.max_steps}",
+                "Give as many or more, or another --out",
+            )
+        if done["num_steps"] == config.max_steps:
+            return done if processes.is_first else None
     autoencoder = load_decoder(plan.cache, config.autoencoder, processes.device)
     reference = load_reference(config, plan.cache.index.image_size_px, processes)
     card = _card(plan)
@@ -88,6 +94,7 @@ def train_generator(config: TrainConfig) -> dict[str, Any] | None:
     processes.wait()
     if processes.is_first:
         config.out.mkdir(parents=True, exist_ok=True)
+        (config.out / METRICS).unlink(missing_ok=True)  # of a run that is made longer
         write_json(config.out / CONFIG, identity)
         write_environment(config.out, device=processes.device, seed=config.seed)
     with stop_on_signals() as stop:
