@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from eqvae.artifacts import read_json, write_json
 from eqvae.report import write_report
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -23,6 +24,10 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+
+
+CODES = {"token_agreement_rotation": 0.2125, "token_agreement_scale": 0.4083, "codebook_usage": 0.9961,
+         "codebook_perplexity": 12345.6}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +69,11 @@ def test_the_page_fits_and_is_complete(browser, tmp_path, two_evaluations, run_f
 
 
 @pytest.mark.parametrize("width_px", [360, 1280])
-@pytest.mark.parametrize("count", [1, 2])
-def test_cards_fit_and_their_letters_can_be_read(browser, tmp_path, full_evaluations, width_px, count):
+@pytest.mark.parametrize(("count", "is_discrete"), [(1, False), (2, False), (2, True)])
+def test_cards_fit_and_their_letters_can_be_read(browser, tmp_path, full_evaluations, width_px, count, is_discrete):
     out = tmp_path / "report.html"
+    for folder in full_evaluations if is_discrete else ():
+        write_json(folder / "metrics.json", read_json(folder / "metrics.json") | CODES)
     write_report(full_evaluations[:count], out)
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",

@@ -187,7 +187,7 @@ PRESETS: dict[str, Preset] = {
     name: Preset(
         hub=hub,
         subfolder=subfolder,
-        packaged=PACKAGED / name if name in ("tiny-kl", "tiny-vq") else None,
+        packaged=PACKAGED / name if name.startswith("tiny-") else None,
         architecture=architecture,
         latent_channels=latent_channels,
         stride=stride,

@@ -128,10 +128,13 @@ def card_columns(evaluations: Sequence[Evaluation]) -> tuple[Metric, ...]:
         evaluations: All that have a card.
 
     Returns:
-        Reconstruction, equivariance, geometry.
+        Reconstruction, equivariance, geometry; and tokens where one of them is discrete. More would not fit: how the
+        codebook is used stands in the main table.
     """
     known = {metric.key: metric for metric in METRICS}
     reconstruction = (*(distance.metric for distance in distances(evaluations, "r")), known["psnr_db"])
     equivariance = (known["equivariance_error_rotation"], known["equivariance_error_scale"])
     geometry = (INTRINSIC_DIMENSION, *(distance.metric for distance in distances(evaluations, "i")))
-    return (*reconstruction, *equivariance, *geometry)
+    tokens = (known["token_agreement_rotation"], known["token_agreement_scale"])
+    measured = (metric for metric in tokens if any(figure(item, metric.key) is not None for item in evaluations))
+    return (*reconstruction, *equivariance, *geometry, *measured)

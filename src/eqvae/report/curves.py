@@ -80,6 +80,11 @@ TRAINING = {
         Quantity(key="kl", title="KL to N(0, I)", y_label="nats per image"),
         Quantity(key="explicit", title="Explicit equivariance", y_label="loss per image"),
     ),
+    "Codebook": (
+        Quantity(key="quantization", title="Quantization", y_label="squared distance to codes"),
+        Quantity(key="codebook_usage", title="Codes used by a batch", y_label="share"),
+        Quantity(key="codebook_perplexity", title="Perplexity of a batch", y_label="codes"),
+    ),
     "Discriminator": (
         Quantity(key="adversarial", title="Adversarial loss", y_label="minus mean logit"),
         Quantity(key="discriminator", title="Discriminator loss", y_label="hinge loss"),

@@ -82,9 +82,11 @@ METRICS = (
     Metric(key="latent_std", label="Latent std", better="neither", digits=2),
     Metric(key="token_agreement_rotation", label="Tokens kept, rotation", better="higher"),
     Metric(key="token_agreement_scale", label="Tokens kept, scale", better="higher"),
+    Metric(key="codebook_usage", label="Codes used", better="higher"),
     Metric(key="codebook_perplexity", label="Codebook perplexity", better="higher", digits=0),
 )
-"""The columns of the main table; those that no evaluation has measured are left out."""
+"""The columns of the main table; those that no evaluation has measured are left out. The last four are of discrete
+autoencoders: shares of 1, but for the perplexity, which counts codes."""
 
 
 @dataclass(frozen=True, kw_only=True)
