@@ -1,0 +1,274 @@
+"""One autoencoder in another format: diffusers' folder, or one file under CompVis' names (LDM, taming-transformers).
+
+An LDM file has no place for what a diffusers config says besides the architecture. It goes into the file's header,
+where CompVis' code does not look and the way back does.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError, safe_open
+
+from eqvae.artifacts import AUTOENCODER, CONFIG, MODEL_CARD, check_writable, read_json, write_json, write_tensors
+from eqvae.autoencoders.ldm import diffusers_to_ldm
+from eqvae.autoencoders.loading import load_autoencoder
+from eqvae.autoencoders.presets import PRESETS, UNTRAINED
+from eqvae.autoencoders.protocol import Autoencoder
+from eqvae.runtime.errors import UserError
+
+Format = Literal["diffusers", "ldm"]
+
+_LDM_SUFFIX = ".safetensors"
+_FILE_SUFFIXES = (_LDM_SUFFIX, ".ckpt", ".pth", ".pt", ".bin")
+_LDM_CLASSES = ("AutoencoderKL", "VQModel")
+_NOTE = "eqvae"
+"""The header's only entry of metadata: safetensors writes several in no fixed order."""
+
+_BESIDE_ARCHITECTURE = (
+    "scaling_factor", "shift_factor", "latents_mean", "latents_std", "sample_size", "force_upcast"
+)  # fmt: skip
+"""Fields of a diffusers config that an LDM file's names and shapes don't show."""
+
+_QUANT_CONVS = ("use_quant_conv", "use_post_quant_conv")
+"""Fields of `AutoencoderKL`'s config; a `VQModel` always has these layers."""
+
+_LDM_NUM_GROUPS = 32
+_LDM_RESOLUTION_PX = 256
+"""`resolution` of every published ddconfig; with `attn_resolutions` it only says which levels attend."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """What was written."""
+
+    path: Path
+
+    advice: tuple[str, ...]
+    """What whoever loads it has to know or to set, one line each."""
+
+
+def convert(source: str, destination: Path, to: Format) -> Converted:
+    """Write an autoencoder in another format; weights are fp32, and their values stay what they were, bit for bit.
+
+    Args:
+        source: Anything that `load_autoencoder` takes.
+        destination: For `diffusers` a folder, with `eqvae.json` where the source has one. For `ldm` a `.safetensors`
+            file with CompVis' names and no prefix, as its own AutoencoderKL and VQModel have them. Nothing may be
+            there yet; it appears whole, or not at all.
+        to: The format.
+
+    Returns:
+        Where it is, and what to know about it.
+
+    Raises:
+        UserError: If the destination is taken or unfit, the source can't be loaded, or the format can't express it.
+    """
+    _check_destination(destination, to)
+    name = source.removeprefix(UNTRAINED)
+    if to == "ldm" and name in PRESETS:  # told before gigabytes are fetched
+        _check_ldm_class(source, PRESETS[name].architecture.class_name)
+    autoencoder = load_autoencoder(source)
+    note = _read_note(source)
+    model: Any = autoencoder.model
+    kept = {field: note[field] for field in _BESIDE_ARCHITECTURE if field in note and field in model.config}
+    model.register_to_config(**kept)
+    card = note.get("card") or _read_card(source)
+    knows_scaling = bool(note) or not _is_weight_file(source)
+    if to == "diffusers":
+        return _write_diffusers(autoencoder, destination, card, knows_scaling=knows_scaling)
+    return _write_ldm(autoencoder, destination, card, source, knows_scaling=knows_scaling)
+
+
+def describe_ldm(model: Any, source: str) -> dict[str, Any]:
+    """Say how CompVis' code builds a model.
+
+    Args:
+        model: One of diffusers'.
+        source: Where it is from, for the message.
+
+    Returns:
+        `target` (what is built), `embed_dim`, `ddconfig` and, for a codebook, `n_embed`: entries of a config of
+        latent-diffusion.
+
+    Raises:
+        UserError: If CompVis' code has no such architecture.
+    """
+    class_name, config = type(model).__name__, model.config
+    _check_ldm_class(source, class_name)
+    is_discrete = class_name == "VQModel"
+    attends = [kind == "AttnDownEncoderBlock2D" for kind in config["down_block_types"]]
+    _check_ldm_architecture(config, attends, source)
+    channels = config["block_out_channels"]
+    ddconfig = {
+        "double_z": not is_discrete,
+        "z_channels": config["latent_channels"],
+        "resolution": _LDM_RESOLUTION_PX,
+        "in_channels": config["in_channels"],
+        "out_ch": config["out_channels"],
+        "ch": channels[0],
+        "ch_mult": [number // channels[0] for number in channels],
+        "num_res_blocks": config["layers_per_block"],
+        "attn_resolutions": [_LDM_RESOLUTION_PX >> level for level, attend in enumerate(attends) if attend],
+        "dropout": 0.0,
+    }
+    if not config.get("mid_block_add_attention", True):
+        ddconfig["attn_type"] = "none"
+    embed_dim = (config["vq_embed_dim"] or config["latent_channels"]) if is_discrete else config["latent_channels"]
+    target = f"ldm.models.autoencoder.{class_name}"
+    if not all(config.get(name, True) for name in _QUANT_CONVS):
+        target = "ldm.modules.diffusionmodules.model.Encoder and Decoder"
+    described = {"target": target, "embed_dim": embed_dim, "ddconfig": ddconfig}
+    return described | ({"n_embed": config["num_vq_embeddings"]} if is_discrete else {})
+
+
+def _check_destination(destination: Path, to: Format) -> None:
+    """Refuse what can be seen to be wrong before the source is loaded."""
+    if os.path.lexists(destination):
+        raise UserError(f"DESTINATION '{destination}' exists", "Choose another name, or remove it")
+    if to == "ldm" and destination.suffix != _LDM_SUFFIX:
+        raise UserError(f"DESTINATION '{destination}' is to be an LDM file", f"Let its name end in {_LDM_SUFFIX}")
+    if to == "diffusers" and destination.suffix in _FILE_SUFFIXES:
+        raise UserError(f"DESTINATION '{destination}' is to be a folder", f"Leave out '{destination.suffix}'")
+    check_writable(destination.absolute().parent, "DESTINATION's folder")
+
+
+def _check_ldm_class(source: str, class_name: str) -> None:
+    if class_name not in _LDM_CLASSES:
+        raise UserError(
+            f"'{source}' is of the class {class_name}, which CompVis' format can't express",
+            f"--to ldm takes {' and '.join(_LDM_CLASSES)}, --to diffusers takes all",
+        )
+
+
+def _check_ldm_architecture(config: Mapping[str, Any], attends: list[bool], source: str) -> None:
+    """Refuse what CompVis' code has no setting for, though names and shapes may fit: its outputs would be others."""
+    up_attends = [kind == "AttnUpDecoderBlock2D" for kind in reversed(config["up_block_types"])]
+    kinds = {*config["down_block_types"], *config["up_block_types"]}
+    others = kinds - {"DownEncoderBlock2D", "AttnDownEncoderBlock2D", "UpDecoderBlock2D", "AttnUpDecoderBlock2D"}
+    channels, num_groups = config["block_out_channels"], config["norm_num_groups"]
+    obstacles = (
+        (bool(others), f"it has blocks of the kind {', '.join(sorted(others))}"),
+        (num_groups != _LDM_NUM_GROUPS, f"its norms have {num_groups} groups instead of {_LDM_NUM_GROUPS}"),
+        (config["act_fn"] not in ("silu", "swish"), f"its activation is {config['act_fn']} instead of silu"),
+        (config.get("norm_type", "group") != "group", f"its norms are {config.get('norm_type')}"),
+        (attends != up_attends, "its encoder and decoder attend at different resolutions"),
+        (any(attends) and not config.get("mid_block_add_attention", True), "it attends, but not in the middle"),
+        (any(number % channels[0] for number in channels), f"{channels} are no multiples of the first"),
+    )
+    for is_there, what in obstacles:
+        if is_there:
+            raise UserError(
+                f"'{source}' can't be expressed in CompVis' format: {what}", "Use its diffusers form (--to diffusers)"
+            )
+
+
+def _is_weight_file(source: str) -> bool:
+    return source.removeprefix(UNTRAINED) not in PRESETS and Path(source).expanduser().is_file()
+
+
+def _read_note(source: str) -> dict[str, Any]:
+    """What `_write_ldm` left in a file's header; empty for everything else."""
+    path = Path(source).expanduser()
+    if not _is_weight_file(source) or path.suffix != _LDM_SUFFIX:
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            note = json.loads((file.metadata() or {}).get(_NOTE, "{}"))
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise UserError(f"The header of '{path}' is damaged ({error})", "Fetch or write it again") from None
+    return note if isinstance(note, dict) else {}
+
+
+def _read_card(source: str) -> dict[str, Any] | None:
+    """Read `eqvae.json` beside the weights that `load_autoencoder` finds."""
+    if source.startswith(UNTRAINED):
+        return None
+    path = PRESETS[source].packaged if source in PRESETS else Path(source).expanduser()
+    folders = () if path is None else (path / AUTOENCODER, path / "vae", path)
+    folder = next((folder for folder in folders if (folder / CONFIG).is_file()), None)
+    return read_json(folder / MODEL_CARD) if folder is not None and (folder / MODEL_CARD).is_file() else None
+
+
+def _write_diffusers(
+    autoencoder: Autoencoder, destination: Path, card: dict[str, Any] | None, *, knows_scaling: bool
+) -> Converted:
+    def fill(folder: Path) -> None:
+        autoencoder.save(folder)
+        if card is not None:
+            write_json(folder / MODEL_CARD, card)
+
+    _write_folder(destination, fill)
+    model: Any = autoencoder.model
+    own = type(model).__module__.startswith("eqvae.")
+    module = type(model).__module__ if own else "diffusers"
+    advice = [f"load it with {module}.{type(model).__name__}.from_pretrained"]
+    if not knows_scaling and model.config.get("scaling_factor") is not None:
+        said = "1, since tokens need none" if type(model).__name__ == "VQModel" else "Stable Diffusion's"
+        advice.append(
+            f"its source has no scaling factor: scaling_factor {model.config['scaling_factor']:g} in {CONFIG} is {said}"
+        )
+    return Converted(path=destination, advice=tuple(advice))
+
+
+def _write_folder(destination: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write a folder elsewhere and rename it into place; an error leaves nothing."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as part:
+        folder = Path(part, destination.name)
+        folder.mkdir()
+        fill(folder)
+        folder.rename(destination)
+
+
+def _write_ldm(
+    autoencoder: Autoencoder, destination: Path, card: dict[str, Any] | None, source: str, *, knows_scaling: bool
+) -> Converted:
+    model: Any = autoencoder.model
+    config, described = model.config, describe_ldm(model, source)
+    kept = {field: config[field] for field in _BESIDE_ARCHITECTURE if field in config} if knows_scaling else {}
+    note = described | kept if kept else {}
+    if card is not None:
+        note["card"] = card
+    state = diffusers_to_ldm(model.state_dict(), len(config["block_out_channels"]))
+    write_tensors(destination, state, {_NOTE: json.dumps(note)} if note else None)
+    return Converted(path=destination, advice=(_naming_advice(config), _building_advice(described), *_scaling(kept)))
+
+
+def _naming_advice(config: Mapping[str, Any]) -> str:
+    if not all(config.get(name, True) for name in _QUANT_CONVS):
+        return (
+            "CompVis' names without prefix and without quant_conv, as in SD3's and Flux' own files; "
+            "CompVis' AutoencoderKL has these layers and does not load it strictly"
+        )
+    return (
+        "CompVis' names without prefix: loads strictly where lossconfig is torch.nn.Identity; inside a diffusion "
+        "model's checkpoint they begin with 'first_stage_model.'"
+    )
+
+
+def _building_advice(described: Mapping[str, Any]) -> str:
+    settings = {name: value for name, value in described.items() if name != "target"}
+    return f"for {described['target']}: {json.dumps(settings)}"
+
+
+def _scaling(config: Mapping[str, Any]) -> list[str]:
+    """Say what a user of the latents must set, which the file can't say to CompVis' code."""
+    advice = []
+    if config.get("scaling_factor") is not None:
+        advice.append(f"set scale_factor: {config['scaling_factor']!r} in the diffusion model's config")
+    if config.get("shift_factor"):
+        advice.append(
+            f"subtract {config['shift_factor']!r} from latents before scale_factor, and add it before decoding: "
+            "latent-diffusion has no setting for it"
+        )
+    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+        advice.append(
+            f"normalize channels by mean {list(config['latents_mean'])} and deviation {list(config['latents_std'])}: "
+            "latent-diffusion has no setting for it"
+        )
+    return advice
