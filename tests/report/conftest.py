@@ -1,12 +1,14 @@
-"""Small evaluation and run folders, as earlier stages write them."""
+"""Small folders of all kinds that a report draws, as earlier stages write them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from eqvae.artifacts import JOURNAL, PICTURES, SPECTRUM, Pictures, write_json
 
@@ -141,3 +143,92 @@ def spectrum() -> Callable[..., dict[str, list[float]]]:
 def frechet_distances() -> Callable[..., dict[str, float]]:
     """`make_distances`."""
     return make_distances
+
+
+def make_sheet(path: Path, seed: int, *, cell_px: int = 8, rows: int = 2, columns: int = 10) -> Path:
+    """A contact sheet of noise, 2 px between its pictures."""
+    size = (3, rows * (cell_px + 2) + 2, columns * (cell_px + 2) + 2)
+    pixels = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
+    return path
+
+
+LITE = "fd_efficientnet_lite0"
+
+
+@pytest.fixture
+def write_training(tmp_path: Path) -> Callable[..., Path]:
+    """Write a run as `eqvae train` does: `write("base", values=[9, 6, 5], seed=1, parts={"mse": 1.0})`."""
+
+    def write(
+        name: str, values: Sequence[float] = (9.0, 6.0, 5.0), *, autoencoder: str = "tiny-kl", key: str = LITE,
+        parts: Mapping[str, float] = MappingProxyType({"mse": 1.0}), **fields: Any,
+    ) -> Path:  # fmt: skip
+        folder, every = tmp_path / name, 10
+        config = {
+            "command": "train", "recipe": "sit-ti-2", "latents": f"latents/{autoencoder}", "out": str(folder),
+            "latents_fingerprint": f"digest of {autoencoder}", "max_steps": every * len(values), "batch_size": 4,
+            "learning_rate": 1e-4, "ema_decay": 0.999, "seed": 0, "reference": "photos",
+            "features": "efficientnet-lite0", "num_watch_samples": 50, "watch_steps": 8,
+        }  # fmt: skip
+        card = {"recipe": "sit-ti-2", "autoencoder": autoencoder, "shift": [0.1], "scale": [1.2], "image_size_px": 8}
+        records: list[dict[str, Any]] = []
+        for step in range(1, every * len(values) + 1):
+            losses = {"loss": 1.0 / step, **{part: weight / step for part, weight in parts.items()}}
+            pace = {"gradient_norm": 0.5, "images_per_sec": 100.0 + step, "training_sec": 0.5 * step}
+            records.append({"kind": "train", "step": step, **losses, **pace, "share_of_peak": 0.1})
+            if step % every == 0:
+                distance = {} if key == "" else {key: values[step // every - 1], "num_samples": 50}
+                records.append({"kind": "validation", "step": step, "training_sec": 0.5 * step, **distance})
+                make_sheet(folder / "samples" / f"step_{step:07d}.png", step)
+        write_json(folder / "config.json", config | fields)
+        write_json(folder / "environment.json", {"device": "cpu (test)"})
+        write_json(folder / "generator" / "generator.json", card)
+        write_json(folder / "metrics.json", {"num_steps": every * len(values), "num_parameters": 2_500_000})
+        (folder / JOURNAL).write_text("".join(json.dumps(record) + "\n" for record in records))
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def write_samples(tmp_path: Path) -> Callable[..., Path]:
+    """Write a sample set as `eqvae sample` does: `write("drawn", recipe="dit-ti-2", guidance_scale=1.5)`."""
+
+    def write(name: str, *, recipe: str = "sit-ti-2", cell_px: int = 8, **fields: Any) -> Path:
+        folder = tmp_path / name
+        config = {
+            "command": "sample", "run": "runs/sit", "num_samples": 5000, "num_steps": 250, "seed": 3, "sampler": None,
+            "classes": "balanced", "guidance_scale": 1.0, "guidance_low": 0.0, "guidance_high": 1.0, "weights": "ema",
+            "generator": {"recipe": recipe, "autoencoder": "tiny-kl", "num_steps": 4000, "image_size_px": cell_px},
+        }  # fmt: skip
+        write_json(folder / "config.json", config | fields)
+        write_json(folder / "metrics.json", {"num_samples": 5000, "images_per_sec": 70.0})
+        make_sheet(folder / "samples.png", 0, cell_px=cell_px, rows=10)
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def write_score(tmp_path: Path) -> Callable[..., Path]:
+    """Write a score as `eqvae score` does: `write("score", samples="runs/drawn/samples.npz", fid=12.3, ...)`."""
+
+    def write(
+        name: str, *, samples: str = "runs/drawn/samples.npz", reference: str = "data/test.parquet",
+        features: str = "inception", num_samples: int = 5000, **figures: float,
+    ) -> Path:  # fmt: skip
+        folder = tmp_path / name
+        config = {"command": "score", "samples": samples, "reference": reference, "features": features}
+        source = {"data": reference, "fingerprint": f"digest of {reference}", "features": features}
+        provenance = {
+            "samples": {"data": samples}, "reference": {**source, "image_size_px": 32}, "num_neighbours": 3,
+            "left_out": [],
+        }  # fmt: skip
+        counts = {"num_samples": num_samples, "num_reference": 10000}
+        write_json(folder / "config.json", config)
+        write_json(folder / "metrics.json", {**figures, **counts, "provenance": provenance})
+        return folder
+
+    return write

@@ -3,7 +3,7 @@
 import pytest
 
 from eqvae.report.columns import card_columns, distances, main_columns, predictor_columns
-from eqvae.report.folders import read_folders
+from eqvae.report.contents import read_folders
 from eqvae.report.tables import METRICS, comparison_table, transform_metrics
 
 OTHER = "fd_efficientnet_lite0"

@@ -5,8 +5,9 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from eqvae.report.curves import draw_panel, run_panels, smooth
-from eqvae.report.folders import read_folders
+from eqvae.report.contents import read_folders
+from eqvae.report.curves import run_panels
+from eqvae.report.panels import MAX_POINTS, Panel, Series, draw_panel, draw_panels, smooth
 
 
 @pytest.fixture
@@ -60,3 +61,17 @@ def test_smoothing_keeps_a_constant_and_starts_at_the_first_value():
     assert smooth(noisy)[0] == noisy[0]
     assert smooth(noisy)[100:].std() < 0.4
     assert smooth(np.array([1.0, 2.0])).tolist() == [1.0, 2.0]
+
+
+def test_long_noisy_lines_are_thinned_without_losing_a_peak():
+    steps = np.arange(40_000, dtype=np.float64)
+    values = np.random.default_rng(0).normal(size=40_000)
+    values[12_345] = 99.0
+    series = Series(label="", color="#0b7a75", steps=steps, values=values, is_noisy=True)
+    panel = Panel(title="Loss", summary="", y_label="loss", series=(series,))
+    lines = draw_panels([panel]).axes[0].lines
+    assert [len(line.get_xdata()) <= MAX_POINTS for line in lines] == [True, True]
+    assert lines[0].get_ydata().max() == 99.0
+    assert lines[0].get_ydata().min() == values.min()
+    assert (lines[1].get_xdata()[0], lines[1].get_xdata()[-1]) == (0.0, 39_999.0)
+    assert len(draw_panel(panel)) < 200_000

@@ -6,8 +6,8 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from eqvae.report.charts import ACCENT, BASE, INK
+from eqvae.report.contents import read_folders
 from eqvae.report.distance_chart import distance_charts, distance_figure, draw_distances, show_distance
-from eqvae.report.folders import read_folders
 
 
 def charts(*folders):

@@ -124,8 +124,8 @@ def test_wrong_input_is_one_line(page, tmp_path, write_evaluation, two_evaluatio
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"config\.json' does not exist"):
         page(tmp_path / "empty")
-    write_json(tmp_path / "other" / "config.json", {"command": "train"})
-    with pytest.raises(UserError, match="written by 'eqvae train'"):
+    write_json(tmp_path / "other" / "config.json", {"command": "encode"})
+    with pytest.raises(UserError, match="written by 'eqvae encode'"):
         page(tmp_path / "other")
     unfinished = write_evaluation("unfinished")
     (unfinished / "metrics.json").unlink()
@@ -136,7 +136,7 @@ def test_wrong_input_is_one_line(page, tmp_path, write_evaluation, two_evaluatio
 
 
 def test_the_pages_parts_are_installed_with_the_package():
-    for name in ("report.css", "report.html.jinja"):
+    for name in ("report.css", "report.html.jinja", "parts.html.jinja", "cards.html.jinja", "generators.html.jinja"):
         assert files("eqvae.report").joinpath(name).is_file()
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     assert project["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["src/eqvae"]}

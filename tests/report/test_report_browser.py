@@ -107,3 +107,50 @@ def test_bars_take_the_pages_colours(browser, tmp_path, full_evaluations, scheme
     )
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     assert fills.count(accent) == 4, "one for each of the fine-tuned autoencoder's bars"
+
+
+@pytest.fixture
+def generators(write_training, write_samples, write_score):
+    """Runs with long names, a sample set and scores of every kind."""
+    more = {"sfid": 6.5, "inception_score": 60.0, "inception_score_std": 1.25, "kid": 0.01, "precision": 0.5}
+    return [
+        write_training("base", [98.6, 61.0, 43.5], autoencoder="stabilityai/sd-vae-ft-ema"),
+        write_training("eq", [90.1, 47.0, 34.1], autoencoder="runs/sd-vae-eq-with-a-long-name"),
+        write_samples("drawn", guidance_scale=1.5, guidance_high=0.7),
+        write_score("first", samples="runs/drawn-with-guidance/samples.npz", fid=43.5, **more),
+        write_score("second", samples="runs/drawn-from-eq/samples.npz", fid=34.1, **more),
+    ]
+
+
+@pytest.mark.parametrize("width_px", [360, 1280])
+@pytest.mark.parametrize(("scheme", "accent"), [("light", "rgb(11, 122, 117)"), ("dark", "rgb(76, 194, 183)")])
+def test_a_page_of_generators_fits_and_takes_the_pages_colours(browser, tmp_path, generators, width_px, scheme, accent):
+    out = tmp_path / "report.html"
+    write_report(generators, out)
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width_px, "height": 800, "deviceScaleFactor": 1, "mobile": width_px < 600},
+    )
+    preference = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", preference)
+    browser.get(out.as_uri())
+    assert "FID fell by 22%" in browser.find_element("css selector", ".lead").text
+    for unfold in (False, True):
+        browser.execute_script("document.querySelectorAll('details').forEach(item => item.open = arguments[0])", unfold)
+        page_px, window_px = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+        assert page_px <= window_px == width_px
+    letters_px = browser.execute_script(
+        "return [...document.querySelectorAll('svg text')]"
+        ".map(item => [parseFloat(getComputedStyle(item).fontSize), item.getScreenCTM()])"
+        ".map(([size, place]) => size * Math.hypot(place.c, place.d))"
+    )
+    assert min(letters_px) >= 9.4
+    strokes = browser.execute_script(
+        "return [...document.querySelectorAll('.learning svg path')].map(item => getComputedStyle(item).stroke)"
+    )
+    shown = browser.execute_script("return [...document.images].map(item => item.naturalWidth)")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert accent in strokes
+    assert len(shown) == 2 * 3 + 1
+    assert all(width > 0 for width in shown)
+    assert browser.get_log("browser") == []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from eqvae.report.folders import read_folders
+from eqvae.report.contents import read_folders
 from eqvae.report.tables import METRICS, comparison_table, latent_statistics, transform_metrics
 
 

@@ -14,10 +14,11 @@ from eqvae.report import write_figures, write_report
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """Write one self-contained HTML page from folders of `eqvae evaluate` and `eqvae finetune`."""
+    """Write one self-contained HTML page from folders of `eqvae evaluate`, `finetune`, `train`, `sample`, `score`."""
 
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR ...")]
-    """Evaluation folders, the base first, and fine-tuning runs for their curves."""
+    """Evaluations, fine-tuning runs, training runs of generators, sample sets and scores, of each kind the base first.
+    Unfinished runs count with what they have."""
 
     out: Path
     """The page."""

@@ -1,38 +1,19 @@
-"""What the page shows, made ready for the template: sentences, notes, and pictures as data URIs."""
+"""What the page shows, made ready for the template: conditions, notes, and pictures as data URIs."""
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from eqvae.artifacts import Pictures
 from eqvae.report.columns import distances
+from eqvae.report.contents import Contents
 from eqvae.report.folders import Evaluation, Run, messages
+from eqvae.report.generator_text import generator_notes
+from eqvae.report.generators import Score
 from eqvae.report.grids import Column, Grid
-from eqvae.report.tables import METRICS, Metric, figure, finite
-
-HEADLINE_KEYS = ("equivariance_error_rotation", "equivariance_error_scale", "psnr_db")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tile:
-    """One large figure under the headline."""
-
-    label: str
-    figure: str
-    detail: str
-    improves: bool | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Headline:
-    """The first thing one reads."""
-
-    title: str
-    sentence: str
-    tiles: tuple[Tile, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,36 +38,6 @@ class EmbeddedGrid:
     height_px: int
 
 
-def headline(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> Headline:
-    """Sum the report up: the change from the first to the last evaluation, else over a run's validations.
-
-    Args:
-        evaluations: In the order of the report.
-        runs: In the order of the report.
-
-    Returns:
-        Title, sentence and large figures.
-    """
-    if len(evaluations) > 1:
-        first, last = evaluations[0], evaluations[-1]
-        title = f"{first.name} → {last.name}"
-        if first.conditions != last.conditions:
-            return Headline(title=title, sentence="Evaluated under different conditions: no change is computed.")
-        return _change_headline(title, first.metrics, last.metrics)
-    if evaluations:
-        tiles = tuple(
-            Tile(label=metric.label, figure=f"{metric.show(value)} {metric.unit}".strip(), detail=_direction(metric))
-            for metric in _headline_metrics()
-            if (value := figure(evaluations[0], metric.key)) is not None
-        )
-        words = ", ".join(f"{_in_sentence(tile.label)} {tile.figure}" for tile in tiles) or "No headline figures"
-        return Headline(title=evaluations[0].name, sentence=words[0].upper() + words[1:] + ".", tiles=tiles)
-    validations = runs[0].records("validation")
-    if len(validations) < 2:
-        return Headline(title=runs[0].name, sentence="The run has not been validated twice yet.")
-    return _change_headline(runs[0].name, validations[0], validations[-1])
-
-
 def shared_conditions(evaluations: Sequence[Evaluation]) -> str:
     """Say once what all evaluations were measured on.
 
@@ -101,16 +52,16 @@ def shared_conditions(evaluations: Sequence[Evaluation]) -> str:
     return evaluations[0].describe_conditions()
 
 
-def notes(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> list[str]:
+def notes(contents: Contents) -> list[str]:
     """Say what a reader must know before comparing, and what went wrong in the runs.
 
     Args:
-        evaluations: In the order of the report.
-        runs: In the order of the report.
+        contents: All that the report shows.
 
     Returns:
         Sentences, possibly none.
     """
+    evaluations, runs = contents.evaluations, contents.runs
     found = []
     different = [item for item in evaluations[1:] if item.conditions != evaluations[0].conditions]
     if different:
@@ -134,7 +85,9 @@ def notes(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> list[str]:
         found.append("The evaluations show different images, so their pictures stand in separate figures.")
     found += [f"{item.name}: the evaluation has no pictures." for item in evaluations if item.pictures is None]
     found += [f"{run.name}: the run has no journal yet." for run in runs if not run.journal]
-    journals = [(item.name, item.journal) for item in evaluations] + [(run.name, run.journal) for run in runs]
+    found += generator_notes(contents.trainings, contents.scores)
+    journaled: list[Evaluation | Run | Score] = [*evaluations, *runs, *contents.scores]
+    journals = [(item.name, item.journal) for item in journaled]
     return found + [f"{name}: {message}" for name, journal in journals for message in messages(journal)]
 
 
@@ -200,42 +153,3 @@ def _embed_cell(grid: Grid, column: Column, row: int) -> EmbeddedPicture:
         alt=f"Image {row + 1}, {column.name}: {column.formula}{transform}",
         source="data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"),
     )
-
-
-def _change_headline(title: str, before: Mapping[str, object], after: Mapping[str, object]) -> Headline:
-    phrases, tiles, previous_verb = [], [], ""
-    for metric in _headline_metrics():
-        first, last = finite(before.get(metric.key)), finite(after.get(metric.key))
-        if first is None or last is None:
-            continue
-        change = metric.show_change(first, last)
-        verb, amount = _verb_and_amount(metric, change)
-        phrases.append(
-            " ".join(filter(None, (_in_sentence(metric.label), "" if verb == previous_verb else verb, amount)))
-        )
-        previous_verb = verb
-        detail = f"{metric.show(first)} → {metric.show(last)} {metric.unit}".strip()
-        tiles.append(Tile(label=metric.label, figure=change, detail=detail, improves=metric.improves(first, last)))
-    sentence = ", ".join(phrases) or "No figure was measured at both ends"
-    return Headline(title=title, sentence=sentence[0].upper() + sentence[1:] + ".", tiles=tuple(tiles))
-
-
-def _verb_and_amount(metric: Metric, change: str) -> tuple[str, str]:
-    """For example ("fell", "by 47%") or ("changed", "by −0.30 dB"); ("stayed", "the same") where nothing shows."""
-    if not any(digit in change for digit in "123456789"):
-        return "stayed", "the same"
-    if metric.better == "lower":
-        return ("rose" if change.startswith("+") else "fell"), f"by {change[1:]}"
-    return "changed", f"by {change}"
-
-
-def _headline_metrics() -> list[Metric]:
-    return [metric for metric in METRICS if metric.key in HEADLINE_KEYS]
-
-
-def _in_sentence(label: str) -> str:
-    return label if label.isupper() else label[0].lower() + label[1:]
-
-
-def _direction(metric: Metric) -> str:
-    return f"{metric.better} is better"

@@ -1,11 +1,9 @@
-"""The folders that a report is made of, read into records: evaluations and fine-tuning runs."""
+"""Folders of evaluations and fine-tuning runs, read into records."""
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from operator import attrgetter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from eqvae.artifacts import (
     AUTOENCODER,
@@ -99,14 +97,24 @@ class Run:
             kind: For example "train" or "validation".
 
         Returns:
-            They, by step. A resumed run logs the steps after its checkpoint twice: the later record counts.
+            They, by step; see `records_of`.
         """
-        found = [record for record in self.journal if record.get("kind") == kind]
-        by_step = {record["step"]: record for record in found if isinstance(record.get("step"), int)}
-        return [by_step[step] for step in sorted(by_step)]
+        return records_of(self.journal, kind)
 
 
-Named = TypeVar("Named", Evaluation, Run)
+def records_of(journal: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """Pick the records of one kind out of a run's journal.
+
+    Args:
+        journal: All records.
+        kind: For example "train" or "validation".
+
+    Returns:
+        They, by step. A resumed run logs the steps after its checkpoint twice: the later record counts.
+    """
+    found = [record for record in journal if record.get("kind") == kind]
+    by_step = {record["step"]: record for record in found if isinstance(record.get("step"), int)}
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def messages(journal: Sequence[dict[str, Any]]) -> list[str]:
@@ -152,37 +160,6 @@ def comparable_groups(evaluations: Sequence[Evaluation]) -> list[list[Evaluation
     return groups
 
 
-def read_folders(folders: Sequence[Path]) -> tuple[list[Evaluation], list[Run]]:
-    """Read what earlier stages saved; the run that made an evaluated autoencoder is found through its path.
-
-    Args:
-        folders: Folders of evaluations and fine-tuning runs, in the order in which they shall be shown.
-
-    Returns:
-        The evaluations and the runs, each kind with distinct names.
-
-    Raises:
-        UserError: If no folder is given, or one is missing, unfinished or of another kind.
-    """
-    if not folders:
-        raise UserError("No folder to report on", "Name the output folders of 'eqvae evaluate' or 'eqvae finetune'")
-    evaluations, runs = [], []
-    for folder in dict.fromkeys(folder.resolve() for folder in folders):
-        config = _read_config(folder)
-        if config["command"] == "evaluate":
-            evaluations.append(_read_evaluation(folder, config))
-        else:
-            runs.append(_read_run(folder, config))
-    known = {run.folder for run in runs}
-    for evaluation in evaluations:
-        origin = _originating_run(evaluation)
-        if origin is not None and origin not in known:
-            known.add(origin)
-            runs.append(_read_run(origin, _read_config(origin)))
-    by_folder, by_folder_above = attrgetter("name"), attrgetter("parent.name")  # a run is named after its folder
-    return _with_distinct_names(evaluations, by_folder), _with_distinct_names(runs, by_folder_above)
-
-
 def short_name(source: Any) -> str:
     """Shorten a path to its last telling part; presets and hub ids stay as they are.
 
@@ -198,19 +175,19 @@ def short_name(source: Any) -> str:
     return path.name if path.is_absolute() or str(source).startswith(".") or path.exists() else str(source)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise UserError(f"The folder '{folder}' does not exist", "Check the path")
-    config = read_json(folder / CONFIG)
-    if config.get("command") not in ("evaluate", "finetune"):
-        raise UserError(
-            f"'{folder}' was written by 'eqvae {config.get('command')}'",
-            "A report draws the folders of 'eqvae evaluate' and 'eqvae finetune'",
-        )
-    return config
+def read_evaluation(folder: Path, config: dict[str, Any]) -> Evaluation:
+    """Read what `eqvae evaluate` left.
 
+    Args:
+        folder: Its output folder.
+        config: What its `config.json` holds.
 
-def _read_evaluation(folder: Path, config: dict[str, Any]) -> Evaluation:
+    Returns:
+        The evaluation, named after its autoencoder.
+
+    Raises:
+        UserError: If it is unfinished or damaged.
+    """
     if not (folder / METRICS).exists():
         raise UserError(f"The evaluation in '{folder}' has no {METRICS}", "Let 'eqvae evaluate' finish first")
     # The folder may have been written anew without --all since.
@@ -224,7 +201,7 @@ def _read_evaluation(folder: Path, config: dict[str, Any]) -> Evaluation:
         folder=folder,
         name=short_name(config.get("autoencoder", folder.name)),
         config=config,
-        environment=_read_environment(folder),
+        environment=read_environment(folder),
         metrics=read_json(folder / METRICS),
         pictures=pictures,
         spectrum=Spectrum.read(folder / SPECTRUM) if has_spectrum else None,
@@ -232,22 +209,46 @@ def _read_evaluation(folder: Path, config: dict[str, Any]) -> Evaluation:
     )
 
 
-def _read_run(folder: Path, config: dict[str, Any]) -> Run:
+def read_run(folder: Path, config: dict[str, Any]) -> Run:
+    """Read what `eqvae finetune` has left so far.
+
+    Args:
+        folder: Its output folder.
+        config: What its `config.json` holds.
+
+    Returns:
+        The run, named after its folder.
+    """
     return Run(
         folder=folder,
         name=folder.name,
         config=config,
-        environment=_read_environment(folder),
+        environment=read_environment(folder),
         journal=read_journal(folder),
     )
 
 
-def _read_environment(folder: Path) -> dict[str, Any]:
+def read_environment(folder: Path) -> dict[str, Any]:
+    """Read what a command says of the machine it ran on.
+
+    Args:
+        folder: Its output folder.
+
+    Returns:
+        The content of `environment.json`; nothing where there is none.
+    """
     return read_json(folder / ENVIRONMENT) if (folder / ENVIRONMENT).exists() else {}
 
 
-def _originating_run(evaluation: Evaluation) -> Path | None:
-    """The run folder that the evaluated autoencoder lies in; a nicety, so anything unexpected there is no run."""
+def originating_run(evaluation: Evaluation) -> Path | None:
+    """Find the run that the evaluated autoencoder lies in; a nicety, so anything unexpected there is no run.
+
+    Args:
+        evaluation: The evaluation.
+
+    Returns:
+        The folder of the fine-tuning run; None where there is none.
+    """
     path = Path(str(evaluation.config.get("autoencoder", ""))).resolve()
     for folder in (path, path.parent):
         if (folder / JOURNAL).exists() and (folder / CONFIG).exists():
@@ -257,12 +258,3 @@ def _originating_run(evaluation: Evaluation) -> Path | None:
                 is_run = False
             return folder if is_run else None
     return None
-
-
-def _with_distinct_names(items: list[Named], tell_apart: Callable[[Path], str]) -> list[Named]:
-    """Mark items of the same name by a part of their folders' paths, or by all of it where that does not do."""
-    count = Counter(item.name for item in items)
-    short = [f"{item.name} ({tell_apart(item.folder)})" if count[item.name] > 1 else item.name for item in items]
-    full = [f"{item.name} ({item.folder})" for item in items]
-    names = short if len(set(short)) == len(short) else full
-    return [replace(item, name=name) for item, name in zip(items, names, strict=True)]

@@ -1,4 +1,4 @@
-"""One self-contained page about evaluations and fine-tuning runs: no network, no scripts, all pictures inside."""
+"""One self-contained page about what earlier stages saved: no network, no scripts, all pictures inside."""
 
 import json
 from collections.abc import Sequence
@@ -13,11 +13,17 @@ from eqvae.artifacts import check_writable, to_plain, write_atomically
 from eqvae.report.cards import overview
 from eqvae.report.charts import to_css
 from eqvae.report.columns import distances, main_columns, predictor_columns
-from eqvae.report.curves import draw_panel, run_panels
+from eqvae.report.contents import Contents, read_folders
+from eqvae.report.curves import run_panels
 from eqvae.report.distance_chart import draw_distances
-from eqvae.report.figures import EmbeddedGrid, embed, headline, notes, picture_groups, shared_conditions
-from eqvae.report.folders import Evaluation, Run, read_folders
+from eqvae.report.figures import EmbeddedGrid, embed, notes, picture_groups, shared_conditions
+from eqvae.report.folders import Evaluation, Run
+from eqvae.report.generator_sections import generator_sections
+from eqvae.report.generators import SampleSet, Score, Training
 from eqvae.report.grids import latent_map_grid, transform_grids
+from eqvae.report.headline import headline
+from eqvae.report.panels import draw_panel
+from eqvae.report.shared_curves import draw_shared_curves, shared_curves
 from eqvae.report.spectrum_chart import draw_spectra
 from eqvae.report.tables import Table, comparison_table, latent_statistics, transform_metrics
 from eqvae.runtime.errors import UserError
@@ -59,8 +65,8 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     """Write a page about what earlier stages saved.
 
     Args:
-        folders: Folders of `eqvae evaluate` and `eqvae finetune`, the base autoencoder's evaluation first. The run
-            that made an evaluated autoencoder is found through its path.
+        folders: Output folders of `eqvae evaluate`, `finetune`, `train`, `sample` and `score`, of each kind the base
+            first. The run that made an evaluated autoencoder is found through its path.
         out: The HTML file; replaced atomically.
 
     Raises:
@@ -70,7 +76,7 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     if out.is_dir():
         raise UserError(f"'{out}' is a folder", "Name the HTML file to write")
     check_writable(out.parent, "--out")
-    page = render_report(*read_folders(folders))
+    page = render_report(read_folders(folders))
 
     def write(temporary: Path) -> None:
         temporary.write_text(page, encoding="utf-8")
@@ -78,16 +84,20 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     write_atomically(out, write)
 
 
-def render_report(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> str:
+def render_report(contents: Contents) -> str:
     """Render the page.
 
     Args:
-        evaluations: In the order of the page; the first is what the others are compared with.
-        runs: In the order of the page.
+        contents: In the order of the page; the first of each kind is what the others are compared with.
 
     Returns:
         HTML.
+
+    Raises:
+        UserError: If a contact sheet cannot be read.
     """
+    evaluations, runs = contents.evaluations, contents.runs
+    shared = shared_curves(contents.trainings)
     package = files("eqvae.report")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -97,9 +107,9 @@ def render_report(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> str
     predictors = predictor_columns(evaluations)
     return template.render(
         css=package.joinpath("report.css").read_text(encoding="utf-8"),
-        headline=headline(evaluations, runs),
+        headline=headline(contents, shared),
         conditions=shared_conditions(evaluations),
-        notes=notes(evaluations, runs),
+        notes=notes(contents),
         evaluations=evaluations,
         overview=overview(evaluations),
         table=comparison_table(evaluations, main_columns(evaluations)),
@@ -109,11 +119,13 @@ def render_report(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> str
         statistics=latent_statistics(evaluations),
         sections=_picture_sections(evaluations),
         runs=[(run, run_panels(run)) for run in runs],
+        generators=generator_sections(contents, shared),
+        draw_shared_curves=draw_shared_curves,
         draw_panel=draw_panel,
         draw_distances=draw_distances,
         draw_spectra=draw_spectra,
         to_css=to_css,
-        records=[_evaluation_record(item) for item in evaluations] + [_run_record(run) for run in runs],
+        records=_records(contents),
     )
 
 
@@ -145,22 +157,19 @@ def _picture_sections(evaluations: Sequence[Evaluation]) -> list[PictureSection]
     return sections
 
 
-def _evaluation_record(evaluation: Evaluation) -> Record:
-    return Record(
-        title=f"Evaluation of {evaluation.name}",
-        files={
-            "Configuration": _readable(evaluation.config),
-            "Environment": _readable(evaluation.environment),
-            "Figures": _readable(evaluation.metrics),
-        },
-    )
+def _records(contents: Contents) -> list[Record]:
+    found = [_record(f"Evaluation of {item.name}", item) for item in contents.evaluations]
+    found += [_record(f"Fine-tuning run: {item.name}", item) for item in contents.runs]
+    found += [_record(f"Training run: {item.name}", item) for item in contents.trainings]
+    found += [_record(f"Samples: {item.name}", item) for item in contents.sample_sets]
+    return found + [_record(f"Score of {item.name}", item) for item in contents.scores]
 
 
-def _run_record(run: Run) -> Record:
-    return Record(
-        title=f"Fine-tuning run: {run.name}",
-        files={"Configuration": _readable(run.config), "Environment": _readable(run.environment)},
-    )
+def _record(title: str, item: Evaluation | Run | Training | SampleSet | Score) -> Record:
+    found = {"Configuration": item.config, "Environment": item.environment}
+    if not isinstance(item, Run):
+        found["Figures"] = item.metrics
+    return Record(title=title, files={name: _readable(content) for name, content in found.items()})
 
 
 def _readable(content: dict[str, Any]) -> str:
