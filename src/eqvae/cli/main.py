@@ -12,10 +12,14 @@ COMMANDS = {
     "finetune": "fine-tune an autoencoder with EQ-VAE",
     "evaluate": "measure an autoencoder: equivariance, reconstruction, latents",
     "encode": "write an autoencoder's latents of images into a cache for generators",
-    "train": "train a generator on a latent cache: DiT, SiT, SiT + REPA",
+    "train": "train a generator on a latent cache: DiT, SiT, SiT + REPA, MaskGIT",
     "sample": "draw images from a trained generator",
     "score": "score samples against a reference: FID, sFID, KID, Inception Score, precision, recall",
+    "compare": "how much faster a generator learns: curves, time-to-quality speed-up, intervals",
+    "rank": "order autoencoders by how well the same small generator learns their latents",
+    "reproduce": "tables and figures of the paper: plan, run or resume, write them",
     "report": "one HTML page from the folders that the other commands wrote",
+    "convert": "write an autoencoder in diffusers' format, or under CompVis' (LDM's) names",
 }
 
 USAGE = """usage: eqvae COMMAND [...]
