@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from eqvae.cli.arguments import parse
+from eqvae.cli.convert import ConvertConfig
 from eqvae.cli.main import run
+from eqvae.recipes.ranking import RankConfig
+from eqvae.report.run_comparison import CompareConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -47,6 +51,20 @@ def test_own_autoencoder_in_three_lines(photographs, tmp_path, monkeypatch):
     assert "AutoencoderKL.from_pretrained" in README
     vae = AutoencoderKL.from_pretrained("runs/eq/autoencoder")
     assert vae.config.scaling_factor > 0
+
+
+def test_reproduce_compare_and_rank_are_understood(photographs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    configs = {"compare": CompareConfig, "rank": RankConfig, "convert": ConvertConfig}
+    for line in (block_with("eqvae reproduce table5") + block_with("eqvae convert runs")).splitlines():
+        _, command, *arguments = shlex.split(line, comments=True)
+        if command in configs:
+            assert parse(configs[command], command, arguments) is not None
+            continue
+        data = [str(photographs) if argument.endswith(".parquet") else argument for argument in arguments]
+        assert run([command, *data, "--dry-run"]) == 0
+    assert "table5" in capsys.readouterr().out
+    assert not any(tmp_path.iterdir())
 
 
 def test_transforms_in_an_own_loop():

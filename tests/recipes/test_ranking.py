@@ -1,4 +1,4 @@
-"""Ranking: the order of known distances, correlations by hand, wrong input, and a whole ranking at the smallest scale."""
+"""Ranking: the order of known distances, correlations by hand, wrong input, a whole ranking at the smallest scale."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -82,7 +82,7 @@ def test_what_is_not_measured_comes_last(config, settings):
 
 
 def test_every_generator_has_the_same_budget(config, settings):
-    setting, contestants = make_contestants(config(generator="sit", max_steps=7), settings)
+    _, contestants = make_contestants(config(generator="sit", max_steps=7), settings)
     configs = [run.config for each in contestants for run in each.distance.runs]
     assert {(each.recipe, each.max_steps, each.normalization) for each in configs} == {("sit-ti-2", 7, "measured")}
     assert sorted(each.seed for each in configs) == [0, 0, 0, 1, 1, 1]
