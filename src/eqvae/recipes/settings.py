@@ -186,7 +186,8 @@ TINY = Setting(
         "maskgit": replace(
             _TINY_TRAINING,
             adam_beta2=None,  # as published
-            max_steps=600, sample_every=100, watch_steps=8,  # 6 watches: rows 50, 100, 200 and 300 of the paper's 300 epochs
+            max_steps=600,
+            sample_every=100, watch_steps=8,  # 6 watches: rows 50, 100, 200 and 300 of the paper's 300 epochs
         ),
     },
     sizes={"b": "ti", "xl": "ti", "maskgit": "ti"},
