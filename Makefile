@@ -17,8 +17,9 @@ lint: .venv/.dev .venv-lint/.installed
 	.venv-lint/bin/pydoclint src
 	$(BIN)/lint-imports --no-logo
 
+# One process for each core, with one thread each: two threads beside two others are slower than one.
 unit: .venv/.dev
-	$(BIN)/python -m pytest -m "slow or not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" --numprocesses auto --dist worksteal
 
 .venv/.created:
 	$(PYTHON) -m venv .venv
