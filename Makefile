@@ -17,9 +17,8 @@ lint: .venv/.dev .venv-lint/.installed
 	.venv-lint/bin/pydoclint src
 	$(BIN)/lint-imports --no-logo
 
-# One process for each core, with one thread each: two threads beside two others are slower than one.
 unit: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" --numprocesses auto --dist worksteal
+	$(BIN)/python -m pytest -m "slow or not slow"
 
 .venv/.created:
 	$(PYTHON) -m venv .venv
