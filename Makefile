@@ -17,8 +17,9 @@ lint: .venv/.dev .venv-lint/.installed
 	.venv-lint/bin/pydoclint src
 	$(BIN)/lint-imports --no-logo
 
+# One process for each core, each with one thread; a file stays with one process, which keeps what its tests share.
 unit: .venv/.dev
-	$(BIN)/python -m pytest -m "slow or not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .venv/.created:
 	$(PYTHON) -m venv .venv

@@ -25,23 +25,6 @@ CARD = {"base": "somewhere", "num_steps": 3, "latent_mean": [0.5]}
 
 
 @pytest.fixture
-def vqgan() -> VQModel:
-    """Shaped like VQ-GAN: the coarsest resolution attends, codes narrower than the encoder's end."""
-    torch.manual_seed(0)
-    model = VQModel(
-        block_out_channels=(32, 32, 64),
-        down_block_types=("DownEncoderBlock2D",) * 2 + ("AttnDownEncoderBlock2D",),
-        up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        latent_channels=8,
-        vq_embed_dim=6,
-        num_vq_embeddings=40,
-    ).eval()
-    torch.nn.init.normal_(model.quantize.embedding.weight, std=0.3)
-    return model
-
-
-@pytest.fixture
 def kl_folder(attending_kl: AutoencoderKL, tmp_path: Path) -> Path:
     """A fine-tuned model's folder: measured scaling and shift factors, a card."""
     autoencoder = KLAutoencoder(attending_kl, name="small")

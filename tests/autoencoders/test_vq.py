@@ -17,23 +17,6 @@ from eqvae.autoencoders.vq import VQAutoencoder
 from eqvae.runtime.errors import UserError
 
 
-@pytest.fixture
-def vqgan() -> VQModel:
-    """Shaped like VQ-GAN: the coarsest resolution attends, 32 groups, codes narrower than the encoder's end."""
-    torch.manual_seed(0)
-    model = VQModel(
-        block_out_channels=(32, 32, 64),
-        down_block_types=("DownEncoderBlock2D",) * 2 + ("AttnDownEncoderBlock2D",),
-        up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * 2,
-        layers_per_block=2,
-        latent_channels=8,
-        vq_embed_dim=6,
-        num_vq_embeddings=40,
-    ).eval()
-    torch.nn.init.normal_(model.quantize.embedding.weight, std=0.3)
-    return model
-
-
 def read(autoencoder: DiscreteAutoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         z = autoencoder.encode(x).mean

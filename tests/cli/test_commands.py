@@ -265,7 +265,7 @@ MAIN = [sys.executable, "-c", "from eqvae.cli.main import main; main()"]
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_process_leaves_a_checkpoint_and_goes_on(tmp_path, number):
     out = tmp_path / "run"
-    arguments = [*FINETUNE, "--max-steps", "60", "--validate-every", "1000", "--num-workers", "1", "--out", str(out)]
+    arguments = [*FINETUNE, "--max-steps", "30", "--validate-every", "1000", "--num-workers", "1", "--out", str(out)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(
         [*MAIN, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -286,10 +286,10 @@ def test_an_interrupted_process_leaves_a_checkpoint_and_goes_on(tmp_path, number
     assert (out / "checkpoint.safetensors").exists()
     assert not (out / "metrics.json").exists()
     done = max(record["step"] for record in read_journal(out))
-    assert 0 < done < 60
+    assert 0 < done < 30
 
     second = subprocess.run([*MAIN, *arguments], capture_output=True, text=True, env=environment, timeout=120)
     assert second.returncode == 0, second.stderr
-    assert read_json(out / "metrics.json")["num_steps"] == 60
+    assert read_json(out / "metrics.json")["num_steps"] == 30
     steps = [record["step"] for record in read_journal(out) if record["kind"] == "train"]
-    assert steps == list(range(1, 61))
+    assert steps == list(range(1, 31))

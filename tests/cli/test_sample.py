@@ -113,7 +113,7 @@ def test_two_processes_draw_the_same_images(arguments, tmp_path: Path):
 
 @pytest.mark.slow
 def test_killed_and_continued(arguments, tmp_path: Path):
-    more = ("--num-samples", 600, "--num-steps", 10)
+    more = ("--num-samples", 240, "--num-steps", 10)
     process = start(["-m", "eqvae"], arguments(*more, out="broken"))
     parts = tmp_path / "broken" / "parts"
     for _ in range(2400):

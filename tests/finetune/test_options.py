@@ -36,19 +36,19 @@ def test_tensorboard_gets_the_journal(tmp_path, photographs, small_autoencoder):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny-kl", "tiny-vq"])
 def test_compiled_training_gives_the_same_losses(tmp_path, photographs, name):
-    """In processes of their own: the compiler does not see through the type checks that the test suite puts in."""
-    losses = []
-    for compiled in ("--no-compile", "--compile"):
-        out = tmp_path / compiled
-        arguments = [
-            "finetune", f"untrained:{name}", "--data", str(photographs), "--validation-data", str(photographs),
-            "--out", str(out), "--max-steps", "2", "--image-size", "64", "--batch-size", "2", "--log-every", "1",
-            "--perceptual", "none", "--adversarial-weight", "0", "--precision", "fp32", "--transforms", "rotation",
-            "--num-validation-images", "2", "--num-statistics-images", "2", "--num-workers", "0", compiled,
-        ]  # fmt: skip
-        code = "from eqvae.cli.main import main; main()"
-        subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True)
-        losses.append([record["l1"] for record in read_journal(out) if record["kind"] == "train"])
+    """In a process of its own: the compiler does not see through the type checks that the test suite puts in."""
+    flags = ("--no-compile", "--compile")
+    arguments = [
+        "finetune", f"untrained:{name}", "--data", str(photographs), "--validation-data", str(photographs),
+        "--max-steps", "2", "--image-size", "64", "--batch-size", "2", "--log-every", "1", "--perceptual", "none",
+        "--adversarial-weight", "0", "--precision", "fp32", "--transforms", "rotation",
+        "--num-validation-images", "2", "--num-statistics-images", "2", "--num-workers", "0",
+    ]  # fmt: skip
+    runs = [[*arguments, flag, "--out", str(tmp_path / flag)] for flag in flags]
+    code = f"from eqvae.cli.main import run; raise SystemExit(sum(run(arguments) for arguments in {runs}))"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    journals = [read_journal(tmp_path / flag) for flag in flags]
+    losses = [[record["l1"] for record in journal if record["kind"] == "train"] for journal in journals]
     assert len(losses[0]) == 2
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 

@@ -1,10 +1,7 @@
 """Comparisons of training runs: figures, tables and sentences from folders of known speed-up."""
 
-import json
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,43 +9,14 @@ from PIL import Image
 
 from eqvae.artifacts import read_json, write_json
 from eqvae.report.comparison_charts import TIMES, curves_figure, speed_up_figure
-from eqvae.report.comparison_text import EN_DASH, comparison_markdown, headline_lines, show_interval
+from eqvae.report.comparison_text import comparison_markdown, headline_lines, show_interval
 from eqvae.report.run_comparison import CompareConfig, compare_arms, compare_runs
 from eqvae.report.seed_intervals import Interval
-from eqvae.report.tables import with_minus_sign
+from eqvae.report.tables import MISSING, with_minus_sign
 from eqvae.report.training_arms import read_arms
 from eqvae.runtime.errors import UserError
 
 Q = "fd_efficientnet_lite0"
-
-
-@pytest.fixture
-def write_run(tmp_path: Path) -> Callable[..., Path]:
-    """Write a folder as `eqvae train` does: `write("base", values=[...], seed=1, autoencoder="tiny-kl", **fields)`."""
-
-    def write(
-        name: str, values: Sequence[float] = (9.0, 6.0, 5.0), *, seed: int = 0, autoencoder: str = "tiny-kl",
-        every: int = 10, sec_per_step: float = 0.5, **fields: Any,
-    ) -> Path:  # fmt: skip
-        folder = tmp_path / name
-        config = {
-            "command": "train", "recipe": "dit-ti-2", "latents": f"latents/{autoencoder}", "out": str(folder),
-            "latents_fingerprint": f"digest of {autoencoder}", "max_steps": every * len(values), "batch_size": 4,
-            "learning_rate": 1e-4, "normalization": "measured", "seed": seed, "reference": "photos",
-            "features": "efficientnet-lite0", "num_watch_samples": 50, "watch_steps": 8, "compile": False,
-        }  # fmt: skip
-        write_json(folder / "config.json", config | fields)
-        write_json(folder / "environment.json", {"device": "cpu (test)"})
-        card = {"autoencoder": autoencoder, "shift": [0.1], "scale": [1.2], "image_size_px": 32}
-        write_json(folder / "generator" / "generator.json", card)
-        records = [{"kind": "train", "step": 1, "loss": 1.0}]
-        for step, value in zip(range(every, every * len(values) + 1, every), values, strict=True):
-            time = {"step": step, "training_sec": sec_per_step * step}
-            records.append({"kind": "validation", **time, Q: value, "num_samples": 50})
-        (folder / "journal.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-        return folder
-
-    return write
 
 
 STEPS = np.arange(10, 110, 10)
@@ -234,12 +202,12 @@ def test_notes_say_what_to_know_before_believing(write_run):
         ((1.234, 2.0), "1.23 to 2.00"),
         ((1.5, None), "1.50 or more"),
         ((None, 12.34), "up to 12.3"),
-        ((None, None), EN_DASH),
+        ((None, None), MISSING),
     ],
 )
 def test_intervals(interval: tuple[float | None, float | None], shown: str):
     assert show_interval(Interval(low=interval[0], high=interval[1])) == shown
-    assert show_interval(None) == EN_DASH
+    assert show_interval(None) == MISSING
 
 
 # What is drawn --------------------------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from eqvae.runtime.distributed import Processes, join_processes
 
 PROGRAM = """
 import sys
+from pathlib import Path
+
 import torch
 from eqvae.runtime.distributed import join_processes
 
@@ -26,7 +28,7 @@ with processes.progress("work", total=1) as progress:
     if progress is not None:
         progress.advance(1)
 processes.wait()
-print(f"{processes.rank} of {processes.count}, first: {processes.is_first}")
+Path(sys.argv[1], str(processes.rank)).write_text(f"of {processes.count}, first: {processes.is_first}")
 """
 
 
@@ -49,9 +51,10 @@ def test_two_processes(tmp_path: Path):
     (tmp_path / "program.py").write_text(PROGRAM)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*launcher, tmp_path / "program.py"], capture_output=True, text=True, timeout=180, check=False,
+        [*launcher, tmp_path / "program.py", tmp_path], capture_output=True, text=True, timeout=180, check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.splitlines()) == ["0 of 2, first: True", "1 of 2, first: False"]
+    assert (tmp_path / "0").read_text() == "of 2, first: True"
+    assert (tmp_path / "1").read_text() == "of 2, first: False"
     assert done.stderr.count("work: 1/1 steps") == 1

@@ -264,8 +264,8 @@ def test_the_handlers_come_back_without_a_signal_and_after_an_error():
 
 def test_a_second_interrupt_interrupts():
     with pytest.raises(KeyboardInterrupt), stop_on_signals():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_outside_the_main_thread_nobody_asks():

@@ -5,7 +5,7 @@ losses, reading images, Frechet distances) is left out. Disk is what lies there 
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from eqvae.autoencoders.protocol import DiscreteAutoencoder
 from eqvae.finetune.config import FinetuneConfig
@@ -51,13 +51,13 @@ _DOPRI5_CALLS = 120
 class Cost:
     """Of one run, or of several together."""
 
-    flops: float
+    flops: float = 0.0
     """A multiplication and an addition are two."""
 
-    device_hours: float
+    device_hours: float = 0.0
     """Of one device."""
 
-    disk_bytes: int
+    disk_bytes: int = 0
     """What lies there at the end."""
 
     def __add__(self, other: "Cost") -> "Cost":
@@ -67,9 +67,6 @@ class Cost:
             device_hours=self.device_hours + other.device_hours,
             disk_bytes=self.disk_bytes + other.disk_bytes,
         )
-
-
-_NOTHING = Cost(flops=0.0, device_hours=0.0, disk_bytes=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +153,7 @@ def train_cost(config: TrainConfig, sizes: Sizes, device: str) -> Cost:
     config = config.resolved()
     recipe, transformer = _backbone(config.recipe, sizes, qk_norm=config.qk_norm)
     num_seen, num_watches = config.max_steps * config.batch_size, -(-config.max_steps // (config.sample_every or 1))
-    cost, projector_depth = _NOTHING, None
+    cost, projector_depth = Cost(), None
     if isinstance(recipe, Recipe) and recipe.family == "repa-sit":
         teacher = flop_counts.teacher_flops(config.teacher, transformer.grid)
         _, transformer = _backbone(config.recipe, sizes, qk_norm=config.qk_norm, teacher_channels=teacher.channels)
@@ -278,11 +275,11 @@ def _computing(flops: float, precision: Precision, device: str) -> Cost:
     found = DEVICES[device]
     peak = found.bf16_flops_per_sec if precision == "bf16" else found.fp32_flops_per_sec
     hours = flops / (peak * found.reached_share) / 3600
-    return replace(_NOTHING, flops=float(flops), device_hours=hours)
+    return Cost(flops=float(flops), device_hours=hours)
 
 
 def _storing(num_bytes: int) -> Cost:
-    return replace(_NOTHING, disk_bytes=num_bytes)
+    return Cost(disk_bytes=num_bytes)
 
 
 def _evaluation_flops(coding: flop_counts.CodingFlops) -> float:

@@ -20,8 +20,6 @@ from eqvae.recipes.settings import SETTINGS
 from eqvae.runtime.errors import UserError, nearest_name
 from eqvae.sampling.config import SampleConfig
 
-_NOTHING = Cost(flops=0.0, device_hours=0.0, disk_bytes=0)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
@@ -132,8 +130,8 @@ def _show(estimates: Sequence[Estimate], device: str) -> str:
     for each in estimates:
         shown = (f"{each.run.command} {each.run.name}", each.state, ",".join(each.items))
         rows.append((*shown, *_show_cost(each.cost)))
-    left = sum((each.cost for each in estimates if each.state != "done"), _NOTHING)
-    total = sum((each.cost for each in estimates), _NOTHING)
+    left = sum((each.cost for each in estimates if each.state != "done"), Cost())
+    total = sum((each.cost for each in estimates), Cost())
     num_left = sum(each.state != "done" for each in estimates)
     rows.append((f"{num_left} runs to do", "", "", *_show_cost(left)))
     rows.append((f"all {len(estimates)} runs", "", "", *_show_cost(total)))

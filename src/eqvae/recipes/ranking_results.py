@@ -1,5 +1,6 @@
 """A ranking as text and JSON: distances with spread, measures that need no generator, and how far the two agree."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,9 @@ from scipy import stats
 
 from eqvae.artifacts import write_atomically, write_json
 from eqvae.recipes.planned import PlannedRun
-from eqvae.recipes.results import MISSING
 from eqvae.recipes.table import Cell
-from eqvae.report.seed_intervals import Difference, mean_difference
+from eqvae.report.seed_intervals import Difference
+from eqvae.report.tables import MISSING, markdown_table
 
 RANKING = "ranking"
 """`ranking.md` and `ranking.json`."""
@@ -103,17 +104,18 @@ def order(contestants: Sequence[Contestant]) -> list[Ranked]:
     Returns:
         All of them.
     """
-    begun = sorted((each for each in contestants if each.distance.values()), key=_mean)
-    rest = [each for each in contestants if not each.distance.values()]
+    measured = [(each, tuple(each.distance.values())) for each in contestants]
+    ordered = sorted(measured, key=lambda item: float(np.mean(item[1])) if item[1] else math.inf)
+    best = ordered[0][0].distance
     return [
         Ranked(
             autoencoder=each.name,
-            distance=_mean(each) if each in begun else None,
-            values=tuple(each.distance.values()),
-            against_best=_difference(begun[0], each) if each in begun[1:] else None,
+            distance=float(np.mean(values)) if values else None,
+            values=values,
+            against_best=each.distance.difference_from(best) if place > 0 else None,
             predictors=predictors(each.evaluation.figures()),
         )
-        for each in [*begun, *rest]
+        for place, (each, values) in enumerate(ordered)
     ]
 
 
@@ -168,20 +170,6 @@ def _is_plain(key: str) -> bool:
     return "_rotation" not in key and "_scale" not in key
 
 
-def _mean(contestant: Contestant) -> float:
-    return float(np.mean(contestant.distance.values()))
-
-
-def _difference(best: Contestant, other: Contestant) -> Difference | None:
-    ours, theirs = other.distance.by_seed(), best.distance.by_seed()
-    common = [seed for seed in ours if seed in theirs]
-    if not common:
-        return None
-    return mean_difference(
-        np.array([theirs[seed] for seed in common]), np.array([ours[seed] for seed in common]), paired=True
-    )
-
-
 def _markdown(ranking: Sequence[Ranked], found: Sequence[Correlation], metric: str, scale: str) -> list[str]:
     keys = list(dict.fromkeys(key for each in ranking for key in each.predictors))
     digits = {key: next(digits for name, digits in _PREDICTORS if key.startswith(name)) for key in keys}
@@ -191,24 +179,24 @@ def _markdown(ranking: Sequence[Ranked], found: Sequence[Correlation], metric: s
         "",
         f"The same generator, budget, seeds and normalization for each; scale `{scale}`. g{metric}: lower is better.",
         "",
-        _line(names),
-        _line(["---"] * 2 + ["---:"] * (len(names) - 2)),
     ]
+    rows = []
     for place, each in enumerate(ranking, start=1):
         entries = [MISSING if each.distance is None else f"{each.distance:.2f}", _spread(each.values)]
         entries += [_interval(each.against_best)]
         entries += [f"{each.predictors[key]:.{digits[key]}f}" if key in each.predictors else MISSING for key in keys]
-        lines.append(_line([str(place), each.autoencoder, *entries]))
-    lines += ["", "Intervals: 95%, paired t over seeds. Two whose interval holds 0 are not told apart.", ""]
+        rows.append([str(place), each.autoencoder, *entries])
+    lines += [
+        markdown_table(names, rows, num_text_columns=2),
+        "",
+        "Intervals: 95%, paired t over seeds. Two whose interval holds 0 are not told apart.",
+        "",
+    ]
     if not found:
         return [*lines, "Rank correlations need three autoencoders or more."]
-    lines += [
-        _line(["measure without a generator", "Spearman", "Kendall", f"p (n = {found[0].num_autoencoders})"]),
-        _line(["---", *["---:"] * 3]),
-    ]
-    return lines + [
-        _line([each.measure, f"{each.spearman:+.2f}", f"{each.kendall:+.2f}", f"{each.p_value:.2f}"]) for each in found
-    ]
+    names = ["measure without a generator", "Spearman", "Kendall", f"p (n = {found[0].num_autoencoders})"]
+    rows = [[each.measure, f"{each.spearman:+.2f}", f"{each.kendall:+.2f}", f"{each.p_value:.2f}"] for each in found]
+    return [*lines, markdown_table(names, rows)]
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -222,7 +210,3 @@ def _interval(difference: Difference | None) -> str:
         return f"{difference.difference:+.2f}"
     low, high = difference.interval.low or 0.0, difference.interval.high or 0.0
     return f"{difference.difference:+.2f} ({low:+.2f} to {high:+.2f})"
-
-
-def _line(entries: Sequence[str]) -> str:
-    return "| " + " | ".join(entries) + " |"

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from eqvae.artifacts import ENVIRONMENT, read_json, write_atomically, write_json
+from eqvae.artifacts import write_atomically, write_json
 from eqvae.recipes.figures import PaperFigure
 from eqvae.recipes.planned import Plan, PlannedRun
 from eqvae.recipes.table import Cell, Column, Row, Table
-from eqvae.report.seed_intervals import Difference, mean_difference
-
-MISSING = "\N{EN DASH}"
-MINUS = "\N{MINUS SIGN}"
+from eqvae.report.folders import read_environment
+from eqvae.report.seed_intervals import Difference
+from eqvae.report.tables import MISSING, markdown_table, with_minus_sign
 
 _COMPARED = ("gfid", "gfid_fixed", "fid", "fid_watch")
 """Columns whose differences between rows get an interval: those with seeds."""
@@ -77,13 +76,7 @@ def difference(table: Table, row: Row, key: str) -> Difference | None:
     other = next((each for each in table.rows if each.label == row.against), None)
     if other is None or key not in row.cells or key not in other.cells:
         return None
-    base, ours = other.cells[key].by_seed(), row.cells[key].by_seed()
-    common = [seed for seed in ours if seed in base]
-    if not common:
-        return None
-    return mean_difference(
-        np.array([base[seed] for seed in common]), np.array([ours[seed] for seed in common]), paired=True
-    )
+    return row.cells[key].difference_from(other.cells[key])
 
 
 def _head(item: str, title: str, source: str, scale: str, runs: Sequence[PlannedRun], root: Path) -> list[str]:
@@ -92,7 +85,7 @@ def _head(item: str, title: str, source: str, scale: str, runs: Sequence[Planned
     num_finished, num_runs = _count(runs)
     state = "" if num_finished == num_runs else f" {num_finished} of {num_runs} runs are finished."
     lines = [f"# {number}: {title}", "", f"Expected figures: {source}. Ours: scale `{scale}`.{state}", ""]
-    environment = read_json(root / ENVIRONMENT) if (root / ENVIRONMENT).exists() else {}
+    environment = read_environment(root)
     if environment:
         command = shlex.join(map(str, environment.get("command", [])))
         commit, date = environment.get("commit") or "unknown", str(environment.get("date", ""))[:10]
@@ -113,13 +106,14 @@ def _body(table: Table) -> list[str]:
     for column in table.columns:
         names += [f"paper: {column.paper} {column.arrow}".rstrip()] if column.paper else []
         names += [f"{column.here} {column.arrow}".rstrip(), "±"] if column.key in measured else []
-    lines = [_line(names), _line(["---"] * 2 + ["---:"] * (len(names) - 2))]
+    rows = []
     for row in table.rows:
         entries = [row.label, row.here or MISSING]
         for column in table.columns:
             entries += _paper_entry(row, column) + (_own_entries(row, column) if column.key in measured else [])
-        lines.append(_line(entries))
-    lines += ["", f"± is the standard deviation over seeds, their number in brackets; {MISSING} is not measured.", ""]
+        rows.append(entries)
+    lines = [markdown_table(names, rows, num_text_columns=2), ""]
+    lines += [f"± is the standard deviation over seeds, their number in brackets; {MISSING} is not measured.", ""]
     lines += [f"{note}\n" for note in table.notes]
     compared = _differences(table)
     if compared:
@@ -191,7 +185,7 @@ def _record(table: Table, root: Path) -> dict[str, Any]:
             for row in table.rows
         ],
         "notes": table.notes,
-        "environment": read_json(root / ENVIRONMENT) if (root / ENVIRONMENT).exists() else {},
+        "environment": read_environment(root),
     }
 
 
@@ -214,8 +208,4 @@ def _spread(values: Sequence[float]) -> float | None:
 
 
 def _number(value: float, digits: int, sign: str = "") -> str:
-    return f"{value:{sign}.{digits}f}".replace("-", MINUS)
-
-
-def _line(entries: Sequence[str]) -> str:
-    return "| " + " | ".join(entries) + " |"
+    return with_minus_sign(f"{value:{sign}.{digits}f}")

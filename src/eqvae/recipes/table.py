@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Literal
 
+import numpy as np
+
 from eqvae.artifacts import read_journal
 from eqvae.metrics.features import INCEPTION, metric_key
 from eqvae.recipes.planned import PlannedRun
+from eqvae.report.seed_intervals import Difference, mean_difference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,22 @@ class Cell:
             for place, value in found.items()
             if isinstance(value, int | float) and math.isfinite(value)
         }
+
+    def difference_from(self, base: "Cell") -> Difference | None:
+        """Compare with another cell, seed by seed.
+
+        Args:
+            base: The other; its runs have the same seeds in the same order.
+
+        Returns:
+            This minus the other over the seeds that both have measured, with its interval; None where there are none.
+        """
+        ours, theirs = self.by_seed(), base.by_seed()
+        common = [place for place in ours if place in theirs]
+        if not common:
+            return None
+        ours_common, theirs_common = (np.array([values[place] for place in common]) for values in (ours, theirs))
+        return mean_difference(theirs_common, ours_common, paired=True)
 
     def values(self) -> list[float]:
         """Read what is there so far: the figures of `by_seed`."""

@@ -1,14 +1,11 @@
 """A comparison of training runs in words and tables."""
 
-from collections.abc import Sequence
-
 from eqvae.report.comparisons import ArmComparison, FinalDifference, RunComparison
 from eqvae.report.seed_intervals import Interval
 from eqvae.report.speed_up import SpeedUp
-from eqvae.report.tables import with_minus_sign
+from eqvae.report.tables import MISSING, markdown_table, with_minus_sign
 from eqvae.report.training_arms import Arm
 
-EN_DASH = "\N{EN DASH}"
 MARKS = {"exact": "", "at_least": "≥ ", "at_most": "≤ ", "unknown": ""}
 
 
@@ -75,7 +72,7 @@ def show_speed_up(found: SpeedUp) -> str:
     Returns:
         For example `2.37` or `≥ 3.1`; a dash where nothing is known.
     """
-    return EN_DASH if found.bound == "unknown" else f"{MARKS[found.bound]}{_ratio(found.ratio)}"
+    return MISSING if found.bound == "unknown" else f"{MARKS[found.bound]}{_ratio(found.ratio)}"
 
 
 def show_interval(interval: Interval | None) -> str:
@@ -88,7 +85,7 @@ def show_interval(interval: Interval | None) -> str:
         For example `2.1 to 2.6`, `2.1 or more`; a dash where nothing is known.
     """
     if interval is None or (interval.low is None and interval.high is None):
-        return EN_DASH
+        return MISSING
     if interval.high is None:
         return f"{_ratio(interval.low or 0.0)} or more"
     high = _ratio(interval.high)
@@ -142,13 +139,13 @@ def _final_line(comparison: RunComparison, arm: str, final: FinalDifference | No
 
 def _arms_table(comparison: RunComparison) -> str:
     names = ("arm", "seeds", "images", "training time", f"{comparison.label} at the end", "std of seeds", "best")
-    return _table(names, [_arm_row(arm, comparison) for arm in comparison.arms])
+    return markdown_table(names, [_arm_row(arm, comparison) for arm in comparison.arms])
 
 
 def _arm_row(arm: Arm, comparison: RunComparison) -> tuple[str, ...]:
     digits, unit = comparison.digits, comparison.time_unit
     curves, mean = arm.by_images(), arm.by_images().mean().values[0]
-    spread = f"{curves.values[:, -1].std(ddof=1):.{digits}f}" if len(arm.seeds) > 1 else EN_DASH
+    spread = f"{curves.values[:, -1].std(ddof=1):.{digits}f}" if len(arm.seeds) > 1 else MISSING
     return (
         arm.name,
         ", ".join(map(str, arm.seeds)),
@@ -178,7 +175,7 @@ def _levels_table(comparison: RunComparison, item: ArmComparison) -> str:
                 *_half_row(time, *(f"{at / unit.seconds:.2f}" for at in (time.base_at, time.arm_at))),
             )
         )
-    return _table(names, rows)
+    return markdown_table(names, rows)
 
 
 def _half_row(found: SpeedUp, base_at: str, arm_at: str) -> tuple[str, ...]:
@@ -192,11 +189,6 @@ def _half_row(found: SpeedUp, base_at: str, arm_at: str) -> tuple[str, ...]:
         show_speed_up(found),
         interval,
     )
-
-
-def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [names, ["---", *["---:"] * (len(names) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _ratio(value: float) -> str:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from eqvae.artifacts import METRICS, read_journal, read_json
-from eqvae.report.folders import read_environment, records_of, short_name
-from eqvae.report.training_curves import CARD
+from eqvae.report.folders import read_environment, records_of
+from eqvae.report.training_curves import autoencoder_name, read_card
 from eqvae.runtime.errors import UserError
 
 STAGES = "samples"
@@ -147,12 +147,12 @@ def read_training(folder: Path, config: dict[str, Any]) -> Training:
     Returns:
         The run, finished or not, named after its recipe and the latents' autoencoder.
     """
-    card = read_json(folder / CARD) if (folder / CARD).exists() else {}
+    card = read_card(folder)
     found = {path.stem.removeprefix("step_"): path for path in (folder / STAGES).glob("step_*.png")}
     sheets = {int(step): path for step, path in found.items() if step.isdigit()}
     return Training(
         folder=folder,
-        name=f"{config.get('recipe', 'generator')} on {_autoencoder(config, card)}",
+        name=f"{config.get('recipe', 'generator')} on {autoencoder_name(config, card)}",
         config=config,
         environment=read_environment(folder),
         journal=read_journal(folder),
@@ -222,12 +222,6 @@ def data_name(source: Any) -> str:
         For example `photos`, `hf:NAME` or `cifar-test.safetensors`.
     """
     return str(source) if str(source).startswith("hf:") else Path(str(source)).name
-
-
-def _autoencoder(config: dict[str, Any], card: dict[str, Any]) -> str:
-    """As `training_curves` names it: after the latents' folder where the generator was not exported yet."""
-    named = card.get("autoencoder", config.get("autoencoder"))
-    return short_name(named) if named is not None else Path(str(config.get("latents", "latents"))).name
 
 
 def _samples_name(path: Path) -> str:

@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 from eqvae.report.folders import Evaluation
 
+MISSING = "\N{EN DASH}"
+"""Stands where a table has nothing to say."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
@@ -211,6 +214,21 @@ def finite(value: Any) -> float | None:
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if is_number else None
+
+
+def markdown_table(names: Sequence[str], rows: Sequence[Sequence[str]], *, num_text_columns: int = 1) -> str:
+    """Write a table in Markdown.
+
+    Args:
+        names: Of the columns.
+        rows: Entries by row.
+        num_text_columns: So many are aligned left, the others right.
+
+    Returns:
+        Lines without an end of line after the last.
+    """
+    alignment = ["---"] * num_text_columns + ["---:"] * (len(names) - num_text_columns)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (names, alignment, *rows))
 
 
 def with_minus_sign(text: str) -> str:

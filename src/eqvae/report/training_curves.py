@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from numpy import ndarray
 
-from eqvae.artifacts import CONFIG, ENVIRONMENT, read_journal, read_json
-from eqvae.report.folders import short_name
+from eqvae.artifacts import CONFIG, read_journal, read_json
+from eqvae.report.folders import read_environment, short_name
 from eqvae.report.tables import finite
 from eqvae.runtime.errors import UserError
 
@@ -85,8 +85,7 @@ def read_curve(folder: Path) -> TrainingCurve:
     if config.get("command") != "train":
         owner = f"was written by 'eqvae {config['command']}'" if "command" in config else "is no training run"
         raise UserError(f"'{folder}' {owner}", "Name folders of 'eqvae train'")
-    card = read_json(folder / CARD) if (folder / CARD).exists() else {}
-    environment = read_json(folder / ENVIRONMENT) if (folder / ENVIRONMENT).exists() else {}
+    card = read_card(folder)
     by_step = {record["step"]: record for record in read_journal(folder) if _is_validation(record)}
     records = [by_step[step] for step in sorted(by_step)]
     if not records:
@@ -103,22 +102,50 @@ def read_curve(folder: Path) -> TrainingCurve:
     }
     if "image_size_px" in card:
         measure["image_size_px"] = card["image_size_px"]
-    named = card.get("autoencoder", config.get("autoencoder"))
     steps = np.array([record["step"] for record in records], dtype=np.int64)
     return TrainingCurve(
         folder=folder,
         seed=int(config.get("seed", 0)),
         fields={name: value for name, value in config.items() if name not in FREE},
-        autoencoder=short_name(named) if named is not None else Path(config.get("latents", "")).name,
+        autoencoder=autoencoder_name(config, card),
         latents=(*card.get("shift", ()), *card.get("scale", ())),
         measure=measure,
-        pace={"device": environment.get("device"), **{name: config.get(name) for name in TIMING}},
+        pace={"device": read_environment(folder).get("device"), **{name: config.get(name) for name in TIMING}},
         is_finished=bool(steps[-1] >= config.get("max_steps", 0)),
         steps=steps,
         num_images=steps * batch_size,
         training_sec=np.array([record["training_sec"] for record in records], dtype=np.float64),
         values=np.array([record[key] for record in records], dtype=np.float64),
     )
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Read what the exported generator says of itself.
+
+    Args:
+        folder: What `eqvae train` wrote.
+
+    Returns:
+        The card; empty before the first export.
+
+    Raises:
+        UserError: If the file is broken.
+    """
+    return read_json(folder / CARD) if (folder / CARD).exists() else {}
+
+
+def autoencoder_name(config: Mapping[str, Any], card: Mapping[str, Any]) -> str:
+    """Name the autoencoder of a run's latents.
+
+    Args:
+        config: What its `config.json` holds.
+        card: What `read_card` gave.
+
+    Returns:
+        The autoencoder's short name; the latents' folder's where neither says it.
+    """
+    named = card.get("autoencoder", config.get("autoencoder"))
+    return short_name(named) if named is not None else Path(str(config.get("latents", "latents"))).name
 
 
 def _is_validation(record: Mapping[str, Any]) -> bool:
