@@ -1,8 +1,12 @@
 """What the command line's tests share: no network, and a saved autoencoder."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+
+from eqvae.artifacts import hold_output_folder
+from eqvae.cli.main import run
 
 
 @pytest.fixture(autouse=True)
@@ -19,3 +23,20 @@ def saved_autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-kl")
     load_autoencoder("untrained:tiny-kl").save(folder)
     return folder
+
+
+@pytest.fixture
+def refused_while_held(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[Sequence[str], Path], None]:
+    """Runs a command while somebody else holds its output folder: it says so and writes nothing."""
+    monkeypatch.setattr("eqvae.artifacts.files._PATIENCE_SEC", 0.0)
+
+    def check(arguments: Sequence[str], out: Path) -> None:
+        out.mkdir()
+        with hold_output_folder(out):
+            assert run(arguments) == 2
+        assert f"Another process is writing into '{out}'" in capsys.readouterr().err
+        assert not any(out.iterdir())
+
+    return check

@@ -261,6 +261,10 @@ def test_the_version(capsys):
 MAIN = [sys.executable, "-c", "from eqvae.cli.main import main; main()"]
 
 
+def test_a_folder_that_another_process_writes_into(tmp_path, refused_while_held):
+    refused_while_held([*FINETUNE, "--out", str(tmp_path / "run")], tmp_path / "run")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_process_leaves_a_checkpoint_and_goes_on(tmp_path, number):

@@ -56,6 +56,10 @@ def test_encoding(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     LatentCache.open(out).verify()
 
 
+def test_a_folder_that_another_process_writes_into(data: Path, tmp_path: Path, refused_while_held) -> None:
+    refused_while_held(arguments(data, tmp_path / "cache"), tmp_path / "cache")
+
+
 @pytest.mark.parametrize(
     ("more", "what"),
     [(("--dtype", "float8"), "float8"), (("--image-size", "33"), "not divisible by the stride 8. Use 32 or 40"),

@@ -80,6 +80,10 @@ def test_wrong_input_is_one_line(arguments, trained: Path, tmp_path: Path, capsy
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_another_process_writes_into(arguments, tmp_path: Path, refused_while_held):
+    refused_while_held(arguments(), tmp_path / "out")
+
+
 def test_other_flags_in_the_same_folder(arguments, capsys):
     assert run(arguments()) == 0
     capsys.readouterr()

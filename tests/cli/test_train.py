@@ -103,6 +103,10 @@ def test_an_unknown_recipe(arguments, capsys, recipe: str, what: str):
     assert what in line
 
 
+def test_a_folder_that_another_process_writes_into(arguments, tmp_path: Path, refused_while_held):
+    refused_while_held(arguments(), tmp_path / "run")
+
+
 def test_another_run_in_the_folder(arguments, capsys):
     assert run(arguments("--max-steps", 1)) == 0
     capsys.readouterr()

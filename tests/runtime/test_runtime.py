@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from eqvae.artifacts import (
     CONFIG,
     JOURNAL,
     claim_output_folder,
+    hold_output_folder,
     read_journal,
     read_json,
     write_atomically,
@@ -323,6 +325,35 @@ def test_a_new_and_an_empty_folder_are_free(tmp_path):
 def test_a_folder_of_the_same_command_is_its_own(tmp_path):
     write_json(tmp_path / CONFIG, {"command": "finetune", "seed": 3})
     assert claim_output_folder(tmp_path, "finetune") == {"command": "finetune", "seed": 3}
+
+
+def test_a_folder_is_held_by_one_and_waited_for(tmp_path):
+    with hold_output_folder(tmp_path), hold_output_folder(tmp_path, hold=False):
+        held = threading.Event()
+
+        def wait() -> None:
+            with hold_output_folder(tmp_path):
+                held.set()
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        assert not held.wait(0.1)
+    assert held.wait(5.0)
+    waiting.join()
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_whose_holder_was_killed_is_free(tmp_path):
+    code = """
+import os, signal, sys
+from pathlib import Path
+from eqvae.artifacts import hold_output_folder
+with hold_output_folder(Path(sys.argv[1])):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code, tmp_path], check=False).returncode == -signal.SIGKILL
+    with hold_output_folder(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """Files that commands write: atomic, readable, nothing pickled."""
 
+import contextlib
 import json
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,9 @@ PICTURES = "pictures.safetensors"
 SPECTRUM = "spectrum.json"
 AUTOENCODER = "autoencoder"
 MODEL_CARD = "eqvae.json"
+
+_PATIENCE_SEC = 15.0
+"""A killed process's workers hold its folder until they notice, which takes them some seconds."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -163,6 +169,49 @@ def claim_output_folder(folder: Path, command: str) -> dict[str, Any] | None:
         raise UserError(f"--out '{folder}' exists and holds no 'eqvae {command}' run", "Choose another folder")
     check_writable(folder, "--out")
     return None
+
+
+@contextlib.contextmanager
+def hold_output_folder(folder: Path, *, hold: bool = True) -> Iterator[None]:
+    """Keep a second process from writing into a folder while this one does.
+
+    The lock is the system's, on the folder itself: it leaves no file behind and ends with its holder. Where there are
+    no such locks (Windows, some network file systems) nothing is kept out.
+
+    Args:
+        folder: The output folder, which exists.
+        hold: False for those that write beside a first process which holds it.
+
+    Yields:
+        While it is held.
+
+    Raises:
+        UserError: If another process still holds it after some seconds.
+    """
+    if not hold or sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    deadline_sec = time.monotonic() + _PATIENCE_SEC
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline_sec:
+                    raise UserError(
+                        f"Another process is writing into '{folder}'", "Let it finish, or choose another --out"
+                    ) from None
+                time.sleep(0.2)
+                continue
+            except OSError:
+                pass  # a file system without locks
+            break
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def check_writable(folder: Path, flag: str) -> None:

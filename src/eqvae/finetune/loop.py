@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from eqvae.artifacts import CONFIG, METRICS, claim_output_folder, read_json, to_plain, write_json
+from eqvae.artifacts import CONFIG, METRICS, claim_output_folder, hold_output_folder, read_json, to_plain, write_json
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.finetune.adversarial import MIN_IMAGE_SIZE_PX
 from eqvae.finetune.config import FREE_TO_CHANGE, FinetuneConfig
@@ -58,9 +58,9 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder) -> dict[str, Any]
     numbers = _resume(state, config.out / CHECKPOINT)
     _read_once(config, source, validation_source)
     config.out.mkdir(parents=True, exist_ok=True)
-    write_json(config.out / CONFIG, identity)
-    write_environment(config.out, device=device, seed=config.seed)
-    with stop_on_signals() as stop:
+    with hold_output_folder(config.out), stop_on_signals() as stop:
+        write_json(config.out / CONFIG, identity)
+        write_environment(config.out, device=device, seed=config.seed)
         run = Run(
             config=config,
             device=device,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from eqvae.artifacts import CONFIG, METRICS, claim_output_folder, read_json, to_plain, write_json
+from eqvae.artifacts import CONFIG, METRICS, claim_output_folder, hold_output_folder, read_json, to_plain, write_json
 from eqvae.autoencoders.protocol import Autoencoder, LatentStatistics
 from eqvae.images import CropBatch, ImageSource, check_broken, encoding_batches, open_images
 from eqvae.latents.coding import coding_of, encode_crops
@@ -57,8 +57,10 @@ def encode(config: EncodeConfig, autoencoder: Autoencoder) -> dict[str, float | 
         check_same_cache(saved, config, recipe.fingerprint, recipe.data_fingerprint)
     processes.wait()  # the folder is as all of them found it until here
     if processes.is_first:
-        _prepare_folder(config, recipe, processes.device)
-    with stop_on_signals() as stop:
+        config.out.mkdir(parents=True, exist_ok=True)
+    with hold_output_folder(config.out, hold=processes.is_first), stop_on_signals() as stop:
+        if processes.is_first:
+            _prepare_folder(config, recipe, processes.device)
         run = EncodeRun(
             config=config, recipe=recipe, source=source, processes=processes, stop=stop,
             autoencoder=place(autoencoder, processes.device).eval(),
@@ -275,7 +277,6 @@ def _cut(visited: range, batch_size: int) -> list[range]:
 
 def _prepare_folder(config: EncodeConfig, recipe: Recipe, device: torch.device) -> None:
     """Write what can be written first, and remove what a killed process left behind."""
-    config.out.mkdir(parents=True, exist_ok=True)
     for leftover in config.out.glob(".*.part"):
         leftover.unlink(missing_ok=True)
     identity = {"fingerprint": recipe.fingerprint, "data_fingerprint": recipe.data_fingerprint}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eqvae.artifacts import CONFIG, METRICS, claim_output_folder, read_json, to_plain, write_json
+from eqvae.artifacts import CONFIG, METRICS, claim_output_folder, hold_output_folder, read_json, to_plain, write_json
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.generators.checkpoints import BackboneConfig, build_backbone
@@ -94,10 +94,11 @@ def train_generator(config: TrainConfig) -> dict[str, Any] | None:
     processes.wait()
     if processes.is_first:
         config.out.mkdir(parents=True, exist_ok=True)
-        (config.out / METRICS).unlink(missing_ok=True)  # of a run that is made longer
-        write_json(config.out / CONFIG, identity)
-        write_environment(config.out, device=processes.device, seed=config.seed)
-    with stop_on_signals() as stop:
+    with hold_output_folder(config.out, hold=processes.is_first), stop_on_signals() as stop:
+        if processes.is_first:
+            (config.out / METRICS).unlink(missing_ok=True)  # of a run that is made longer
+            write_json(config.out / CONFIG, identity)
+            write_environment(config.out, device=processes.device, seed=config.seed)
         run = Run(
             config=config,
             processes=processes,

@@ -15,6 +15,7 @@ from eqvae.artifacts import (
     CONFIG,
     METRICS,
     claim_output_folder,
+    hold_output_folder,
     read_json,
     read_tensors,
     to_plain,
@@ -71,18 +72,20 @@ def sample(drawer: Drawer, processes: Processes) -> dict[str, Any]:
     processes.wait()
     if processes.is_first:
         config.out.mkdir(parents=True, exist_ok=True)
-        write_json(config.out / CONFIG, identity)
-        write_environment(config.out, device=drawer.device, seed=config.seed)
-    processes.wait()
-    rate = _draw_parts(drawer, processes)
-    processes.wait()
-    figures = {"num_samples": config.num_samples, "images_per_sec": float(sum(processes.gather(rate)))}
-    if processes.is_first:
-        _join_parts(drawer)
-        write_json(config.out / METRICS, figures)
-        shutil.rmtree(config.out / PARTS)  # last: a process killed before goes on from them
-    processes.wait()
-    return figures
+    with hold_output_folder(config.out, hold=processes.is_first):
+        if processes.is_first:
+            write_json(config.out / CONFIG, identity)
+            write_environment(config.out, device=drawer.device, seed=config.seed)
+        processes.wait()
+        rate = _draw_parts(drawer, processes)
+        processes.wait()
+        figures = {"num_samples": config.num_samples, "images_per_sec": float(sum(processes.gather(rate)))}
+        if processes.is_first:
+            _join_parts(drawer)
+            write_json(config.out / METRICS, figures)
+            shutil.rmtree(config.out / PARTS)  # last: a process killed before goes on from them
+        processes.wait()
+        return figures
 
 
 def contact_sheet(images: UInt8[torch.Tensor, "n 3 h w"], path: Path, *, num_columns: int = _SHEET_SIDE) -> None:
