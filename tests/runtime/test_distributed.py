@@ -11,12 +11,21 @@ import torch
 from eqvae.runtime.distributed import Processes, join_processes
 
 PROGRAM = """
+import atexit
 import sys
 from pathlib import Path
 
 import torch
 from eqvae.runtime.distributed import join_processes
 
+
+def report():
+    if not torch.distributed.is_initialized():
+        with Path(sys.argv[1], str(processes.rank)).open("a") as file:
+            file.write(", left")
+
+
+atexit.register(report)
 processes = join_processes(torch.device("cpu"))
 assert join_processes(torch.device("cpu")) == processes
 own = torch.full((2,), processes.rank + 1.0)
@@ -55,6 +64,6 @@ def test_two_processes(tmp_path: Path):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "0").read_text() == "of 2, first: True"
-    assert (tmp_path / "1").read_text() == "of 2, first: False"
+    assert (tmp_path / "0").read_text() == "of 2, first: True, left"
+    assert (tmp_path / "1").read_text() == "of 2, first: False, left"
     assert done.stderr.count("work: 1/1 steps") == 1

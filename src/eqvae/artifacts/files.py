@@ -194,21 +194,20 @@ def hold_output_folder(folder: Path, *, hold: bool = True) -> Iterator[None]:
     import fcntl
 
     descriptor = os.open(folder, os.O_RDONLY)
-    deadline_sec = time.monotonic() + _PATIENCE_SEC
+    deadline_sec, is_taken = time.monotonic() + _PATIENCE_SEC, True
     try:
-        while True:
+        while is_taken:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_taken = False
             except BlockingIOError:
                 if time.monotonic() > deadline_sec:
                     raise UserError(
                         f"Another process is writing into '{folder}'", "Let it finish, or choose another --out"
                     ) from None
                 time.sleep(0.2)
-                continue
-            except OSError:
-                pass  # a file system without locks
-            break
+            except OSError:  # a file system without locks: nobody can be kept out, and that is no reason not to run
+                is_taken = False
         yield
     finally:
         os.close(descriptor)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eqvae.report.generators import Score, data_name
-from eqvae.report.tables import Cell, Metric, Table, finite
+from eqvae.report.tables import MISSING, Cell, Metric, Table, finite
 
 INCEPTION = {
     "fid": Metric(key="fid", label="FID", digits=2),
@@ -175,7 +175,7 @@ def _digits(scores: Sequence[Score], key: str) -> int:
 def _cell(score: Score, metric: Metric, scores: Sequence[Score]) -> Cell:
     value, error = (finite(score.metrics.get(key)) for key in (metric.key, metric.error_key))
     if value is None:
-        return Cell(text="\N{EN DASH}")
+        return Cell(text=MISSING)
     if metric is COUNT:
         return Cell(text=f"{value:,.0f}")
     text = metric.show(value) if error is None else f"{metric.show(value)} ± {metric.show(error)}"

@@ -246,7 +246,7 @@ def with_minus_sign(text: str) -> str:
 def _cell(evaluation: Evaluation, metric: Metric, evaluations: Sequence[Evaluation]) -> Cell:
     value, text = figure(evaluation, metric.key), show_figure(evaluation, metric)
     if value is None or text is None:
-        return Cell(text="\N{EN DASH}")
+        return Cell(text=MISSING)
     reference = evaluations[0]
     if evaluation.conditions != reference.conditions:
         return Cell(text=text)

@@ -1,5 +1,6 @@
 """One process among several: who am I, wait, sum and gather. Started by torchrun or `accelerate launch`."""
 
+import atexit
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -97,5 +98,17 @@ def join_processes(device: torch.device) -> Processes:
         This process's place among them; calling again gives the same.
     """
     state = PartialState(cpu=device.type == "cpu")
+    if state.num_processes > 1 and torch.distributed.get_backend() == "gloo":
+        atexit.register(_leave_processes)
     own = state.device if state.num_processes > 1 and device.type == "cuda" else device
     return Processes(rank=state.process_index, count=state.num_processes, device=own)
+
+
+def _leave_processes() -> None:
+    """Close gloo's connections while Python is still whole.
+
+    Left open, a thread of gloo's that frees a tensor during Python's finalization ends a finished process by SIGABRT
+    (github.com/pytorch/pytorch/pull/179291).
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
