@@ -27,7 +27,7 @@ class Options:
     """Put a run's model into the package."""
 
     preset: Annotated[str, tyro.conf.Positional]
-    """Whose weights they become: `tiny-kl`, `tiny-kl-f2`, `tiny-vq`, `tiny-vq-f4`."""
+    """Whose weights they become: `tiny-kl`, `tiny-kl-64`, `tiny-kl-f2`, `tiny-vq`, `tiny-vq-f4`."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """A finished run of `eqvae finetune`."""

@@ -11,7 +11,7 @@ from eqvae.artifacts import AUTOENCODER, MODEL_CARD, ModelCard, read_json
 from eqvae.autoencoders import PRESETS, LatentStatistics, build_autoencoder, load_autoencoder
 from eqvae.autoencoders.presets import PACKAGED
 
-TINY = ("tiny-kl", "tiny-kl-f2", "tiny-vq", "tiny-vq-f4")
+TINY = ("tiny-kl", "tiny-kl-64", "tiny-kl-f2", "tiny-vq", "tiny-vq-f4")
 MAX_BYTES = 4_800_000
 """Of one model: the package stays small."""
 

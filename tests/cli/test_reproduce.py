@@ -13,7 +13,7 @@ from eqvae.recipes.costs import Cost
 from eqvae.recipes.planned import PlannedRun
 
 BASES = [
-    "--autoencoder", "tiny-kl-f2=untrained:tiny-kl-f2", "--autoencoder", "tiny-vq-f4=untrained:tiny-vq-f4",
+    "--autoencoder", "tiny-kl-64=untrained:tiny-kl-64", "--autoencoder", "tiny-vq=untrained:tiny-vq",
 ]  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def test_a_dry_run_writes_nothing(arguments, tmp_path: Path, performed: list[str
     assert printed[0].split() == ["run", "state", "for", "FLOPs", "cpu", "hours", "disk"]
     assert not (tmp_path / "root").exists()
     assert performed == []
-    (shared,) = [line for line in printed if "finetune autoencoders/tiny-kl-f2+eq " in line]
+    (shared,) = [line for line in printed if "finetune autoencoders/tiny-kl-64+eq " in line]
     assert "to do  table5,table8" in shared
     count = len(printed) - 3
     total = [f"{2e12 * count:.2e}", f"{0.5 * count:.3g}", f"{3 * count}", "MB"]
@@ -104,15 +104,15 @@ def test_a_dry_run_knows_what_is_done(arguments, performed: list[str], capsys):
     assert run(arguments("table5", more=(*flags, "--dry-run"))) == 0
     lines = capsys.readouterr().out.splitlines()
     states = {line.split()[1]: line for line in lines[1:-2]}
-    assert " done " in states["autoencoders/tiny-kl-f2+eq"]
-    assert " to do " in states["autoencoders/tiny-kl-f2+rotation"]
+    assert " done " in states["autoencoders/tiny-kl-64+eq"]
+    assert " to do " in states["autoencoders/tiny-kl-64+rotation"]
     assert lines[-2].startswith(f"{sum(' to do ' in line for line in lines[1:-2])} runs to do")
 
 
 @pytest.mark.usefixtures("at_no_cost")
 def test_all_is_all(arguments, capsys):
     assert run(arguments("all", more=("--dry-run", "--seeds", 1))) == 0
-    shared = next(line for line in capsys.readouterr().out.splitlines() if "evaluate evaluations/tiny-kl-f2 " in line)
+    shared = next(line for line in capsys.readouterr().out.splitlines() if "evaluate evaluations/tiny-kl-64 " in line)
     assert "table1,table5,table6,table7,table12,figure1,figure2,figure3,figure6" in shared
 
 
@@ -133,7 +133,7 @@ WRONG = [
     (("table5",), ("--reference-data", "no/such"), "no/such"),
     (("table5",), ("--finetune-data", "no/such"), "no/such"),
     (("table5",), ("--autoencoder", "no/such.ckpt"), "no/such.ckpt"),
-    (("table5",), ("--autoencoder", "tiny-kl-f2=no/such.ckpt"), "no/such.ckpt"),
+    (("table5",), ("--autoencoder", "tiny-kl-64=no/such.ckpt"), "no/such.ckpt"),
     (("table5",), ("--autoencoder", "=x"), "NAME=PATH"),
     (("table5",), ("--device", "nonsense"), "nonsense"),
     (("table5",), ("--scale", "paper"), "--finetune-data"),
@@ -171,7 +171,7 @@ def test_a_run_that_fails_is_named(arguments, monkeypatch, capsys):
     monkeypatch.setattr("eqvae.recipes.execution.perform", fail)
     assert run(arguments("table5")) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "eqvae: run 'evaluations/tiny-kl-f2': the loss became NaN at step 3. Lower --learning-rate"
+    assert last == "eqvae: run 'evaluations/tiny-kl-64': the loss became NaN at step 3. Lower --learning-rate"
 
 
 def test_what_changed_since(arguments, images: Path, tmp_path: Path, performed: list[str], capsys):

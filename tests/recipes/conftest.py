@@ -82,8 +82,10 @@ def smallest(images: Path) -> Setting:
         family: replace(config, num_samples=6, num_steps=2, precision="fp32")
         for family, config in TINY.sampling.items()
     }
+    autoencoders = {"SD-VAE": "tiny-kl-f2", "VQ-GAN": "tiny-vq-f4"}
     setting = replace(
         TINY,
+        autoencoders=autoencoders, generator_base=autoencoders["SD-VAE"],
         num_images=NUM_IMAGES, num_validation_images=NUM_IMAGES, num_reference_images=NUM_IMAGES, num_classes=2,
         finetuning=finetuning,
         discrete_finetuning=replace(finetuning, codebook="ema", restart_dead_codes=100),
@@ -91,14 +93,14 @@ def smallest(images: Path) -> Setting:
         evaluation=replace(
             TINY.evaluation, image_size=16, num_images=8, batch_size=8, num_pictures=2, num_workers=0, lpips=False
         ),
-        encoding=replace(TINY.encoding, image_size=16, num_workers=0, precision="fp32"),
+        encoding=replace(TINY.encoding, image_size=16, num_images=None, num_workers=0, precision="fp32"),
         reference=replace(TINY.reference, image_size=16, num_workers=0),
         training=training,
         tokens_per_side=4,
         sampling=sampling,
         guided_sampling={family: replace(config, guidance_scale=2.0) for family, config in sampling.items()},
         scoring=replace(TINY.scoring, num_workers=0),
-        bases={name: describe_base(name, f"untrained:{name}") for name in TINY.autoencoders.values()},
+        bases={name: describe_base(name, f"untrained:{name}") for name in autoencoders.values()},
         seeds=(0, 1),
     )  # fmt: skip
     return setting.with_data(data=str(images), reference_data=str(images)).with_device("cpu")

@@ -66,9 +66,9 @@ def test_tables_share_runs():
     assert len(caches) == len({run.config.autoencoder for run in caches})
     alone = [plan_of(TINY, name) for name in ("table5", "table6")]
     shared = {run.name for run in alone[0].runs} & {run.name for run in alone[1].runs}
-    assert {"latents/tiny-kl-f2", "evaluations/tiny-kl-f2", "autoencoders/tiny-kl-f2+eq", "reference"} <= shared
+    assert {"latents/tiny-kl-64", "evaluations/tiny-kl-64", "autoencoders/tiny-kl-64+eq", "reference"} <= shared
     assert {
-        f"generators/dit-ti-2/tiny-kl-f2/{kind}seed-{seed}" for kind in ("", "fixed/") for seed in range(3)
+        f"generators/dit-ti-2/tiny-kl-64/{kind}seed-{seed}" for kind in ("", "fixed/") for seed in range(3)
     } <= shared
 
 
@@ -130,8 +130,8 @@ def test_patches_keep_the_number_of_tokens():
     assert recipe_name(PAPER, "dit", "b", stride=8) == "dit-b-2"
     assert recipe_name(PAPER, "dit", "b", stride=16) == "dit-b-1"
     assert recipe_name(PAPER, "repa-sit", "xl", stride=8) == "repa-sit-xl-2"
-    assert recipe_name(TINY, "sit", "xl", stride=2) == "sit-ti-2"
-    assert recipe_name(TINY, "dit", "b", stride=8) == "dit-ti-1"
+    assert recipe_name(TINY, "sit", "xl", stride=8) == "sit-ti-2"
+    assert recipe_name(TINY, "dit", "b", stride=32) == "dit-ti-1"
     assert recipe_name(PAPER, "maskgit", "maskgit", stride=16) == "maskgit-b"
 
 
@@ -151,7 +151,7 @@ def test_published_baselines_are_on_their_own_autoencoder():
 def test_one_tiny_generator_stands_once():
     here = [row.here for row in table2(TINY).rows if row.here]
     assert len(here) == len(set(here)) == 6
-    assert "repa-sit-ti-2 on tiny-kl-f2+eq" in here
+    assert "repa-sit-ti-2 on tiny-kl-64+eq" in here
 
 
 def test_rows_over_steps_are_watched():
@@ -159,13 +159,13 @@ def test_rows_over_steps_are_watched():
     assert rows["DiT-XL/2 + EQ-VAE, 50K"].cells["fid"].step == 50_000
     assert set(rows["DiT-XL/2 + EQ-VAE, 400K"].cells) == {"fid", "sfid", "inception_score", "precision", "recall"}
     tiny = {row.label: row for row in table9(TINY).rows}
-    assert not tiny["SiT-XL/2 + EQ-VAE, 50K"].cells
-    assert tiny["SiT-XL/2 + EQ-VAE, 100K"].cells["fid"].step == TINY.training["sit"].max_steps // 4
+    assert not tiny["SiT-XL/2 + EQ-VAE, 100K"].cells
+    assert tiny["SiT-XL/2 + EQ-VAE, 200K"].cells["fid"].step == TINY.training["sit"].max_steps // 2
     masked = {row.label: row for row in table11(PAPER).rows}
     assert masked["MaskGIT + EQ-VAE, 130 epochs"].cells["fid_watch"].step == 130 * 5005
     assert watched_steps(PAPER, "dit") == (50_000, 100_000, 400_000)
     last = TINY.training["dit"].max_steps
-    assert watched_steps(TINY, "dit") == (last // 4, last // 2, last)
+    assert watched_steps(TINY, "dit") == (last // 2, last)
 
 
 def test_without_inception_nothing_is_called_fid():

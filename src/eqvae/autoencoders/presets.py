@@ -157,6 +157,7 @@ _NONE = ""
 _ROWS = (
     # name             hub id                                         folder architecture c    f    rFID  PSNR   source
     ("tiny-kl",        None,                                          "",    _TINY_KL,    4,   8,   None, None,  _NONE),
+    ("tiny-kl-64",     None,                                          "",    _TINY_KL,    4,   8,   None, None,  _NONE),
     ("tiny-kl-f2",     None,                                          "",    _TINY_KL_F2, 4,   2,   None, None,  _NONE),
     ("tiny-vq",        None,                                          "",    _TINY_VQ,    16,  8,   None, None,  _NONE),
     ("tiny-vq-f4",     None,                                          "",    _TINY_VQ_F4, 16,  4,   None, None,  _NONE),

@@ -15,7 +15,7 @@ class PlannedAutoencoder:
     """An autoencoder to measure and to train generators on."""
 
     name: str
-    """In names of runs, e.g. `tiny-kl-f2+eq`."""
+    """In names of runs, e.g. `tiny-kl-64+eq`."""
 
     location: str
     """What `load_autoencoder` takes."""

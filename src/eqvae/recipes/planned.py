@@ -53,7 +53,7 @@ class PlannedRun:
     """One run of a plan."""
 
     name: str
-    """Its folder below the plan's root, e.g. `generators/dit-ti-2/tiny-kl-f2+eq/seed-0`."""
+    """Its folder below the plan's root, e.g. `generators/dit-ti-2/tiny-kl-64+eq/seed-0`."""
 
     config: Config
     """Complete; `out` is the folder."""
