@@ -15,6 +15,8 @@ from torch import Tensor
 
 from eqvae.artifacts import to_plain, write_json
 from eqvae.generators.config import TrainConfig
+from eqvae.generators.maskgit import MASKGIT_SIZES
+from eqvae.generators.presets import SIZES
 from eqvae.metrics.features import FeatureExtractor, Features
 from eqvae.recipes.planned import PlannedRun
 from eqvae.recipes.setting import Setting, describe_base
@@ -38,6 +40,12 @@ def replace_features(set_attribute: Callable[[str, object], object]) -> None:
     """Let all stages measure with `MeanColours`."""
     for module in ("metrics.evaluation", "metrics.score", "pipeline.watching", "recipes.reference"):
         set_attribute(f"eqvae.{module}.load_features", lambda name, weights=None: MeanColours(name))
+
+
+def narrow_generators(set_item: Callable[[dict, str, object], object]) -> None:
+    """Let size `ti` be a quarter as wide: all items together then leave megabytes, not gigabytes, on the disk."""
+    for sizes in (SIZES, MASKGIT_SIZES):
+        set_item(sizes, "ti", replace(sizes["ti"], hidden_size=sizes["ti"].hidden_size // 4))
 
 
 @pytest.fixture(autouse=True)
@@ -107,8 +115,9 @@ def smallest(images: Path) -> Setting:
 
 
 @pytest.fixture
-def setting(images: Path, tmp_path: Path) -> Setting:
+def setting(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
     """The smallest scale, below this test's own root."""
+    narrow_generators(monkeypatch.setitem)
     return replace(smallest(images), root=tmp_path / "root")
 
 

@@ -1,6 +1,7 @@
 """A process of its own that reproduces items at the smallest scale: `reproduce_smallest.py IMAGES ROOT ITEM ...`."""
 
 import importlib.util
+import operator
 import os
 import sys
 from dataclasses import replace
@@ -26,6 +27,7 @@ if __name__ == "__main__":
 
     torch.set_num_threads(1)
     shared.replace_features(set_attribute)
+    shared.narrow_generators(operator.setitem)
     set_attribute("eqvae.generators.run.matrix_peak_flops_per_sec", lambda device, precision: 1e12)
     set_attribute("eqvae.recipes.execution._POLL_SEC", 0.1)
     perform = execution.perform
