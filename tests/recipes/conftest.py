@@ -2,7 +2,6 @@
 
 import json
 import zlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,25 +35,25 @@ class MeanColours(FeatureExtractor):
         return Features(pooled=torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1))
 
 
-def replace_features(set_attribute: Callable[[str, object], object]) -> None:
-    """Let all stages measure with `MeanColours`."""
+def measure_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let all stages measure with `MeanColours`, and nobody measure the processor."""
     for module in ("metrics.evaluation", "metrics.score", "pipeline.watching", "recipes.reference"):
-        set_attribute(f"eqvae.{module}.load_features", lambda name, weights=None: MeanColours(name))
+        monkeypatch.setattr(f"eqvae.{module}.load_features", lambda name, weights=None: MeanColours(name))
+    monkeypatch.setattr("eqvae.generators.run.matrix_peak_flops_per_sec", lambda device, precision: 1e12)
 
 
-def narrow_generators(set_item: Callable[[dict, str, object], object]) -> None:
+def narrow_generators(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let size `ti` be a quarter as wide: all items together then leave megabytes, not gigabytes, on the disk."""
     for sizes in (SIZES, MASKGIT_SIZES):
-        set_item(sizes, "ti", replace(sizes["ti"], hidden_size=sizes["ti"].hidden_size // 4))
+        monkeypatch.setitem(sizes, "ti", replace(sizes["ti"], hidden_size=sizes["ti"].hidden_size // 4))
 
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test reach for the network, nor spend seconds on features or on measuring the processor, nor wait long."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("eqvae.generators.run.matrix_peak_flops_per_sec", lambda device, precision: 1e12)
     monkeypatch.setattr("eqvae.recipes.execution._POLL_SEC", 0.02)
-    replace_features(monkeypatch.setattr)
+    measure_at_once(monkeypatch)
 
 
 def write_images(folder: Path) -> Path:
@@ -117,7 +116,7 @@ def smallest(images: Path) -> Setting:
 @pytest.fixture
 def setting(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
     """The smallest scale, below this test's own root."""
-    narrow_generators(monkeypatch.setitem)
+    narrow_generators(monkeypatch)
     return replace(smallest(images), root=tmp_path / "root")
 
 

@@ -1,12 +1,12 @@
 """A process of its own that reproduces items at the smallest scale: `reproduce_smallest.py IMAGES ROOT ITEM ...`."""
 
 import importlib.util
-import operator
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 SPECIFICATION = importlib.util.spec_from_file_location("smallest_scale", Path(__file__).with_name("conftest.py"))
@@ -15,21 +15,16 @@ shared = importlib.util.module_from_spec(SPECIFICATION)
 SPECIFICATION.loader.exec_module(shared)
 
 
-def set_attribute(path: str, value: object) -> None:
-    module, _, name = path.rpartition(".")
-    setattr(importlib.import_module(module), name, value)
-
-
 if __name__ == "__main__":
     from eqvae.cli.main import run
     from eqvae.recipes import execution
     from eqvae.recipes.settings import SETTINGS
 
     torch.set_num_threads(1)
-    shared.replace_features(set_attribute)
-    shared.narrow_generators(operator.setitem)
-    set_attribute("eqvae.generators.run.matrix_peak_flops_per_sec", lambda device, precision: 1e12)
-    set_attribute("eqvae.recipes.execution._POLL_SEC", 0.1)
+    monkeypatch = pytest.MonkeyPatch()
+    shared.measure_at_once(monkeypatch)
+    shared.narrow_generators(monkeypatch)
+    monkeypatch.setattr("eqvae.recipes.execution._POLL_SEC", 0.1)
     perform = execution.perform
 
     def counted(planned):

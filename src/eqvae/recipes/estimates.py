@@ -109,7 +109,7 @@ def _sizes(run: PlannedRun, setting: Setting) -> Sizes:
     sampled = next((need.config for need in run.needs if isinstance(need.config, SampleConfig)), None)
     return Sizes(
         autoencoder=run.architecture if run.architecture is not None else setting.generator_base,
-        num_images=setting.num_images,
+        num_images=setting.encoding.num_images or setting.num_images,
         image_size_px=setting.encoding.image_size,
         num_classes=setting.num_classes,
         num_evaluation_images=setting.num_validation_images,

@@ -59,7 +59,7 @@ class Setting:
     """The folder below which all runs lie."""
 
     num_images: int
-    """Of the generators' data; for estimates of cost."""
+    """Of the generators' data, where `encoding` does not cut it; for estimates of cost."""
 
     num_validation_images: int
     """On which autoencoders are evaluated, where `evaluation` does not cut them; for estimates of cost."""

@@ -160,7 +160,7 @@ _TINY_MASKGIT_SAMPLING = SampleConfig(run="", out=_TEMPLATE, num_samples=1000, n
 
 TINY = Setting(
     name="tiny",
-    num_images=20_000,
+    num_images=50_000,
     num_validation_images=10_000,
     num_reference_images=10_000,
     num_classes=10,
