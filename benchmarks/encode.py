@@ -4,7 +4,7 @@
 
 The reference is what generators' repositories tell their users to run before training: one image after the other, eager
 fp32 in PyTorch's default layout, one `.npy` of posterior moments for each image and each mirror image. Ours is
-`eqvae.latents.encode.encode` with its defaults (bf16, channels-last, shards with digests), from the image files to the
+`eqvae.runs.encode.encode` with its defaults (bf16, channels-last, shards with digests), from the image files to the
 finished index. Both encode the same pictures with the same weights (untrained: speed does not depend on them), crop
 by the same function, and take turns in one process. What both have in common is left out: loading the model, and
 hashing its weights.
@@ -32,9 +32,9 @@ from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.images import adm_crop, open_images
 from eqvae.latents import LatentCache, training_batches
 from eqvae.latents.coding import Coding
-from eqvae.latents.config import EncodeConfig
-from eqvae.latents.encode import encode
 from eqvae.latents.writing import Recipe, collect_index, finish_shard
+from eqvae.runs.encode import encode
+from eqvae.runs.encode_config import EncodeConfig
 from eqvae.runtime.device import Precision, choose_device, place, synchronize
 from machine import describe_machine
 

@@ -4,7 +4,7 @@
 
 The reference is written out below, from the description of LDM's trainer under Lightning 1.4.2: each step encodes and
 decodes twice, once for the autoencoder and once for the discriminator, each time with its own tau, in fp32. Ours is
-`eqvae.finetune.step.train_step`. Both start from the same weights (untrained: speed does not depend on them), see the
+`train_step`. Both start from the same weights (untrained: speed does not depend on them), see the
 same images, and draw the autoencoder's tau from the same seeds. Steps alternate between the plain and the equivariance
 branch; a variant's figure is the mean of the two branches' medians, the expected time of a step where the equivariance
 probability is 0.5. Each variant runs in a process of its own, so that its peak memory is its own.
@@ -26,13 +26,13 @@ from torch import Tensor, nn
 
 from eqvae.autoencoders.loading import build_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder, Posterior
-from eqvae.finetune.adversarial import build_discriminator
-from eqvae.finetune.config import FinetuneConfig
-from eqvae.finetune.reconstruction import Perceptual, ReconstructionLoss
-from eqvae.finetune.state import build_state
-from eqvae.finetune.step import train_step
+from eqvae.losses.adversarial import build_discriminator
+from eqvae.losses.reconstruction import Perceptual, ReconstructionLoss
+from eqvae.runs.finetune_config import FinetuneConfig
 from eqvae.runtime.device import Precision, choose_device, place, synchronize
 from eqvae.runtime.seeds import generator_for
+from eqvae.training.autoencoder_state import build_state
+from eqvae.training.autoencoder_step import train_step
 from eqvae.transforms import TransformSampler
 from machine import describe_machine, measure_apart, peak_mib
 

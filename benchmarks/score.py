@@ -26,13 +26,13 @@ import tyro
 from PIL import Image, ImageFilter
 
 from eqvae.images import open_images
-from eqvae.metrics.features import FeatureExtractor, efficientnet_lite0_weights, load_features
+from eqvae.images.sample_sets import open_samples, write_sample_set
 from eqvae.metrics.frechet import frechet_distance
 from eqvae.metrics.precision_recall import precision_recall
-from eqvae.metrics.sample_sets import open_samples, write_sample_set
 from eqvae.metrics.statistics import compute_statistics
+from eqvae.networks.features import FeatureExtractor, efficientnet_lite0_weights, load_features
 from eqvae.runtime.device import Precision, choose_device, place
-from eqvae.runtime.distributed import join_processes
+from eqvae.runtime.processes import join_processes
 from machine import describe_machine
 
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@
 
 The reference is written out below, from the description of the public training scripts: eager fp32, attention by
 explicit products, one `.npy` of a latent and one of a label for each image behind a DataLoader, AdamW as PyTorch builds
-it, averaged weights by a Python loop over parameters. Ours is `eqvae.generators.step.train_step` with the defaults of
+it, averaged weights by a Python loop over parameters. Ours is `train_step` with the defaults of
 `eqvae train`, fed by `training_batches` from a cache. Both start from the same weights, have the same objective (ours:
 it takes no time beside the transformer), and take turns in one process. Each turn's wall-clock and processor time are
 kept: other jobs on the machine show in the first, hardly in the second. On an accelerator, rate, share of the measured
@@ -31,19 +31,19 @@ import tyro
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from eqvae.generators.config import TrainConfig
 from eqvae.generators.presets import PUBLISHED_LATENTS, Recipe, parse_recipe
 from eqvae.generators.protocol import Objective
-from eqvae.generators.run import transformer_flops
-from eqvae.generators.step import TrainingBatch, build_state, train_step
 from eqvae.generators.transformer import Transformer, TransformerConfig
 from eqvae.latents import LatentCache, training_batches
 from eqvae.latents.coding import Coding
 from eqvae.latents.writing import Recipe as CacheRecipe
 from eqvae.latents.writing import collect_index, finish_shard
+from eqvae.runs.train_config import TrainConfig
+from eqvae.runs.train_run import transformer_flops
 from eqvae.runtime.device import Precision, choose_device, synchronize
 from eqvae.runtime.seeds import generator_for
 from eqvae.runtime.throughput import matrix_peak_flops_per_sec
+from eqvae.training.generator_step import TrainingBatch, build_state, train_step
 from machine import describe_machine
 
 SEED = 0

@@ -7,7 +7,7 @@ The reference is written out below: Besnier & Chen's network and objective (arXi
 attention by explicit products, logits of every token against the whole table of codes, mask and classes, one `.npy` of
 tokens and one of a label for each image behind a DataLoader, cross-entropy of the masked tokens with label smoothing,
 AdamW as PyTorch builds it, gradients clipped, averaged weights by a Python loop over parameters (theirs keep none; ours
-do). Ours is `eqvae.generators.step.train_step` with the defaults of `eqvae train`, fed by `training_token_batches` from
+do). Ours is `train_step` with the defaults of `eqvae train`, fed by `training_token_batches` from
 a cache. Both start from the same weights and hide the same tokens; before anything is timed, their logits, losses and
 gradients are held against each other.
 
@@ -33,19 +33,19 @@ import tyro
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from eqvae.generators.config import TrainConfig
 from eqvae.generators.maskgit import MaskgitObjective, MaskgitRecipe, parse_maskgit_recipe
 from eqvae.generators.maskgit_transformer import MaskTransformer, MaskTransformerConfig
 from eqvae.generators.protocol import LatentSpecification
-from eqvae.generators.run import transformer_flops
-from eqvae.generators.step import TrainingBatch, build_state, train_step
 from eqvae.latents import LatentCache, training_token_batches
 from eqvae.latents.coding import Coding
 from eqvae.latents.writing import Recipe as CacheRecipe
 from eqvae.latents.writing import collect_index, finish_shard
+from eqvae.runs.train_config import TrainConfig
+from eqvae.runs.train_run import transformer_flops
 from eqvae.runtime.device import Precision, choose_device, synchronize
 from eqvae.runtime.seeds import generator_for
 from eqvae.runtime.throughput import matrix_peak_flops_per_sec
+from eqvae.training.generator_step import TrainingBatch, build_state, train_step
 from machine import describe_machine, measure_apart, peak_mib
 from train_generator import FilePerImage, PlainAttention
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from eqvae.cli.arguments import parse
-from eqvae.cli.convert import ConvertConfig
-from eqvae.cli.main import run
-from eqvae.recipes.ranking import RankConfig
-from eqvae.report.run_comparison import CompareConfig
+from eqvae.cli import run
+from eqvae.runs.arguments import parse
+from eqvae.runs.compare import CompareConfig
+from eqvae.runs.convert_command import ConvertConfig
+from eqvae.runs.rank import RankConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

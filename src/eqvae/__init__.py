@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from eqvae.autoencoders import build_autoencoder, load_autoencoder
     from eqvae.autoencoders.protocol import Autoencoder, Posterior
-    from eqvae.finetune.equivariance import Objective, eq_vae_loss
+    from eqvae.equivariance import Objective, eq_vae_loss
     from eqvae.metrics.equivariance import equivariance_error
-    from eqvae.metrics.evaluation import EvaluateConfig, evaluate
     from eqvae.metrics.reconstruction import psnr_db, ssim
     from eqvae.report import write_report
+    from eqvae.runs.evaluate import EvaluateConfig, evaluate
     from eqvae.transforms import Compose, Draw, Rotate, Scale, TransformSampler
 
 _HOME = {
@@ -26,14 +26,14 @@ _HOME = {
     "Rotate": "eqvae.transforms",
     "Scale": "eqvae.transforms",
     "TransformSampler": "eqvae.transforms",
-    "eq_vae_loss": "eqvae.finetune.equivariance",
-    "Objective": "eqvae.finetune.equivariance",
+    "eq_vae_loss": "eqvae.equivariance",
+    "Objective": "eqvae.equivariance",
     "Autoencoder": "eqvae.autoencoders.protocol",
     "Posterior": "eqvae.autoencoders.protocol",
     "build_autoencoder": "eqvae.autoencoders",
     "load_autoencoder": "eqvae.autoencoders",
-    "EvaluateConfig": "eqvae.metrics.evaluation",
-    "evaluate": "eqvae.metrics.evaluation",
+    "EvaluateConfig": "eqvae.runs.evaluate",
+    "evaluate": "eqvae.runs.evaluate",
     "equivariance_error": "eqvae.metrics.equivariance",
     "psnr_db": "eqvae.metrics.reconstruction",
     "ssim": "eqvae.metrics.reconstruction",

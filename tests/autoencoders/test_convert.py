@@ -19,7 +19,7 @@ from eqvae.autoencoders.ldm import diffusers_to_ldm
 from eqvae.autoencoders.loading import build_autoencoder
 from eqvae.autoencoders.tiny import TinyAutoencoder
 from eqvae.autoencoders.vq import VQAutoencoder
-from eqvae.runtime.errors import UserError
+from eqvae.errors import UserError
 
 CARD = {"base": "somewhere", "num_steps": 3, "latent_mean": [0.5]}
 

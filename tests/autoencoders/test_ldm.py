@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.ldm import diffusers_to_ldm
-from eqvae.runtime.errors import UserError
+from eqvae.errors import UserError
 
 
 def test_names_are_those_that_diffusers_converts() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.checkpoints import read_weights
 from eqvae.autoencoders.kl import KLAutoencoder
-from eqvae.runtime.errors import UserError
+from eqvae.errors import UserError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -8,7 +8,7 @@ import torch
 
 from eqvae.autoencoders import PRESETS, build_autoencoder, load_autoencoder
 from eqvae.autoencoders.loading import _family
-from eqvae.runtime.errors import UserError
+from eqvae.errors import UserError
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from eqvae.autoencoders import build_autoencoder, load_autoencoder
 from eqvae.autoencoders.tiny import PooledAutoencoderTiny
-from eqvae.runtime.errors import UserError
+from eqvae.errors import UserError
 
 
 class Clamp(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor
 from eqvae.autoencoders import DiscreteAutoencoder, LatentStatistics, build_autoencoder, load_autoencoder
 from eqvae.autoencoders.ldm import diffusers_to_ldm
 from eqvae.autoencoders.vq import VQAutoencoder
-from eqvae.runtime.errors import UserError
+from eqvae.errors import UserError
 
 
 def read(autoencoder: DiscreteAutoencoder, x: Tensor) -> tuple[Tensor, Tensor]:

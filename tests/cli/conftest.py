@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from eqvae.artifacts import hold_output_folder
-from eqvae.cli.main import run
+from eqvae.cli import run
 
 
 @pytest.fixture(autouse=True)

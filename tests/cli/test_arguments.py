@@ -2,10 +2,10 @@
 
 import pytest
 
-from eqvae.cli.arguments import parse
-from eqvae.generators.config import TrainConfig
-from eqvae.latents.config import EncodeConfig
-from eqvae.metrics.score import ScoreConfig
+from eqvae.runs.arguments import parse
+from eqvae.runs.encode_config import EncodeConfig
+from eqvae.runs.score import ScoreConfig
+from eqvae.runs.train_config import TrainConfig
 from eqvae.sampling.config import SampleConfig
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from eqvae.artifacts import read_journal, read_json
-from eqvae.cli.main import COMMANDS, run
+from eqvae.cli import COMMANDS, run
 
 FINETUNE = [
     "finetune", "untrained:tiny-kl", "--data", "photos", "--max-steps", "2", "--image-size", "64", "--batch-size", "2",
@@ -206,8 +206,8 @@ def test_a_boolean_flag_may_stand_alone(tmp_path, capsys, position):
     ],
 )
 def test_a_boolean_that_may_be_none(arguments, expected):
-    from eqvae.cli.arguments import parse
-    from eqvae.metrics.evaluation import EvaluateConfig
+    from eqvae.runs.arguments import parse
+    from eqvae.runs.evaluate import EvaluateConfig
 
     config = parse(EvaluateConfig, "evaluate", [*arguments, "sd-vae", "--data", "photos", "--out", "x"])
     assert (config.lpips, config.autoencoder) == (expected, "sd-vae")
@@ -224,9 +224,9 @@ def test_a_bare_boolean_overrides_the_yaml(tmp_path, capsys):
 
 
 def flags_of(command: str) -> set[str]:
-    from eqvae.cli.report import ReportConfig
-    from eqvae.finetune.config import FinetuneConfig
-    from eqvae.metrics.evaluation import EvaluateConfig
+    from eqvae.runs.evaluate import EvaluateConfig
+    from eqvae.runs.finetune_config import FinetuneConfig
+    from eqvae.runs.report_command import ReportConfig
 
     config = {"finetune": FinetuneConfig, "evaluate": EvaluateConfig, "report": ReportConfig}[command]
     names = {field.name for field in fields(config)} - {"autoencoder", "folders"}
@@ -258,7 +258,7 @@ def test_the_version(capsys):
 
 # A real process -----------------------------------------------------------------------------------------------------
 
-MAIN = [sys.executable, "-c", "from eqvae.cli.main import main; main()"]
+MAIN = [sys.executable, "-c", "from eqvae.cli import main; main()"]
 
 
 def test_a_folder_that_another_process_writes_into(tmp_path, refused_while_held):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from eqvae.artifacts import read_json, write_json
-from eqvae.cli.main import run
+from eqvae.cli import run
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from eqvae.autoencoders import load_autoencoder
-from eqvae.cli.main import run
+from eqvae.cli import run
 
 
 def test_it_says_where_and_what_to_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from eqvae.artifacts import read_json
-from eqvae.cli.main import run
+from eqvae.cli import run
 from eqvae.latents import LatentCache
 
 ENCODE = [

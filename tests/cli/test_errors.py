@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from eqvae.artifacts import write_json
-from eqvae.cli.main import run
+from eqvae.cli import run
 
 TINY = "untrained:tiny-kl"
 
@@ -343,7 +343,7 @@ def test_cheap_checks_come_before_the_autoencoder(fails, tmp_path, monkeypatch, 
     def never(name: str) -> None:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr(f"eqvae.cli.{command}.load_autoencoder", never)
+    monkeypatch.setattr(f"eqvae.runs.{command}_command.load_autoencoder", never)
     (tmp_path / "file").touch()
     data = tmp_path / "missing" if wrong == "data" else "photos"
     device = "nonsense" if wrong == "device" else "cpu"
@@ -403,5 +403,5 @@ def test_what_the_system_refuses_is_one_line(fails, monkeypatch, error, says):
     def refuse(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("eqvae.cli.report.write_report", refuse)
+    monkeypatch.setattr("eqvae.runs.report_command.write_report", refuse)
     assert says in fails("report", "folder")

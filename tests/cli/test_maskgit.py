@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import eqvae.generators.run as generator_run
+import eqvae.runs.train_run as generator_run
 from eqvae.artifacts import read_journal, read_json, read_tensors
-from eqvae.cli.main import run
+from eqvae.cli import run
 
 CPU = ["--precision", "fp32", "--device", "cpu"]
 TRAIN = [

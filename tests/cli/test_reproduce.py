@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from eqvae.artifacts import read_json, to_plain, write_json
-from eqvae.cli.main import run
-from eqvae.recipes.costs import Cost
-from eqvae.recipes.planned import PlannedRun
+from eqvae.cli import run
+from eqvae.paper.costs import Cost
+from eqvae.paper.planned import PlannedRun
 
 BASES = [
     "--autoencoder", "tiny-kl-64=untrained:tiny-kl-64", "--autoencoder", "tiny-vq=untrained:tiny-vq",
@@ -49,7 +49,7 @@ def performed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         write_json(planned.folder / "config.json", to_plain(planned.resolved()) | {"command": planned.command})
         write_json(planned.folder / "metrics.json", {"latent_std": 2.0, "fd_efficientnet_lite0": 50.0 + len(names)})
 
-    monkeypatch.setattr("eqvae.recipes.execution.perform", pretend)
+    monkeypatch.setattr("eqvae.paper.execution.perform", pretend)
     return names
 
 
@@ -71,7 +71,7 @@ def test_a_table(arguments, tmp_path: Path, performed: list[str], capsys):
 def at_no_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs take seconds to count, and are tested elsewhere."""
     cost = Cost(flops=2e12, device_hours=0.5, disk_bytes=3_000_000)
-    monkeypatch.setattr("eqvae.recipes.estimates.estimate", lambda planned, setting, device: cost)
+    monkeypatch.setattr("eqvae.paper.estimates.estimate", lambda planned, setting, device: cost)
 
 
 @pytest.mark.usefixtures("at_no_cost")
@@ -163,12 +163,12 @@ def test_a_root_that_is_something_else(arguments, tmp_path: Path, capsys):
 
 
 def test_a_run_that_fails_is_named(arguments, monkeypatch, capsys):
-    from eqvae.runtime.errors import UserError
+    from eqvae.errors import UserError
 
     def fail(planned: PlannedRun) -> None:
         raise UserError("the loss became NaN at step 3", "Lower --learning-rate")
 
-    monkeypatch.setattr("eqvae.recipes.execution.perform", fail)
+    monkeypatch.setattr("eqvae.paper.execution.perform", fail)
     assert run(arguments("table5")) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "eqvae: run 'evaluations/tiny-kl-64': the loss became NaN at step 3. Lower --learning-rate"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eqvae.cli.main import run
+from eqvae.cli import run
 
 FAST = [
     "--num-samples", "12", "--num-steps", "2", "--batch-size", "5", "--precision", "fp32", "--device", "cpu",

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from eqvae.artifacts import read_json
-from eqvae.cli.main import run
-from eqvae.metrics.sample_sets import write_sample_set
+from eqvae.cli import run
+from eqvae.images.sample_sets import write_sample_set
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_cheap_checks_come_before_the_features(fails, samples, tmp_path, monkeyp
     def never(*_: object, **__: object) -> None:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr("eqvae.metrics.score.load_features", never)
+    monkeypatch.setattr("eqvae.runs.score.load_features", never)
     assert "no/such.npz" in fails("no/such.npz", "--reference", "photos")
     assert "no/such/folder" in fails(samples, "--reference", "no/such/folder")
     assert "no.npz" in fails(samples, "--reference", "no.npz")

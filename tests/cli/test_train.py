@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from eqvae.artifacts import read_journal, read_json, read_tensors
-from eqvae.cli.main import run
+from eqvae.cli import run
 
 FAST = [
     "--max-steps", "6", "--batch-size", "4", "--log-every", "1", "--checkpoint-every", "2", "--watch-steps", "2",

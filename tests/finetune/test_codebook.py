@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from eqvae.artifacts import read_journal, read_tensors
-from eqvae.finetune.codebook import CodebookState, Codes
-from eqvae.finetune.config import FinetuneConfig
-from eqvae.finetune.equivariance import eq_vae_loss
-from eqvae.finetune.loop import finetune
-from eqvae.finetune.plan import plan
-from eqvae.finetune.reconstruction import ReconstructionLoss
-from eqvae.finetune.run import CHECKPOINT
-from eqvae.finetune.state import build_state
-from eqvae.finetune.step import NotFiniteError, train_step
-from eqvae.runtime.errors import UserError
+from eqvae.equivariance import eq_vae_loss
+from eqvae.errors import UserError
+from eqvae.losses.codebook import CodebookState, Codes
+from eqvae.losses.reconstruction import ReconstructionLoss
+from eqvae.runs.finetune import finetune
+from eqvae.runs.finetune_config import FinetuneConfig
+from eqvae.runs.finetune_plan import plan
+from eqvae.runs.finetune_run import CHECKPOINT
 from eqvae.runtime.seeds import generator_for
+from eqvae.training.autoencoder_state import build_state
+from eqvae.training.autoencoder_step import NotFiniteError, train_step
 from eqvae.transforms import IDENTITY, Compose, Rotate, Scale, TransformSampler
 
 CPU = torch.device("cpu")
@@ -303,7 +303,7 @@ def test_six_steps_are_three_a_stop_and_three(run_config, new_autoencoder, monke
                 raise MemoryError
             return real(state, *arguments)
 
-        patch.setattr("eqvae.finetune.run.train_step", stop)
+        patch.setattr("eqvae.runs.finetune_run.train_step", stop)
         with pytest.raises(MemoryError):
             finetune(halves, new_autoencoder())
     figures = finetune(halves, new_autoencoder())

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from eqvae.finetune.adversarial import build_discriminator
-from eqvae.finetune.equivariance import eq_vae_loss
-from eqvae.finetune.reconstruction import ReconstructionLoss
+from eqvae.equivariance import eq_vae_loss
+from eqvae.losses.adversarial import build_discriminator
+from eqvae.losses.reconstruction import ReconstructionLoss
 from eqvae.transforms import IDENTITY, Compose, Rotate, TransformSampler
 
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-import eqvae.finetune.run as loop
+import eqvae.runs.finetune_run as loop
 from eqvae.artifacts import read_journal, read_json, read_tensors
-from eqvae.finetune.adversarial import Watchdog
-from eqvae.finetune.config import FinetuneConfig
-from eqvae.finetune.loop import finetune
-from eqvae.finetune.run import CHECKPOINT
+from eqvae.errors import Interrupted, UserError
 from eqvae.images import adm_crop, open_images, to_images
-from eqvae.runtime.errors import Interrupted, UserError
+from eqvae.losses.adversarial import Watchdog
+from eqvae.runs.finetune import finetune
+from eqvae.runs.finetune_config import FinetuneConfig
+from eqvae.runs.finetune_run import CHECKPOINT
 from eqvae.runtime.seeds import generator_for
 
 

@@ -8,10 +8,10 @@ import pytest
 
 from eqvae.artifacts import read_journal
 from eqvae.autoencoders import build_autoencoder
-from eqvae.finetune.config import FinetuneConfig
-from eqvae.finetune.loop import finetune
-from eqvae.finetune.plan import plan
-from eqvae.runtime.errors import UserError
+from eqvae.errors import UserError
+from eqvae.runs.finetune import finetune
+from eqvae.runs.finetune_config import FinetuneConfig
+from eqvae.runs.finetune_plan import plan
 
 
 def configure(folder: Path, data: Path, **changes) -> FinetuneConfig:
@@ -45,7 +45,7 @@ def test_compiled_training_gives_the_same_losses(tmp_path, photographs, name):
         "--num-validation-images", "2", "--num-statistics-images", "2", "--num-workers", "0",
     ]  # fmt: skip
     runs = [[*arguments, flag, "--out", str(tmp_path / flag)] for flag in flags]
-    code = f"from eqvae.cli.main import run; raise SystemExit(sum(run(arguments) for arguments in {runs}))"
+    code = f"from eqvae.cli import run; raise SystemExit(sum(run(arguments) for arguments in {runs}))"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     journals = [read_journal(tmp_path / flag) for flag in flags]
     losses = [[record["l1"] for record in journal if record["kind"] == "train"] for journal in journals]

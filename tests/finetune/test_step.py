@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from eqvae.autoencoders.protocol import Posterior
-from eqvae.finetune.config import FinetuneConfig
-from eqvae.finetune.reconstruction import ReconstructionLoss
-from eqvae.finetune.state import TrainState, build_state
-from eqvae.finetune.step import NotFiniteError, StepRecord, learning_rate_at, train_step
-from eqvae.runtime.errors import UserError
+from eqvae.errors import UserError
+from eqvae.losses.reconstruction import ReconstructionLoss
+from eqvae.runs.finetune_config import FinetuneConfig
 from eqvae.runtime.seeds import generator_for
+from eqvae.training.autoencoder_state import TrainState, build_state
+from eqvae.training.autoencoder_step import NotFiniteError, StepRecord, learning_rate_at, train_step
 from eqvae.transforms import Compose, Rotate, Scale, TransformSampler
 
 CPU = torch.device("cpu")

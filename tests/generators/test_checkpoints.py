@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from eqvae.artifacts import write_tensors
+from eqvae.errors import UserError
 from eqvae.generators.checkpoints import fit_config, join_legacy_blocks, load_generator, read_generator_weights
-from eqvae.runtime.errors import UserError
 
 
 def _forward(transformer):

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from eqvae.artifacts import to_plain
-from eqvae.generators.config import FREE_TO_CHANGE, TrainConfig
-from eqvae.runtime.configs import check_same_run
-from eqvae.runtime.errors import UserError
+from eqvae.errors import UserError
+from eqvae.runs.train_config import FREE_TO_CHANGE, TrainConfig
+from eqvae.runtime.run_folder import check_same_run
 
 
 def configure(recipe: str = "dit-ti-4", **options) -> TrainConfig:

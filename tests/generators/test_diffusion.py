@@ -7,10 +7,10 @@ import pytest
 import torch
 from scipy import stats
 
+from eqvae.errors import UserError
 from eqvae.generators.diffusion import DiffusionObjective, GaussianDiffusion, linear_betas
 from eqvae.generators.likelihoods import discretized_log_likelihood, gaussian_kl
 from eqvae.generators.protocol import LatentSpecification
-from eqvae.runtime.errors import UserError
 
 SPECIFICATION = LatentSpecification(channels=2, height=3, width=5, num_classes=7)
 T = (0, 1, 2, 499, 998, 999)

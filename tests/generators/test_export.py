@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from eqvae.errors import UserError
 from eqvae.generators.export import CARD, GENERATOR, GeneratorCard, read_generator, write_generator
 from eqvae.generators.interpolant import Interpolant
 from eqvae.generators.maskgit import MASKGIT_SIZES, parse_maskgit_recipe
 from eqvae.generators.maskgit_transformer import MaskTransformer
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.generators.transformer import Transformer
-from eqvae.runtime.errors import UserError
 
 ONLY_NAMES = {
     "pos_embed", "x_embedder.proj.weight", "t_embedder.mlp.0.weight", "y_embedder.embedding_table.weight",

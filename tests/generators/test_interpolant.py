@@ -6,10 +6,10 @@ import pytest
 import torch
 from scipy import stats
 
+from eqvae.errors import UserError
 from eqvae.generators.diffusion import GaussianDiffusion
 from eqvae.generators.interpolant import Interpolant, InterpolantObjective
 from eqvae.generators.protocol import LatentSpecification
-from eqvae.runtime.errors import UserError
 
 SPECIFICATION = LatentSpecification(channels=2, height=3, width=5, num_classes=7)
 PATHS = ("linear", "gvp", "vp")

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from eqvae.artifacts import to_plain
+from eqvae.errors import UserError
 from eqvae.generators.checkpoints import load_generator, read_generator_weights
 from eqvae.generators.maskgit import (
     MASKGIT_NAMES,
@@ -20,7 +21,6 @@ from eqvae.generators.maskgit import (
 )
 from eqvae.generators.maskgit_transformer import MaskTransformer, MaskTransformerConfig, published_weights
 from eqvae.generators.protocol import LatentSpecification
-from eqvae.runtime.errors import UserError
 
 TOKENS = LatentSpecification(channels=11, height=3, width=4, num_classes=5)
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from eqvae.errors import UserError
 from eqvae.generators.diffusion import DiffusionObjective
 from eqvae.generators.interpolant import Interpolant, InterpolantObjective
 from eqvae.generators.presets import FAMILIES, NAMES, PUBLISHED_LATENTS, SIZES, parse_recipe
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.generators.repa import RepaObjective
 from eqvae.generators.transformer import Transformer
-from eqvae.runtime.errors import UserError
 
 PUBLISHED_MILLIONS = {"s": 33.0, "b": 130.5, "l": 458.1, "xl": 675.1}
 

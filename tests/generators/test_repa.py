@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from eqvae.errors import UserError
 from eqvae.generators.diffusion import DiffusionObjective, GaussianDiffusion
 from eqvae.generators.interpolant import InterpolantObjective
 from eqvae.generators.presets import FAMILIES, Recipe
@@ -13,7 +14,6 @@ from eqvae.generators.repa import (
     token_cosine,
     write_teacher_tokens,
 )
-from eqvae.runtime.errors import UserError
 
 INNER = {
     "interpolant": InterpolantObjective(num_classes=5),

@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from eqvae.artifacts import read_journal, read_json, read_tensors
-from eqvae.generators.config import TrainConfig
+from eqvae.errors import Interrupted, UserError
 from eqvae.generators.export import GeneratorCard, read_generator
 from eqvae.generators.interpolant import Interpolant, InterpolantObjective
 from eqvae.generators.presets import SIZES, parse_recipe
 from eqvae.generators.protocol import LatentSpecification
-from eqvae.generators.run import CHECKPOINT, SNAPSHOTS, Run, transformer_flops
-from eqvae.generators.step import TrainingBatch, build_state
-from eqvae.runtime.distributed import Processes
-from eqvae.runtime.errors import Interrupted, UserError
+from eqvae.runs.train_config import TrainConfig
+from eqvae.runs.train_run import CHECKPOINT, SNAPSHOTS, Run, transformer_flops
 from eqvae.runtime.journal import Journal
+from eqvae.runtime.processes import Processes
 from eqvae.runtime.seeds import generator_for
 from eqvae.runtime.signals import StopRequest
+from eqvae.training.generator_step import TrainingBatch, build_state
 
 CPU = torch.device("cpu")
 OBJECTIVE = InterpolantObjective(num_classes=5, doubled_output=True)
@@ -84,7 +84,7 @@ class Session:
 @pytest.fixture
 def session(build_transformer, tmp_path: Path, monkeypatch):
     """Makes sessions that train 6 steps into a folder of the given name."""
-    monkeypatch.setattr("eqvae.generators.run.matrix_peak_flops_per_sec", lambda device, precision: 1e12)
+    monkeypatch.setattr("eqvae.runs.train_run.matrix_peak_flops_per_sec", lambda device, precision: 1e12)
 
     def make(name: str, **options) -> Session:
         faults = {key: options.pop(key) for key in list(options) if key in Session.__dataclass_fields__}

@@ -10,10 +10,10 @@ from jaxtyping import TypeCheckError
 from torch.utils.flop_counter import FlopCounterMode
 
 from eqvae.artifacts import to_plain
+from eqvae.errors import UserError
 from eqvae.generators.embeddings import position_embedding, time_frequencies
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.generators.transformer import Transformer, TransformerConfig, WithHidden
-from eqvae.runtime.errors import UserError
 
 UNCONDITIONAL = LatentSpecification(channels=3, height=4, width=6, num_classes=0)
 

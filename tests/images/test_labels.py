@@ -9,8 +9,8 @@ import datasets
 import pytest
 from PIL import Image
 
+from eqvae.errors import UserError
 from eqvae.images import ImageSource, encoding_batches, evaluation_batches, open_images
-from eqvae.runtime.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from eqvae.errors import UserError
 from eqvae.images import ImageBatch, ImageSource, adm_crop, evaluation_batches, open_images, to_images, training_batches
-from eqvae.runtime.errors import UserError
 
 
 def write_images(folder: Path, num_images: int, broken: tuple[int, ...] = ()) -> ImageSource:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eqvae.errors import UserError
 from eqvae.images import BrokenImageError, ImageSource, open_images
-from eqvae.runtime.errors import UserError
 
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 8, 7))
 

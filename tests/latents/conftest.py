@@ -9,8 +9,8 @@ from PIL import Image
 
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.latents import LatentCache
-from eqvae.latents.config import EncodeConfig
-from eqvae.latents.encode import encode
+from eqvae.runs.encode import encode
+from eqvae.runs.encode_config import EncodeConfig
 
 
 @pytest.fixture

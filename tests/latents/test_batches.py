@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from eqvae.errors import UserError
 from eqvae.latents import LatentBatch, LatentCache, training_batches
-from eqvae.runtime.errors import UserError
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from eqvae.artifacts import read_journal, read_json
+from eqvae.errors import Interrupted, UserError
 from eqvae.latents import LatentCache
-from eqvae.latents import encode as encode_module
-from eqvae.latents.config import EncodeConfig
-from eqvae.latents.encode import encode
 from eqvae.latents.index import INDEX
-from eqvae.runtime.errors import Interrupted, UserError
+from eqvae.runs import encode as encode_module
+from eqvae.runs.encode import encode
+from eqvae.runs.encode_config import EncodeConfig
 
 Configure = Callable[..., EncodeConfig]
 SHARDS = ("shard-00000.safetensors", "shard-00001.safetensors", "shard-00002.safetensors")
@@ -145,7 +145,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import pytest, torch
-from eqvae.latents import config as configuration, encode as encoding
+from eqvae.runs import encode as encoding, encode_config as configuration
 sys.path.insert(0, sys.argv[1])
 import conftest
 write, calls = Path.write_bytes, []

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from eqvae.artifacts import read_json
+from eqvae.errors import UserError
 from eqvae.images import adm_crop, open_images, to_images
 from eqvae.latents import LatentCache
 from eqvae.latents.coding import coding_of
-from eqvae.runtime.errors import UserError
 
 
 @pytest.fixture

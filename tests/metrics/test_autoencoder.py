@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from eqvae.errors import UserError
 from eqvae.metrics.autoencoder import LatentMoments, check_image_size, evaluate_autoencoder
 from eqvae.metrics.reconstruction import MAX_PSNR_DB
-from eqvae.runtime.errors import UserError
 
 CPU = torch.device("cpu")
 

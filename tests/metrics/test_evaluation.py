@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from eqvae.artifacts import read_json
-from eqvae.metrics.evaluation import EvaluateConfig, evaluate
-from eqvae.runtime.errors import UserError
+from eqvae.errors import UserError
+from eqvae.runs.evaluate import EvaluateConfig, evaluate
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_a_kill_leaves_no_mixture(config, small_autoencoder, monkeypatch):
     def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("eqvae.metrics.evaluation.write_environment", die)
+    monkeypatch.setattr("eqvae.runs.evaluate.write_environment", die)
     with pytest.raises(KeyboardInterrupt):
         evaluate(replace(config, num_images=3), small_autoencoder)
     assert not (config.out / "metrics.json").exists()

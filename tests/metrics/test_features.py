@@ -9,18 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from eqvae.errors import UserError
 from eqvae.images import adm_crop, open_images, to_images
-from eqvae.metrics.efficientnet import ConvolutionReLU6, fuse_for_inference
-from eqvae.metrics.features import (
+from eqvae.networks.efficientnet import ConvolutionReLU6, fuse_for_inference
+from eqvae.networks.features import (
     EfficientNetLite0,
     efficientnet_lite0_weights,
     inception_is_cached,
     load_features,
     metric_key,
 )
-from eqvae.metrics.inception import WEIGHTS_FILE, read_inception_weights
+from eqvae.networks.inception import WEIGHTS_FILE, read_inception_weights
 from eqvae.runtime.device import autocast
-from eqvae.runtime.errors import UserError
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_a_fused_convolution_is_the_same_with_and_without_its_kernel(monkeypatch
         y = layer(x)
         with autocast(torch.device("cpu"), "bf16"):
             assert layer(x).dtype == torch.bfloat16
-        monkeypatch.setattr("eqvae.metrics.efficientnet._has_fused_kernel", lambda: False)
+        monkeypatch.setattr("eqvae.networks.efficientnet._has_fused_kernel", lambda: False)
         torch.testing.assert_close(y, layer(x))
     assert float(y.max()) == 6.0 if has_relu6 else float(y.max()) > 6.0
 

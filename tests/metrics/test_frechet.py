@@ -9,8 +9,8 @@ import pytest
 import scipy.linalg
 import torch
 
+from eqvae.errors import UserError
 from eqvae.metrics.frechet import FeatureMoments, frechet_distance
-from eqvae.runtime.errors import UserError
 
 
 def normal(*shape, seed=0):
@@ -130,7 +130,7 @@ def test_two_processes_sum_to_the_moments_of_one(tmp_path):
             """
             import torch
             from eqvae.metrics.frechet import FeatureMoments
-            from eqvae.runtime.distributed import join_processes
+            from eqvae.runtime.processes import join_processes
 
             processes = join_processes(torch.device("cpu"))
             features = torch.randn(101, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 30.0

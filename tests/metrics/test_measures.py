@@ -8,9 +8,9 @@ from torch import Tensor
 from eqvae.artifacts import read_json
 from eqvae.metrics.autoencoder import evaluate_autoencoder
 from eqvae.metrics.equivariance import evaluation_transforms
-from eqvae.metrics.evaluation import EvaluateConfig, evaluate
-from eqvae.metrics.features import FeatureExtractor, Features
 from eqvae.metrics.measures import LatentGeometry, LatentSpectrum, ReconstructionDistance, TransformedDistance
+from eqvae.networks.features import FeatureExtractor, Features
+from eqvae.runs.evaluate import EvaluateConfig, evaluate
 
 CPU = torch.device("cpu")
 

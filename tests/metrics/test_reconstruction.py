@@ -5,8 +5,8 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from eqvae.errors import UserError
 from eqvae.metrics.reconstruction import MAX_PSNR_DB, Lpips, lpips_is_cached, psnr_db, ssim
-from eqvae.runtime.errors import UserError
 
 
 def noisy_pair():

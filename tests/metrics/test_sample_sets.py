@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from eqvae.artifacts.adm_archive import moments_in
+from eqvae.errors import UserError
 from eqvae.images import adm_crop, decode_image
-from eqvae.metrics.sample_sets import open_reference, open_samples, read_sample_set, write_sample_set
-from eqvae.runtime.errors import UserError
+from eqvae.images.sample_sets import open_reference, open_samples, read_sample_set, write_sample_set
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ from PIL import Image, ImageFilter
 from torch_fidelity.metric_isc import isc_features_to_metric
 
 from eqvae.artifacts import read_json
+from eqvae.errors import UserError
 from eqvae.images import adm_crop, open_images
+from eqvae.images.sample_sets import write_sample_set
 from eqvae.metrics.comparison import check_comparable
-from eqvae.metrics.features import load_features
-from eqvae.metrics.sample_sets import write_sample_set
-from eqvae.metrics.score import ScoreConfig, score, score_features
 from eqvae.metrics.statistics import FeatureStatistics, Provenance
-from eqvae.runtime.errors import UserError
+from eqvae.networks.features import load_features
+from eqvae.runs.score import ScoreConfig, score, score_features
 
 SMALL, LITE = "test_resnet", "efficientnet_lite0"
 
@@ -256,7 +256,7 @@ def test_a_kill_leaves_no_mixture(config, monkeypatch):
     def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("eqvae.metrics.score.write_environment", die)
+    monkeypatch.setattr("eqvae.runs.score.write_environment", die)
     with pytest.raises(KeyboardInterrupt):
         score(replace(config, num_images=5))
     assert not (config.out / "metrics.json").exists()

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from eqvae.artifacts import write_tensors
-from eqvae.metrics.features import FeatureExtractor, Features
-from eqvae.metrics.sample_sets import open_samples, write_sample_set
+from eqvae.errors import UserError
+from eqvae.images.sample_sets import open_samples, write_sample_set
 from eqvae.metrics.statistics import (
     FeatureStatistics,
     compute_statistics,
     holds_statistics,
     with_adm_moments,
 )
-from eqvae.runtime.distributed import Processes
-from eqvae.runtime.errors import UserError
+from eqvae.networks.features import FeatureExtractor, Features
+from eqvae.runtime.processes import Processes
 
 CPU = torch.device("cpu")
 ALONE = Processes(rank=0, count=1, device=CPU)

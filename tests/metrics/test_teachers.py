@@ -4,9 +4,9 @@ import pytest
 import timm
 import torch
 
-from eqvae.metrics.features import EfficientNetLite0
-from eqvae.metrics.teachers import DINOV2_B, load_teacher
-from eqvae.runtime.errors import UserError
+from eqvae.errors import UserError
+from eqvae.networks.features import EfficientNetLite0
+from eqvae.networks.teachers import DINOV2_B, load_teacher
 
 VIT = "vit_tiny_patch16_224"
 

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from eqvae.autoencoders import load_autoencoder
-from eqvae.generators.config import TrainConfig
-from eqvae.latents.config import EncodeConfig
-from eqvae.latents.encode import encode
+from eqvae.runs.encode import encode
+from eqvae.runs.encode_config import EncodeConfig
+from eqvae.runs.train_config import TrainConfig
 
 TINY = "untrained:tiny-kl"
 TINY_VQ = "untrained:tiny-vq"
@@ -20,7 +20,7 @@ TINY_VQ = "untrained:tiny-vq"
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test reach for the network, nor spend seconds on measuring the processor."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("eqvae.generators.run.matrix_peak_flops_per_sec", lambda device, precision: 1e12)
+    monkeypatch.setattr("eqvae.runs.train_run.matrix_peak_flops_per_sec", lambda device, precision: 1e12)
 
 
 def write_images(folder: Path, names: str, num_images: int = 12, seed: int = 0) -> Path:

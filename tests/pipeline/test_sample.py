@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eqvae.generators.config import TrainConfig
-from eqvae.pipeline.sample import sample_images
-from eqvae.pipeline.train import train_generator
-from eqvae.runtime.errors import Interrupted, UserError
+from eqvae.errors import Interrupted, UserError
+from eqvae.runs.sample import sample_images
+from eqvae.runs.train import train_generator
+from eqvae.runs.train_config import TrainConfig
 from eqvae.sampling.config import SampleConfig
 
 
@@ -68,7 +68,7 @@ def test_a_run_that_is_not_finished(configure, monkeypatch, tmp_path):
         raise Interrupted("as if by a signal")
 
     with monkeypatch.context() as context, pytest.raises(Interrupted):
-        context.setattr("eqvae.generators.run.Run._finish", stop)
+        context.setattr("eqvae.runs.train_run.Run._finish", stop)
         train_generator(config)
     assert (
         sample_images(

@@ -7,14 +7,14 @@ import torch
 from torch.nn import functional as F
 
 from eqvae.artifacts import read_journal
-from eqvae.generators.config import TrainConfig
+from eqvae.errors import UserError
 from eqvae.generators.export import read_generator
 from eqvae.generators.presets import parse_recipe
 from eqvae.latents import LatentCache
-from eqvae.pipeline.teaching import TeacherTokens, teach
-from eqvae.pipeline.train import train_generator
-from eqvae.runtime.distributed import Processes
-from eqvae.runtime.errors import UserError
+from eqvae.latents.teaching import TeacherTokens, teach
+from eqvae.runs.train import train_generator
+from eqvae.runs.train_config import TrainConfig
+from eqvae.runtime.processes import Processes
 
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
 REPA = {"recipe": "repa-sit-ti-4", "teacher": "efficientnet-lite0"}

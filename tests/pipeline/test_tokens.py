@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from eqvae.artifacts import read_journal, read_tensors
-from eqvae.cli.main import run
-from eqvae.generators.config import TrainConfig
+from eqvae.cli import run
+from eqvae.errors import UserError
 from eqvae.generators.export import read_generator
-from eqvae.generators.run import CHECKPOINT
 from eqvae.latents import LatentCache
-from eqvae.pipeline.sample import sample_images
-from eqvae.pipeline.train import describe_plan, train_generator
-from eqvae.runtime.errors import UserError
+from eqvae.runs.sample import sample_images
+from eqvae.runs.train import describe_plan, train_generator
+from eqvae.runs.train_config import TrainConfig
+from eqvae.runs.train_run import CHECKPOINT
 from eqvae.sampling.config import SampleConfig
 
 

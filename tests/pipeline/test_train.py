@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from eqvae.artifacts import read_journal, read_json, read_tensors, write_json
+from eqvae.errors import UserError
 from eqvae.generators.checkpoints import load_generator, read_generator_weights
 from eqvae.generators.export import read_generator
 from eqvae.generators.presets import parse_recipe
-from eqvae.generators.run import CHECKPOINT
+from eqvae.images.sample_sets import open_reference
 from eqvae.latents import LatentCache
-from eqvae.metrics.features import load_features
-from eqvae.metrics.sample_sets import open_reference
 from eqvae.metrics.statistics import compute_statistics
-from eqvae.pipeline.train import describe_plan, train_generator
-from eqvae.runtime.distributed import Processes
-from eqvae.runtime.errors import UserError
+from eqvae.networks.features import load_features
+from eqvae.runs.train import describe_plan, train_generator
+from eqvae.runs.train_run import CHECKPOINT
+from eqvae.runtime.processes import Processes
 
 
 def losses(out: Path, name: str = "loss") -> list[float]:

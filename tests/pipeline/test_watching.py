@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from eqvae.autoencoders import load_autoencoder
-from eqvae.generators.config import TrainConfig
 from eqvae.generators.export import read_generator
-from eqvae.pipeline.train import train_generator
-from eqvae.pipeline.watching import SampleWatch, load_reference
-from eqvae.runtime.distributed import Processes
+from eqvae.runs.train import train_generator
+from eqvae.runs.train_config import TrainConfig
+from eqvae.runs.watching import SampleWatch, load_reference
+from eqvae.runtime.processes import Processes
 
 CPU = torch.device("cpu")
 ALONE = Processes(rank=0, count=1, device=CPU)

@@ -5,8 +5,8 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
+from eqvae.evidence.curves import run_panels
 from eqvae.report.contents import read_folders
-from eqvae.report.curves import run_panels
 from eqvae.report.panels import MAX_POINTS, Panel, Series, draw_panel, draw_panels, smooth
 
 

@@ -6,11 +6,11 @@ import re
 import pytest
 
 from eqvae.artifacts import JOURNAL, read_json, write_json
-from eqvae.metrics.evaluation import EvaluateConfig, evaluate
+from eqvae.evidence.curves import run_panels
 from eqvae.report import overview, read_folders, write_report
 from eqvae.report.columns import card_columns, main_columns
-from eqvae.report.curves import run_panels
 from eqvae.report.tables import comparison_table
+from eqvae.runs.evaluate import EvaluateConfig, evaluate
 
 LABELS = ["Tokens kept, rotation", "Tokens kept, scale", "Codes used", "Codebook perplexity"]
 BASE = {"token_agreement_rotation": 0.21, "token_agreement_scale": 0.4, "codebook_usage": 0.5,

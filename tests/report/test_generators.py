@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import eqvae.generators.run as generator_run
+import eqvae.runs.train_run as generator_run
 from eqvae.artifacts import read_json, write_json
-from eqvae.cli.main import run
+from eqvae.cli import run
+from eqvae.errors import UserError
+from eqvae.evidence.shared_curves import shared_curves
 from eqvae.report import read_folders, write_figures, write_report
 from eqvae.report.generator_panels import training_panels
 from eqvae.report.generator_text import describe_training, drawing_facts
 from eqvae.report.headline import headline
 from eqvae.report.score_tables import score_tables
-from eqvae.report.shared_curves import shared_curves
 from eqvae.report.sheets import read_sheet, sample_sheet, stages
-from eqvae.runtime.errors import UserError
 
 LITE = "fd_efficientnet_lite0"
 

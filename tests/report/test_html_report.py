@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from eqvae.artifacts import write_json
+from eqvae.errors import UserError
 from eqvae.report import write_report
-from eqvae.runtime.errors import UserError
 
 
 @pytest.fixture

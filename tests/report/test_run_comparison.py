@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 
 from eqvae.artifacts import read_json, write_json
+from eqvae.errors import UserError
+from eqvae.evidence.seed_intervals import Interval
+from eqvae.evidence.training_arms import read_arms
 from eqvae.report.comparison_charts import TIMES, curves_figure, speed_up_figure
 from eqvae.report.comparison_text import comparison_markdown, headline_lines, show_interval
-from eqvae.report.run_comparison import CompareConfig, compare_arms, compare_runs
-from eqvae.report.seed_intervals import Interval
 from eqvae.report.tables import MISSING, with_minus_sign
-from eqvae.report.training_arms import read_arms
-from eqvae.runtime.errors import UserError
+from eqvae.runs.compare import CompareConfig, compare_arms, compare_runs
 
 Q = "fd_efficientnet_lite0"
 

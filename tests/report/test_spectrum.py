@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from eqvae.artifacts import SPECTRUM, write_json
+from eqvae.errors import UserError
 from eqvae.report.contents import read_folders
 from eqvae.report.spectrum import Spectrum
 from eqvae.report.spectrum_chart import draw_spectra, spectrum_charts, spectrum_figure
-from eqvae.runtime.errors import UserError
 
 
 def charts(*folders):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from eqvae.artifacts import read_json, write_json
-from eqvae.report.training_arms import read_arms, recipes_own_fields
+from eqvae.errors import UserError
+from eqvae.evidence.training_arms import read_arms, recipes_own_fields
 from eqvae.report.training_curves import read_curve
-from eqvae.runtime.errors import UserError
 
 Q = "fd_efficientnet_lite0"
 

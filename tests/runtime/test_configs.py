@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from eqvae.artifacts import to_plain
-from eqvae.runtime.configs import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, check_ranges, check_same_run
-from eqvae.runtime.errors import UserError
+from eqvae.errors import UserError
+from eqvae.runtime.run_folder import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, check_ranges, check_same_run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eqvae.runtime.distributed import Processes, join_processes
+from eqvae.runtime.processes import Processes, join_processes
 
 PROGRAM = """
 import atexit
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import torch
-from eqvae.runtime.distributed import join_processes
+from eqvae.runtime.processes import join_processes
 
 
 def report():

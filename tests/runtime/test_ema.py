@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from eqvae.runtime.ema import Ema, PowerEma, find_snapshots, gamma_of, mixture_weights, reconstruct
-from eqvae.runtime.errors import UserError
+from eqvae.errors import UserError
+from eqvae.training.ema import Ema, PowerEma, find_snapshots, gamma_of, mixture_weights, reconstruct
 
 
 class _Module(nn.Module):

@@ -23,18 +23,18 @@ from eqvae.artifacts import (
     write_json,
     write_tensors,
 )
-from eqvae.runtime.checkpoint import (
+from eqvae.errors import UserError, nearest_name
+from eqvae.runtime.journal import Journal, write_environment
+from eqvae.runtime.progress import Progress
+from eqvae.runtime.seeds import generator_for
+from eqvae.runtime.signals import stop_on_signals
+from eqvae.training.checkpoint import (
     load_optimizer_tensors,
     optimizer_tensors,
     read_checkpoint,
     sub_state,
     write_checkpoint,
 )
-from eqvae.runtime.errors import UserError, nearest_name
-from eqvae.runtime.journal import Journal, write_environment
-from eqvae.runtime.progress import Progress
-from eqvae.runtime.seeds import generator_for
-from eqvae.runtime.signals import stop_on_signals
 
 # Atomic writes ------------------------------------------------------------------------------------------------------
 

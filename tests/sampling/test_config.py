@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from eqvae.runtime.errors import UserError
+from eqvae.errors import UserError
 from eqvae.sampling.config import SampleConfig
 
 

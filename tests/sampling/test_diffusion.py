@@ -7,8 +7,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
+from eqvae.errors import UserError
 from eqvae.generators.diffusion import GaussianDiffusion
-from eqvae.runtime.errors import UserError
 from eqvae.runtime.seeds import generator_for
 from eqvae.sampling import ImageNoise, ddim, ddpm
 from eqvae.sampling.noise import NOISE_STREAM

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from eqvae.errors import UserError
 from eqvae.generators.export import Generator, GeneratorCard
 from eqvae.generators.interpolant import Interpolant
 from eqvae.generators.maskgit_transformer import MaskTransformer, MaskTransformerConfig
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.generators.transformer import Transformer, TransformerConfig
-from eqvae.runtime.errors import UserError
 from eqvae.sampling.config import SampleConfig
 from eqvae.sampling.draw import Drawer
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eqvae.runtime.errors import UserError
+from eqvae.errors import UserError
 from eqvae.sampling.guidance import autoguidance, classifier_free_guidance
 
 NULL = 10

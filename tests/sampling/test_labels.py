@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eqvae.runtime.errors import UserError
+from eqvae.errors import UserError
 from eqvae.sampling.labels import balanced_labels, listed_labels, random_labels
 
 

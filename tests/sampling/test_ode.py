@@ -9,8 +9,8 @@ import torch
 from scipy.integrate import RK45, solve_ivp
 from torchdiffeq import odeint
 
+from eqvae.errors import UserError
 from eqvae.generators.interpolant import Interpolant
-from eqvae.runtime.errors import UserError
 from eqvae.sampling import ImageNoise, dopri5, euler, heun
 from eqvae.sampling.dormand_prince import ERROR, NODES, STAGES, integrate
 

@@ -13,15 +13,15 @@ from PIL import Image
 from torch import Tensor
 
 from eqvae.artifacts import read_json, write_json
+from eqvae.errors import Interrupted, UserError
 from eqvae.generators.export import Generator, GeneratorCard
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.generators.transformer import Transformer, TransformerConfig
-from eqvae.runtime.distributed import Processes
-from eqvae.runtime.errors import Interrupted, UserError
-from eqvae.sampling import run as run_module
+from eqvae.runs import sample_run as run_module
+from eqvae.runs.sample_run import PARTS, SAMPLES, SHEET, contact_sheet, sample, sheet_indices
+from eqvae.runtime.processes import Processes
 from eqvae.sampling.config import SampleConfig
 from eqvae.sampling.draw import Drawer
-from eqvae.sampling.run import PARTS, SAMPLES, SHEET, contact_sheet, sample, sheet_indices
 
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
 

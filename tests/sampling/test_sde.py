@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
+from eqvae.errors import UserError
 from eqvae.generators.interpolant import Interpolant
-from eqvae.runtime.errors import UserError
 from eqvae.runtime.seeds import generator_for
 from eqvae.sampling import ImageNoise, euler_maruyama
 from eqvae.sampling.noise import NOISE_STREAM

@@ -9,10 +9,10 @@ import torch
 from scipy.stats import kstest
 from scipy.stats.qmc import Halton
 
+from eqvae.errors import UserError
 from eqvae.generators.maskgit_transformer import MaskTransformer, MaskTransformerConfig
 from eqvae.generators.masking import tokens_per_step
 from eqvae.generators.protocol import LatentSpecification
-from eqvae.runtime.errors import UserError
 from eqvae.sampling.halton import halton_order
 from eqvae.sampling.token_noise import TokenNoise
 from eqvae.sampling.tokens import TokenDecoding, classifier_free_token_guidance, confidence, halton

@@ -24,12 +24,12 @@ import tyro
 from PIL import Image, ImageFilter
 
 from eqvae.images import open_images
-from eqvae.metrics.features import Measure, load_features, metric_key
-from eqvae.metrics.sample_sets import open_samples, write_sample_set
-from eqvae.metrics.score import score_features
+from eqvae.networks.features import Measure, load_features, metric_key
+from eqvae.images.sample_sets import open_samples, write_sample_set
+from eqvae.runs.score import score_features
 from eqvae.metrics.statistics import FeatureStatistics, compute_statistics
 from eqvae.runtime.device import Precision, choose_device, place
-from eqvae.runtime.distributed import join_processes
+from eqvae.runtime.processes import join_processes
 from eqvae.runtime.journal import device_name, installed_version
 
 Damage = Callable[[Image.Image, int], Image.Image]

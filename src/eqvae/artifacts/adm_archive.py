@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from eqvae.artifacts import write_atomically
-from eqvae.runtime.errors import UserError
+from eqvae.errors import UserError
 
 SAMPLES = "samples.npz"
 """What `eqvae sample` writes into its output folder."""
@@ -41,13 +41,7 @@ class SampleSet:
 def write_sample_set(
     path: Path, images: UInt8[np.ndarray, "n h w 3"], labels: Int64[np.ndarray, " n"] | None = None
 ) -> None:
-    """Write an `.npz` in ADM's layout, which ADM's evaluator reads as it is; atomic, not compressed.
-
-    Args:
-        path: The file, `samples.npz` in a run's folder.
-        images: 0 ... 255; may be a `numpy.memmap`, which is then copied piece by piece.
-        labels: Classes, or None.
-    """
+    """Write an `.npz` in ADM's layout, which ADM's evaluator reads as it is; atomic, not compressed."""
     arrays = {IMAGES_KEY: images} | ({} if labels is None else {LABELS_KEY: labels})
 
     def write(temporary: Path) -> None:
@@ -58,17 +52,7 @@ def write_sample_set(
 
 
 def read_sample_set(path: Path) -> SampleSet:
-    """Read an `.npz` in ADM's layout into memory.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Images and labels.
-
-    Raises:
-        UserError: If it is damaged or holds something else.
-    """
+    """Read an `.npz` in ADM's layout into memory."""
     check_header(path)
     with reading(path), np.load(path, allow_pickle=False) as arrays:
         images = arrays[IMAGES_KEY]
@@ -79,34 +63,14 @@ def read_sample_set(path: Path) -> SampleSet:
 
 
 def moments_in(path: Path) -> frozenset[str]:
-    """List which of ADM's moments an `.npz` holds.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Some of `mu`, `sigma`, `mu_s` and `sigma_s`; empty for a set of images, and for a file that is not there.
-
-    Raises:
-        UserError: If it is no `.npz`.
-    """
+    """List which of ADM's moments an `.npz` holds."""
     if not path.is_file():
         return frozenset()
     return frozenset(_list_keys(path)) & set(MOMENT_KEYS)
 
 
 def has_images(path: Path) -> bool:
-    """Whether an `.npz` holds images.
-
-    Args:
-        path: The file.
-
-    Returns:
-        True where `arr_0` is there.
-
-    Raises:
-        UserError: If it is no `.npz`.
-    """
+    """Whether an `.npz` holds images."""
     return IMAGES_KEY in _list_keys(path)
 
 

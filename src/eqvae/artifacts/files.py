@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from eqvae.runtime.errors import UserError
+from eqvae.errors import UserError
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
@@ -33,12 +33,7 @@ _PATIENCE_SEC = 15.0
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, sync it to disk and rename it into place.
-
-    Args:
-        path: The final name.
-        write: Called with the temporary name.
-    """
+    """Let `write` fill a temporary file beside `path`, sync it to disk and rename it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
@@ -54,12 +49,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
-    """Let `fill` write a folder beside its final place and rename it there, so that it is never half-written.
-
-    Args:
-        folder: The final name; what lies there is removed.
-        fill: Called with the temporary folder, which is empty.
-    """
+    """Let `fill` write a folder beside its final place and rename it there, so that it is never half-written."""
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -69,14 +59,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
 
 
 def to_plain(value: Any) -> Any:
-    """Turn records, paths, tuples and NumPy scalars into what JSON knows.
-
-    Args:
-        value: Anything that a config or a record holds.
-
-    Returns:
-        Dictionaries, lists, strings, numbers, booleans or None.
-    """
+    """Turn records, paths, tuples and NumPy scalars into what JSON knows."""
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
@@ -89,28 +72,13 @@ def to_plain(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write readable JSON atomically.
-
-    Args:
-        path: The file.
-        value: A record or a mapping; see `to_plain`. NaN and infinities are refused.
-    """
+    """Write readable JSON atomically."""
     text = json.dumps(to_plain(value), indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its content.
-
-    Raises:
-        UserError: If it is missing or no JSON object.
-    """
+    """Read a JSON object."""
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:
@@ -123,14 +91,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_journal(folder: Path) -> list[dict[str, Any]]:
-    """Read the records of a run, in order; a torn line, as a kill leaves it, and all that is no object is left out.
-
-    Args:
-        folder: The run's folder.
-
-    Returns:
-        One mapping for each record; empty where there is no journal.
-    """
+    """Read the records of a run, in order; a torn line, as a kill leaves it, and all that is no object is left out."""
     path = folder / JOURNAL
     if not path.exists():
         return []
@@ -146,18 +107,7 @@ def read_journal(folder: Path) -> list[dict[str, Any]]:
 
 
 def claim_output_folder(folder: Path, command: str) -> dict[str, Any] | None:
-    """See whether a command may write into a folder: a new one, an empty one, or one of its own.
-
-    Args:
-        folder: The output folder; it is not made here.
-        command: The command's name.
-
-    Returns:
-        The configuration that the same command left there, or None where the folder is new or empty.
-
-    Raises:
-        UserError: If something else lies there, or nothing can be written there.
-    """
+    """See whether a command may write into a folder: a new one, an empty one, or one of its own."""
     if (folder / CONFIG).is_file():
         saved = read_json(folder / CONFIG)
         if saved.get("command") != command:
@@ -177,16 +127,6 @@ def hold_output_folder(folder: Path, *, hold: bool = True) -> Iterator[None]:
 
     The lock is the system's, on the folder itself: it leaves no file behind and ends with its holder. Where there are
     no such locks (Windows, some network file systems) nothing is kept out.
-
-    Args:
-        folder: The output folder, which exists.
-        hold: False for those that write beside a first process which holds it.
-
-    Yields:
-        While it is held.
-
-    Raises:
-        UserError: If another process still holds it after some seconds.
     """
     if not hold or sys.platform == "win32":
         yield
@@ -214,15 +154,7 @@ def hold_output_folder(folder: Path, *, hold: bool = True) -> Iterator[None]:
 
 
 def check_writable(folder: Path, flag: str) -> None:
-    """See whether files can be written into a folder, before a long computation ends in vain.
-
-    Args:
-        folder: The folder; it may be missing and is not made here.
-        flag: What named it, for the error.
-
-    Raises:
-        UserError: If the folder, or the nearest one above it that exists, is a file or can't be written into.
-    """
+    """See whether files can be written into a folder, before a long computation ends in vain."""
     absolute = folder.absolute()
     existing = next(path for path in (absolute, *absolute.parents) if os.path.lexists(path))
     if not existing.is_dir():
@@ -237,29 +169,13 @@ def check_writable(folder: Path, flag: str) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically.
-
-    Args:
-        path: The file.
-        tensors: Named tensors; made contiguous and moved to the CPU here.
-        metadata: Text to keep in the file's header.
-    """
+    """Write a safetensors file atomically."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, lambda temporary: save_file(plain, temporary, metadata=dict(metadata or {})))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its tensors and its metadata.
-
-    Raises:
-        UserError: If it is missing, truncated or no safetensors file.
-    """
+    """Read a safetensors file."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118

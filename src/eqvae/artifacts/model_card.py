@@ -41,9 +41,5 @@ class ModelCard:
     eqvae_version: str
 
     def write(self, folder: Path) -> None:
-        """Write into the model's folder.
-
-        Args:
-            folder: The folder of the exported autoencoder.
-        """
+        """Write into the model's folder."""
         write_json(folder / MODEL_CARD, self)

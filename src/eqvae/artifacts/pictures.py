@@ -12,14 +12,7 @@ from eqvae.artifacts.files import read_tensors, write_tensors
 
 
 def to_uint8(x: Float[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h w"]:
-    """Round images in [-1, 1] to 8 bits, as files and metrics see them.
-
-    Args:
-        x: Images; values outside [-1, 1] are clamped.
-
-    Returns:
-        Images in 0 ... 255.
-    """
+    """Round images in [-1, 1] to 8 bits, as files and metrics see them."""
     return ((x.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
 
 
@@ -49,11 +42,7 @@ class Pictures:
     """Names of the transforms, as figures print them, e.g. "s = 0.5" and "90 degrees"."""
 
     def write(self, path: Path) -> None:
-        """Write as safetensors.
-
-        Args:
-            path: The file.
-        """
+        """Write as safetensors."""
         tensors = {"images": self.images, "latents": self.latents, "reconstructions": self.reconstructions}
         for index, (encoded, decoded) in enumerate(
             zip(self.encoded_transformed, self.decoded_transformed, strict=True)
@@ -63,14 +52,7 @@ class Pictures:
 
     @classmethod
     def read(cls, path: Path) -> "Pictures":
-        """Read what `write` wrote.
-
-        Args:
-            path: The file.
-
-        Returns:
-            The record.
-        """
+        """Read what `write` wrote."""
         tensors, metadata = read_tensors(path)
         names = tuple(json.loads(metadata["transforms"]))
         return cls(

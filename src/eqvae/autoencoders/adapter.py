@@ -26,13 +26,7 @@ class DiffusersAutoencoder(Autoencoder):
     model_classes: ClassVar[tuple[type[ModelMixin], ...]]
 
     def __init__(self, model: Any, *, name: str, stride: int) -> None:
-        """Wrap a model.
-
-        Args:
-            model: An instance of one of `model_classes`.
-            name: The preset, hub id or path that it was loaded from.
-            stride: Pixels per latent cell.
-        """
+        """Wrap a model."""
         super().__init__()
         self.model = model
         self.name = name
@@ -40,21 +34,10 @@ class DiffusersAutoencoder(Autoencoder):
         self.latent_channels = model.config.latent_channels
 
     def decode(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h2 w2"]:
-        """Decode raw latents.
-
-        Args:
-            z: Raw latents.
-
-        Returns:
-            Images, nominally in [-1, 1] but not clamped.
-        """
+        """Decode raw latents."""
         return self.model.decode(z).sample
 
     def save(self, folder: Path) -> None:
-        """Write `config.json` and the weights as safetensors, each atomically.
-
-        Args:
-            folder: An existing folder.
-        """
+        """Write `config.json` and the weights as safetensors, each atomically."""
         write_json(folder / CONFIG, json.loads(self.model.to_json_string()))
         write_tensors(folder / f"{WEIGHTS}.safetensors", self.model.state_dict(), {"format": "pt"})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eqvae.artifacts import read_json, read_tensors
-from eqvae.runtime.errors import UserError
+from eqvae.errors import UserError
 
 _LEGACY_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _LEGACY_PATTERN = re.compile(rf"(attentions\.\d+)\.({'|'.join(_LEGACY_ATTENTION)})\.")
@@ -29,14 +29,7 @@ _INERT_GLOBALS: list[Any] = [(_Inert, "pytorch_lightning.callbacks.model_checkpo
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a weight file; one that is missing, truncated or without weights, or that holds code, is a `UserError`.
-
-    Args:
-        path: A `.safetensors` file, a pickled state dict (`.bin`, `.ckpt`, `.pt`, `.pth`), or a shard index (`.json`).
-
-    Returns:
-        Named tensors on the CPU, floating-point ones in fp32.
-    """
+    """Read a weight file; one that is missing, truncated or without weights, or that holds code, is a `UserError`."""
     if path.suffix == ".json":
         state = _read_shards(path)
     elif path.suffix == ".safetensors":
@@ -88,14 +81,7 @@ def _unreadable(path: Path) -> UserError:
 
 
 def rename_legacy_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the attention weights of old Stable Diffusion folders their present names, as diffusers does.
-
-    Args:
-        state: Weights, perhaps with `query`, `key`, `value` and `proj_attn`.
-
-    Returns:
-        The same tensors under present names.
-    """
+    """Give the attention weights of old Stable Diffusion folders their present names, as diffusers does."""
     return {
         _LEGACY_PATTERN.sub(lambda found: f"{found[1]}.{_LEGACY_ATTENTION[found[2]]}.", key): tensor
         for key, tensor in state.items()

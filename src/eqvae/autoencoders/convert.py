@@ -19,7 +19,7 @@ from eqvae.autoencoders.ldm import diffusers_to_ldm
 from eqvae.autoencoders.loading import load_autoencoder
 from eqvae.autoencoders.presets import PRESETS, UNTRAINED
 from eqvae.autoencoders.protocol import Autoencoder
-from eqvae.runtime.errors import UserError
+from eqvae.errors import UserError
 
 Format = Literal["diffusers", "ldm"]
 
@@ -85,19 +85,7 @@ def convert(source: str, destination: Path, to: Format) -> Converted:
 
 
 def describe_ldm(model: Any, source: str) -> dict[str, Any]:
-    """Say how CompVis' code builds a model.
-
-    Args:
-        model: One of diffusers'.
-        source: Where it is from, for the message.
-
-    Returns:
-        `target` (what is built), `embed_dim`, `ddconfig` and, for a codebook, `n_embed`: entries of a config of
-        latent-diffusion.
-
-    Raises:
-        UserError: If CompVis' code has no such architecture.
-    """
+    """Say how CompVis' code builds a model."""
     class_name, config = type(model).__name__, model.config
     _check_ldm_class(source, class_name)
     is_discrete = class_name == "VQModel"

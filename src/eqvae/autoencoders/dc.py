@@ -17,23 +17,11 @@ class DCAutoencoder(DiffusersAutoencoder):
     model_classes = (AutoencoderDC,)
 
     def __init__(self, model: Any, *, name: str) -> None:
-        """Wrap a model; its stride follows from the number of its resolutions.
-
-        Args:
-            model: An `AutoencoderDC`.
-            name: The preset, hub id or path that it was loaded from.
-        """
+        """Wrap a model; its stride follows from the number of its resolutions."""
         super().__init__(model, name=name, stride=2 ** (len(model.config.encoder_block_out_channels) - 1))
 
     def encode(self, x: Float[Tensor, "n 3 h w"]) -> Posterior:
-        """Encode images.
-
-        Args:
-            x: Images, RGB in [-1, 1]; both sides divisible by `stride`.
-
-        Returns:
-            The raw latents as a point.
-        """
+        """Encode images."""
         return Posterior(mean=self.model.encode(x).latent)
 
     @property
@@ -43,9 +31,5 @@ class DCAutoencoder(DiffusersAutoencoder):
         return layer if isinstance(layer, nn.Conv2d) else layer.conv
 
     def set_latent_statistics(self, statistics: LatentStatistics) -> None:
-        """Write `scaling_factor`, the reciprocal of the root mean square: the family's config has no shift.
-
-        Args:
-            statistics: Per-channel mean and standard deviation of raw latents.
-        """
+        """Write `scaling_factor`, the reciprocal of the root mean square: the family's config has no shift."""
         self.model.register_to_config(scaling_factor=1.0 / math.hypot(*statistics.overall()))

@@ -4,7 +4,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 from eqvae.artifacts import CONFIG, read_json
-from eqvae.runtime.errors import UserError
+from eqvae.errors import UserError
 
 WEIGHT_FILES = (
     "diffusion_pytorch_model.safetensors",
@@ -20,33 +20,14 @@ _OFFLINE_CHOICES = "Offline choices: the preset 'tiny-kl', or the path of a loca
 
 
 def looks_like_hub_id(name: str) -> bool:
-    """Say whether a name has the form OWNER/REPOSITORY.
-
-    Args:
-        name: What the user gave.
-
-    Returns:
-        True for two words with a slash between them, the second not being a file's name.
-    """
+    """Say whether a name has the form OWNER/REPOSITORY."""
     return (
         not name.endswith(_FILE_SUFFIXES) and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
     )
 
 
 def fetch_folder(repository: str, subfolder: str) -> Path:
-    """Bring config and weights into the hub's local cache; what is there already is not downloaded again.
-
-    Args:
-        repository: The hub id.
-        subfolder: The model's folder; empty looks in the root and then in `vae`.
-
-    Returns:
-        The local folder.
-
-    Raises:
-        UserError: If the repository does not exist, is closed to this user, holds no autoencoder, or is neither in the
-            cache nor within reach.
-    """
+    """Bring config and weights into the hub's local cache; what is there already is not downloaded again."""
     folders = (subfolder,) if subfolder else ("", "vae")
     cached = next((found for folder in folders if (found := _find_cached(repository, folder)) is not None), None)
     if cached is not None:

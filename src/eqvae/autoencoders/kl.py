@@ -19,23 +19,11 @@ class KLAutoencoder(DiffusersAutoencoder):
     model_classes = (AutoencoderKL, AutoencoderKLFlux2)
 
     def __init__(self, model: Any, *, name: str) -> None:
-        """Wrap a model; its stride follows from the number of its resolutions.
-
-        Args:
-            model: An `AutoencoderKL` or `AutoencoderKLFlux2`.
-            name: The preset, hub id or path that it was loaded from.
-        """
+        """Wrap a model; its stride follows from the number of its resolutions."""
         super().__init__(model, name=name, stride=2 ** (len(model.config.block_out_channels) - 1))
 
     def encode(self, x: Float[Tensor, "n 3 h w"]) -> Posterior:
-        """Encode images; the log variance is clamped to [-30, 20] by diffusers.
-
-        Args:
-            x: Images, RGB in [-1, 1]; both sides divisible by `stride`.
-
-        Returns:
-            The Gaussian posterior over raw latents.
-        """
+        """Encode images; the log variance is clamped to [-30, 20] by diffusers."""
         posterior = self.model.encode(x).latent_dist
         return Posterior(mean=posterior.mean, log_variance=posterior.logvar)
 
@@ -51,9 +39,6 @@ class KLAutoencoder(DiffusersAutoencoder):
         `latents_mean` and `latents_std` normalizes channels by them *and* multiplies by `scaling_factor`, so that the
         latter must become 1. All others know the scalars only: `(z - shift_factor) * scaling_factor`. There,
         `latents_mean` must stay empty: filled in, SDXL's pipeline would divide by the standard deviation twice.
-
-        Args:
-            statistics: Per-channel mean and standard deviation of raw latents.
         """
         config = self.model.config
         if isinstance(self.model, AutoencoderKLFlux2):

@@ -17,41 +17,19 @@ _ATTENTION_PATTERN = re.compile(rf"(attn_1|attn\.\d+)\.({'|'.join(map(re.escape,
 
 
 def select_autoencoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take the autoencoder's weights out of a checkpoint.
-
-    Args:
-        state: All weights of the file: of a diffusion model with its first stage, or of an autoencoder with, perhaps,
-            its loss and its EMA.
-
-    Returns:
-        Weights under CompVis' names, without prefix. Unknown names stay, for strict loading to report.
-    """
+    """Take the autoencoder's weights out of a checkpoint."""
     prefix = next(prefix for prefix in _PREFIXES if not prefix or any(key.startswith(prefix) for key in state))
     own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
     return {key: tensor for key, tensor in own.items() if not key.startswith(_TRAINING_STATE)}
 
 
 def is_ldm(state: Mapping[str, Tensor]) -> bool:
-    """Say whether these are an autoencoder's weights under CompVis' names.
-
-    Args:
-        state: Weights without prefix.
-
-    Returns:
-        True if the layers that the architecture is read from are there.
-    """
+    """Say whether these are an autoencoder's weights under CompVis' names."""
     return {"encoder.down.0.block.0.conv1.weight", "encoder.conv_in.weight", "decoder.conv_in.weight"} <= set(state)
 
 
 def infer_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read the architecture off names and shapes.
-
-    Args:
-        state: Weights under CompVis' names, without prefix; see `is_ldm`.
-
-    Returns:
-        A config of diffusers' `AutoencoderKL`. The scaling factor is not in such files: it is SD's 0.18215.
-    """
+    """Read the architecture off names and shapes."""
     num_levels = _count(state, r"encoder\.down\.(\d+)\.")
     levels = range(num_levels)
     attends = [any(key.startswith(f"encoder.down.{level}.attn.") for key in state) for level in levels]
@@ -77,15 +55,7 @@ def _num_outputs(state: Mapping[str, Tensor], key: str) -> int:
 
 
 def diffusers_to_ldm_name(name: str, num_levels: int) -> str:
-    """Translate the name of one weight.
-
-    Args:
-        name: Its name in diffusers' `AutoencoderKL` or `VQModel`.
-        num_levels: Number of resolutions; CompVis counts the decoder's from the finest.
-
-    Returns:
-        Its name in CompVis' code.
-    """
+    """Translate the name of one weight."""
     name = re.sub(r"up_blocks\.(\d+)", lambda found: f"up.{num_levels - 1 - int(found[1])}", name)
     name = name.replace("down_blocks.", "down.").replace("conv_norm_out", "norm_out")
     name = name.replace("downsamplers.0", "downsample").replace("upsamplers.0", "upsample")
@@ -97,16 +67,7 @@ def diffusers_to_ldm_name(name: str, num_levels: int) -> str:
 
 
 def ldm_to_diffusers(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], num_levels: int) -> dict[str, Tensor]:
-    """Rename CompVis' weights; their 1x1 convolutions in attention become linear layers.
-
-    Args:
-        state: Weights under CompVis' names, without prefix.
-        expected: The state dict of the model to fill, for names and shapes.
-        num_levels: Number of resolutions.
-
-    Returns:
-        Weights under diffusers' names. Unknown names stay, for strict loading to report.
-    """
+    """Rename CompVis' weights; their 1x1 convolutions in attention become linear layers."""
     names = {diffusers_to_ldm_name(name, num_levels): name for name in expected}
     renamed = {names.get(key, key): tensor for key, tensor in state.items()}
     return {
@@ -116,15 +77,7 @@ def ldm_to_diffusers(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 
 
 def diffusers_to_ldm(state: Mapping[str, Tensor], num_levels: int) -> dict[str, Tensor]:
-    """Rename the weights of diffusers' `AutoencoderKL` or `VQModel`; linear layers become 1x1 convolutions.
-
-    Args:
-        state: Weights under diffusers' names.
-        num_levels: Number of resolutions.
-
-    Returns:
-        Weights under CompVis' names, without prefix.
-    """
+    """Rename the weights of diffusers' `AutoencoderKL` or `VQModel`; linear layers become 1x1 convolutions."""
 
     def reshape(name: str, tensor: Tensor) -> Tensor:
         is_linear = tensor.ndim == 2 and not name.startswith("quantize.")  # a codebook is a matrix in both

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from eqvae.artifacts import AUTOENCODER, CONFIG, read_json
+from eqvae.artifacts.weights import load_strictly
 from eqvae.autoencoders import ldm, taming
 from eqvae.autoencoders.checkpoints import read_weights, rename_legacy_attention
 from eqvae.autoencoders.hub import WEIGHT_FILES, fetch_folder, looks_like_hub_id
 from eqvae.autoencoders.presets import PRESETS, UNTRAINED
 from eqvae.autoencoders.protocol import Autoencoder
-from eqvae.runtime.errors import UserError, nearest_name
-from eqvae.runtime.weights import load_strictly
+from eqvae.errors import UserError, nearest_name
 
 _KINDS = (
     "a diffusers folder, an eqvae run, a folder with 'vae', a TAESD pair, or an LDM or VQ-GAN .ckpt/.safetensors file"

@@ -36,15 +36,6 @@ def nearest_codes(
     """Find each vector's nearest code, `argmin_k ||z - e_k||^2`, which is `argmin_k ||e_k||^2 / 2 - z . e_k`.
 
     One matrix product for each block of vectors takes the place of the tensor of all differences (n, codes, c).
-
-    Args:
-        vectors: Any number of them.
-        codebook: One row per code.
-        block_size: Scores to hold at a time; a block is at least one vector.
-
-    Returns:
-        Row numbers. Computed in float32, also under autocast: codes that are equally near but for rounding may change
-        places.
     """
     with _full_precision(vectors.device):
         codes = codebook.float()
@@ -59,15 +50,7 @@ def nearest_codes(
 
 
 def quantize(z: Float[Tensor, "n c h w"], codebook: Float[Tensor, "codes c"]) -> Quantized:
-    """Replace raw latents by their nearest codes.
-
-    Args:
-        z: Raw latents.
-        codebook: One row per code.
-
-    Returns:
-        The codes, in the latents' type, and the losses, in float32.
-    """
+    """Replace raw latents by their nearest codes."""
     with _full_precision(z.device):
         latents = z.float()
         n, c, h, w = z.shape
@@ -84,15 +67,7 @@ def quantize(z: Float[Tensor, "n c h w"], codebook: Float[Tensor, "codes c"]) ->
 
 
 def look_up(tokens: Int64[Tensor, "n h w"], codebook: Float[Tensor, "codes c"]) -> Float[Tensor, "n c h w"]:
-    """Take codes out of the codebook.
-
-    Args:
-        tokens: Row numbers.
-        codebook: One row per code.
-
-    Returns:
-        The codes, in the layout of latents.
-    """
+    """Take codes out of the codebook."""
     return F.embedding(tokens, codebook).permute(0, 3, 1, 2)
 
 

@@ -25,27 +25,13 @@ _LLAMAGEN_USAGE = "quantize.codebook_used"
 
 
 def has_codebook(state: Mapping[str, Tensor]) -> bool:
-    """Tell a VQ-GAN's weights from those of an autoencoder with a Gaussian posterior.
-
-    Args:
-        state: Weights under CompVis' names, without prefix; see `ldm.is_ldm`.
-
-    Returns:
-        True if there is a codebook and the encoder's last layer gives no log variances beside the latent.
-    """
+    """Tell a VQ-GAN's weights from those of an autoencoder with a Gaussian posterior."""
     last = state.get("encoder.conv_out.weight")
     return _CODEBOOK in state and last is not None and last.shape[0] == state["decoder.conv_in.weight"].shape[1]
 
 
 def infer_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read the architecture off names and shapes.
-
-    Args:
-        state: Weights for which `has_codebook` is true.
-
-    Returns:
-        A config of diffusers' `VQModel`.
-    """
+    """Read the architecture off names and shapes."""
     config = ldm.infer_config(state)
     # VQModel always has both, and strict loading will name what is missing.
     for name in ("use_quant_conv", "use_post_quant_conv"):
@@ -55,14 +41,7 @@ def infer_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def is_llamagen(state: Mapping[str, Tensor]) -> bool:
-    """Say whether these are weights of LlamaGen's tokenizer (arXiv:2406.06525).
-
-    Args:
-        state: All weights of the file.
-
-    Returns:
-        True if blocks and codebook bear its names.
-    """
+    """Say whether these are weights of LlamaGen's tokenizer (arXiv:2406.06525)."""
     return _CODEBOOK in state and any(_LLAMAGEN_BLOCKS.match(key) for key in state)
 
 
@@ -72,12 +51,6 @@ def llamagen_to_taming(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     LlamaGen compares directions: latents and codes are normalized before the search. To codes of unit length the
     direction's nearest is the latent's own nearest, so tokens and pictures stay what they were. E(x) keeps its length
     here, however, and so do equivariance errors on it, and fine-tuning lets the codes change theirs.
-
-    Args:
-        state: Its weights.
-
-    Returns:
-        Weights under CompVis' names. Unknown names stay, for strict loading to report.
     """
     num_levels = 1 + max(int(found[2]) for key in state if (found := _LLAMAGEN_BLOCKS.match(key)))
 

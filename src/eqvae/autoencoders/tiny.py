@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from eqvae.autoencoders.adapter import DiffusersAutoencoder
 from eqvae.autoencoders.protocol import LatentStatistics, Posterior
-from eqvae.runtime.errors import UserError
+from eqvae.errors import UserError
 
 ENCODER_SUFFIXES = ("_encoder.pth", "_encoder.safetensors")
 
@@ -25,11 +25,7 @@ class PooledBlock(nn.Module):
     """
 
     def __init__(self, num_channels: int) -> None:
-        """Build both branches.
-
-        Args:
-            num_channels: Channels in and out.
-        """
+        """Build both branches."""
         super().__init__()
         wide = 4 * num_channels
         self.pool = nn.Sequential(
@@ -47,14 +43,7 @@ class PooledBlock(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """Add the pooled branch, then the convolutional one.
-
-        Args:
-            x: Features.
-
-        Returns:
-            Features, not negative.
-        """
+        """Add the pooled branch, then the convolutional one."""
         x = x + self.pool(x)
         return (self.conv(x) + x).relu()
 
@@ -85,23 +74,11 @@ class TinyAutoencoder(DiffusersAutoencoder):
     model_classes = (AutoencoderTiny, PooledAutoencoderTiny)
 
     def __init__(self, model: Any, *, name: str) -> None:
-        """Wrap a model; its stride follows from the number of its resolutions.
-
-        Args:
-            model: An `AutoencoderTiny` or `PooledAutoencoderTiny`.
-            name: The preset, hub id or path that it was loaded from.
-        """
+        """Wrap a model; its stride follows from the number of its resolutions."""
         super().__init__(model, name=name, stride=2 ** (len(model.config.num_encoder_blocks) - 1))
 
     def encode(self, x: Float[Tensor, "n 3 h w"]) -> Posterior:
-        """Encode images.
-
-        Args:
-            x: Images, RGB in [-1, 1]; both sides divisible by `stride`.
-
-        Returns:
-            The raw latents as a point.
-        """
+        """Encode images."""
         return Posterior(mean=self.model.encode(x).latents)
 
     @property
@@ -110,11 +87,7 @@ class TinyAutoencoder(DiffusersAutoencoder):
         return self.model.decoder.layers[-1]
 
     def set_latent_statistics(self, statistics: LatentStatistics) -> None:
-        """Write `scaling_factor` and `shift_factor`.
-
-        Args:
-            statistics: Per-channel mean and standard deviation of raw latents.
-        """
+        """Write `scaling_factor` and `shift_factor`."""
         mean, std = statistics.overall()
         self.model.register_to_config(scaling_factor=1.0 / std, shift_factor=mean)
 
@@ -128,17 +101,7 @@ class Pair:
 
 
 def find_pair(path: Path) -> Pair | None:
-    """Look for `X_encoder.pth` with `X_decoder.pth` (or `.safetensors`).
-
-    Args:
-        path: A folder, or one encoder file.
-
-    Returns:
-        The pair; None where there is no encoder file.
-
-    Raises:
-        UserError: If the folder holds several pairs, or the decoder is missing.
-    """
+    """Look for `X_encoder.pth` with `X_decoder.pth` (or `.safetensors`)."""
     if path.is_dir():
         encoders = sorted(file for file in path.iterdir() if file.name.endswith(ENCODER_SUFFIXES))
     else:
@@ -169,13 +132,6 @@ def pair_to_diffusers(encoder: dict[str, Tensor], decoder: dict[str, Tensor]) ->
 
     Both files number the layers of one `nn.Sequential`. The decoder's layer 0 is the clamp `3 tanh(x / 3)`, which
     diffusers applies as a function, so that its numbers are lower by one.
-
-    Args:
-        encoder: Weights named `N.conv.0.weight` and so on.
-        decoder: The same.
-
-    Returns:
-        Class, config and weights. Nothing is dropped: a name that does not fit stays, for strict loading to report.
     """
     state = {f"encoder.layers.{key}": tensor for key, tensor in encoder.items()}
     for key, tensor in decoder.items():

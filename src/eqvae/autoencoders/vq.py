@@ -17,25 +17,13 @@ class VQAutoencoder(DiscreteAutoencoder, DiffusersAutoencoder):
     model_classes = (VQModel,)
 
     def __init__(self, model: Any, *, name: str) -> None:
-        """Wrap a model; its stride follows from the number of its resolutions.
-
-        Args:
-            model: A `VQModel`.
-            name: The preset, hub id or path that it was loaded from.
-        """
+        """Wrap a model; its stride follows from the number of its resolutions."""
         super().__init__(model, name=name, stride=2 ** (len(model.config.block_out_channels) - 1))
         # `latent_channels` of the config is the width between encoder and `quant_conv`.
         self.latent_channels = model.quantize.embedding.embedding_dim
 
     def encode(self, x: Float[Tensor, "n 3 h w"]) -> Posterior:
-        """Encode images.
-
-        Args:
-            x: Images, RGB in [-1, 1]; both sides divisible by `stride`.
-
-        Returns:
-            E(x) before quantization, as a point.
-        """
+        """Encode images."""
         return Posterior(mean=self.model.encode(x).latents)
 
     @property
@@ -44,14 +32,7 @@ class VQAutoencoder(DiscreteAutoencoder, DiffusersAutoencoder):
         return self.model.quantize.embedding.weight
 
     def decode_quantized(self, z_q: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h2 w2"]:
-        """Decode what lies on codes already.
-
-        Args:
-            z_q: `Quantized.z_q`.
-
-        Returns:
-            Images, nominally in [-1, 1] but not clamped.
-        """
+        """Decode what lies on codes already."""
         model = self.model
         return model.decoder(model.post_quant_conv(z_q), z_q if model.config.norm_type == "spatial" else None)
 
@@ -61,9 +42,5 @@ class VQAutoencoder(DiscreteAutoencoder, DiffusersAutoencoder):
         return self.model.decoder.conv_out
 
     def set_latent_statistics(self, statistics: LatentStatistics) -> None:
-        """Write `scaling_factor`, the reciprocal of the root mean square, for diffusion on E(x); tokens need none.
-
-        Args:
-            statistics: Per-channel mean and standard deviation of raw latents.
-        """
+        """Write `scaling_factor`, the reciprocal of the root mean square, for diffusion on E(x); tokens need none."""
         self.model.register_to_config(scaling_factor=1.0 / math.hypot(*statistics.overall()))

@@ -18,14 +18,6 @@ def attend(
 
     PyTorch's fused attention for CPUs takes most of its time in its backward pass. In bf16 and for short sequences two
     plain products are 2 to 4 times faster (256 and 64 tokens, AMX); scores are rounded to bf16, as all else is there.
-
-    Args:
-        query: Of each token, for each head.
-        key: Of the same type.
-        value: Of the same type.
-
-    Returns:
-        The attended values, of the same type.
     """
     is_short = query.shape[-2] <= MAX_WRITTEN_OUT_TOKENS
     if query.device.type == "cpu" and query.dtype is torch.bfloat16 and query.requires_grad and is_short:

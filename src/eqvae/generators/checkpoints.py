@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from eqvae.artifacts import read_tensors
+from eqvae.artifacts.weights import load_strictly
+from eqvae.errors import UserError
 from eqvae.generators.maskgit_transformer import MaskTransformer, MaskTransformerConfig, published_weights
 from eqvae.generators.transformer import Transformer, TransformerConfig
-from eqvae.runtime.errors import UserError
-from eqvae.runtime.weights import load_strictly
 
 Backbone = Transformer | MaskTransformer
 """The network of a generator of latents, or of tokens."""
@@ -32,18 +32,7 @@ _INERT_GLOBALS: list[Any] = [(_Inert, "argparse.Namespace")]
 
 
 def read_generator_weights(path: Path, which: Literal["ema", "model"] = "ema") -> dict[str, Tensor]:
-    """Read weights under the published names: ours, or an official checkpoint of DiT, SiT, REPA or MaskGIT.
-
-    Args:
-        path: A `.safetensors` file, or a pickled `.pt` or `.pth` state dict or training checkpoint.
-        which: Which of a training checkpoint's weights.
-
-    Returns:
-        Named tensors on the CPU, in fp32.
-
-    Raises:
-        UserError: If the file is missing, truncated, holds code or no weights.
-    """
+    """Read weights under the published names: ours, or an official checkpoint of DiT, SiT, REPA or MaskGIT."""
     state = read_tensors(path)[0] if path.suffix == ".safetensors" else _read_pickle(path, which)
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -76,15 +65,7 @@ def _read_pickle(path: Path, which: str) -> dict[str, Tensor]:
 
 
 def join_legacy_blocks(state: Mapping[str, Tensor], encoder_depth: int = 8) -> dict[str, Tensor]:
-    """Rename the blocks of REPA's early checkpoints, which count those after the projector from 0 again.
-
-    Args:
-        state: Weights, perhaps with `decoder_blocks.N`.
-        encoder_depth: Blocks before the projector.
-
-    Returns:
-        The same tensors with all blocks in one list.
-    """
+    """Rename the blocks of REPA's early checkpoints, which count those after the projector from 0 again."""
     renamed = {}
     for name, tensor in state.items():
         if name.startswith("decoder_blocks."):
@@ -95,15 +76,7 @@ def join_legacy_blocks(state: Mapping[str, Tensor], encoder_depth: int = 8) -> d
 
 
 def fit_config(config: TransformerConfig, state: Mapping[str, Tensor]) -> TransformerConfig:
-    """Take from weights what a preset leaves open: output channels, normalized queries and keys, projector.
-
-    Args:
-        config: A preset's, for the weights' size and patch size.
-        state: Weights.
-
-    Returns:
-        The config for these weights; unchanged where they are of another size, which loading will say.
-    """
+    """Take from weights what a preset leaves open: output channels, normalized queries and keys, projector."""
     linear = state.get("final_layer.linear.bias")
     projector = {name: state[name] for name in ("projectors.0.2.weight", "projectors.0.4.bias") if name in state}
     return replace(
@@ -116,34 +89,14 @@ def fit_config(config: TransformerConfig, state: Mapping[str, Tensor]) -> Transf
 
 
 def build_backbone(config: BackboneConfig, *, generator: torch.Generator | None = None) -> Backbone:
-    """Build the network that a config describes, with first weights.
-
-    Args:
-        config: Its sizes.
-        generator: Source of the first weights; None: PyTorch's own.
-
-    Returns:
-        The network.
-    """
+    """Build the network that a config describes, with first weights."""
     if isinstance(config, MaskTransformerConfig):
         return MaskTransformer(config, generator=generator)
     return Transformer(config, generator=generator)
 
 
 def load_generator(config: BackboneConfig, state: Mapping[str, Tensor], *, source: str) -> Backbone:
-    """Build a transformer with given weights; every name and shape has to fit.
-
-    Args:
-        config: Its sizes.
-        state: Its weights, all in one precision.
-        source: Where they are from, for the message.
-
-    Returns:
-        The transformer, in evaluation mode.
-
-    Raises:
-        UserError: If a name is missing, unexpected or of another shape; names the first few of each.
-    """
+    """Build a transformer with given weights; every name and shape has to fit."""
     with torch.device("meta"):
         transformer = build_backbone(config)
     load_strictly(

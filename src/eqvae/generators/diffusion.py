@@ -12,20 +12,13 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from eqvae.errors import UserError
 from eqvae.generators.likelihoods import discretized_log_likelihood, gaussian_kl
 from eqvae.generators.protocol import LatentSpecification, Loss, Objective, Predict, drop_labels
-from eqvae.runtime.errors import UserError
 
 
 def linear_betas(num_steps: int = 1000) -> Float64[Tensor, " steps"]:
-    """The linear schedule of DDPM, 1e-4 ... 0.02 for 1000 steps, stretched for other numbers of steps as in IDDPM.
-
-    Args:
-        num_steps: T.
-
-    Returns:
-        beta_1 ... beta_T.
-    """
+    """The linear schedule of DDPM, 1e-4 ... 0.02 for 1000 steps, stretched for other numbers of steps as in IDDPM."""
     scale = 1000 / num_steps
     return torch.linspace(scale * 1e-4, scale * 0.02, num_steps, dtype=torch.float64, device="cpu")
 
@@ -67,15 +60,7 @@ class GaussianDiffusion:
     def __init__(
         self, *, betas: Float64[Tensor, " steps"] | None = None, timesteps: Int64[Tensor, " steps"] | None = None
     ) -> None:
-        """Compute the tables.
-
-        Args:
-            betas: The schedule; None: the linear one of 1000 steps.
-            timesteps: Times that the backbone knows; None: 0 ... steps - 1.
-
-        Raises:
-            ValueError: If a beta is outside (0, 1].
-        """
+        """Compute the tables."""
         self.betas = linear_betas() if betas is None else betas
         if not ((self.betas > 0) & (self.betas <= 1)).all():
             raise ValueError("a beta lies in (0, 1]")
@@ -106,18 +91,7 @@ class GaussianDiffusion:
         return len(self.betas)
 
     def respaced(self, num_steps: int) -> "GaussianDiffusion":
-        """Take an evenly spaced subset of the steps, with the betas that keep each `alpha_bar` (Section 4 of IDDPM).
-
-        Args:
-            num_steps: How many; both ends are among them. A single step is the last, not DiT's first, which could not
-                start from pure noise.
-
-        Returns:
-            A process of `num_steps` steps that tells the backbone the original times.
-
-        Raises:
-            UserError: If there are not so many steps.
-        """
+        """Take an evenly spaced subset of the steps, with the betas that keep each `alpha_bar` (Section 4 of IDDPM)."""
         if not 1 <= num_steps <= self.num_steps:
             raise UserError(f"{num_steps} steps can't be taken of {self.num_steps}", f"Choose 1 ... {self.num_steps}")
         stride = (self.num_steps - 1) / max(num_steps - 1, 1)
@@ -131,73 +105,29 @@ class GaussianDiffusion:
         return GaussianDiffusion(betas=1 - alphas_bar / previous, timesteps=self.timesteps[taken])
 
     def model_times(self, t: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
-        """Translate steps of this process to what the backbone is told.
-
-        Args:
-            t: Steps, 0 ... num_steps - 1.
-
-        Returns:
-            Steps of the process that the backbone was trained for.
-        """
+        """Translate steps of this process to what the backbone is told."""
         return self._on(t.device)["timesteps"][t]
 
     def add_noise(
         self, z: Float[Tensor, "n c h w"], noise: Float[Tensor, "n c h w"], t: Int64[Tensor, " n"]
     ) -> Float[Tensor, "n c h w"]:
-        """Sample q(z_t | z_0), Equation 4 of DDPM.
-
-        Args:
-            z: Latents without noise.
-            noise: Standard normal numbers.
-            t: Steps.
-
-        Returns:
-            z_t.
-        """
+        """Sample q(z_t | z_0), Equation 4 of DDPM."""
         return self._at("root_alpha_bar", t, z) * z + self._at("root_one_minus_alpha_bar", t, z) * noise
 
     def predict_start(
         self, z_t: Float[Tensor, "n c h w"], t: Int64[Tensor, " n"], noise: Float[Tensor, "n c h w"]
     ) -> Float[Tensor, "n c h w"]:
-        """Solve `add_noise` for z.
-
-        Args:
-            z_t: Noisy latents.
-            t: Steps.
-            noise: The noise in them.
-
-        Returns:
-            Latents without noise.
-        """
+        """Solve `add_noise` for z."""
         return (z_t - self._at("root_one_minus_alpha_bar", t, z_t) * noise) / self._at("root_alpha_bar", t, z_t)
 
     def predict_noise(
         self, z_t: Float[Tensor, "n c h w"], t: Int64[Tensor, " n"], start: Float[Tensor, "n c h w"]
     ) -> Float[Tensor, "n c h w"]:
-        """Solve `add_noise` for the noise.
-
-        Args:
-            z_t: Noisy latents.
-            t: Steps.
-            start: Latents without noise.
-
-        Returns:
-            The noise.
-        """
+        """Solve `add_noise` for the noise."""
         return (z_t - self._at("root_alpha_bar", t, z_t) * start) / self._at("root_one_minus_alpha_bar", t, z_t)
 
     def posterior(self, z: Float[Tensor, "n c h w"], z_t: Float[Tensor, "n c h w"], t: Int64[Tensor, " n"]) -> Gaussian:
-        """q(z_{t-1} | z_t, z_0), Equations 6 and 7 of DDPM.
-
-        Args:
-            z: z_0.
-            z_t: Noisy latents.
-            t: Steps.
-
-        Returns:
-            The posterior. At t = 0 its variance is zero, and the logarithm is the next step's, as in the published
-            code.
-        """
+        """q(z_{t-1} | z_t, z_0), Equations 6 and 7 of DDPM."""
         return Gaussian(
             mean=self._at("weight_of_start", t, z_t) * z + self._at("weight_of_noisy", t, z_t) * z_t,
             variance=self._at("posterior_variance", t, z_t),
@@ -211,14 +141,6 @@ class GaussianDiffusion:
 
         With 2c channels the second half v, nominally in [-1, 1], chooses the variance between the posterior's and
         beta, in log space (Equation 15 of IDDPM); with c channels the variance is beta ("fixed large").
-
-        Args:
-            output: What the backbone said of z_t at `model_times(t)`: epsilon, and perhaps v.
-            z_t: Noisy latents.
-            t: Steps.
-
-        Returns:
-            The Gaussian to sample z_{t-1} from; at t = 0 its mean is the sample.
         """
         channels = z_t.shape[1]
         noise = output[:, :channels]
@@ -244,15 +166,6 @@ class GaussianDiffusion:
         """L_t of the variational bound (Equations 4 to 7 of IDDPM).
 
         L_0 is the likelihood of 8-bit pixels in [-1, 1], though z is a latent: so DiT was trained.
-
-        Args:
-            output: The backbone's.
-            z: z_0.
-            z_t: Noisy latents.
-            t: Steps.
-
-        Returns:
-            Bits per dimension.
         """
         true, model = self.posterior(z, z_t, t), self.model_posterior(output, z_t, t)
         divergence = gaussian_kl(true.mean, true.log_variance, model.mean, model.log_variance)
@@ -261,14 +174,7 @@ class GaussianDiffusion:
         return nats / math.log(2)
 
     def prior_term(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
-        """L_T of the variational bound: KL of q(z_T | z_0) to N(0, I), on which no backbone has influence.
-
-        Args:
-            z: z_0.
-
-        Returns:
-            Bits per dimension.
-        """
+        """L_T of the variational bound: KL of q(z_T | z_0) to N(0, I), on which no backbone has influence."""
         t = torch.full((len(z),), self.num_steps - 1, device=z.device)
         mean = self._at("root_alpha_bar", t, z) * z
         log_variance = 2 * self._at("root_one_minus_alpha_bar", t, z).log()

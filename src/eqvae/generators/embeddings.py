@@ -50,14 +50,7 @@ class LabelEmbedder(nn.Module):
 
 
 def time_frequencies(t: Num[Tensor, " n"]) -> Float[Tensor, "n 256"]:
-    """Cosines, then sines, of t times frequencies from 1 down to almost 1 / 10000, as published.
-
-    Args:
-        t: Times; integers or fractions.
-
-    Returns:
-        Float32.
-    """
+    """Cosines, then sines, of t times frequencies from 1 down to almost 1 / 10000, as published."""
     half = NUM_FREQUENCIES // 2
     exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
     angles = t[:, None].float() * torch.exp(-math.log(MAX_PERIOD) * exponents)
@@ -65,16 +58,7 @@ def time_frequencies(t: Num[Tensor, " n"]) -> Float[Tensor, "n 256"]:
 
 
 def position_embedding(rows: int, columns: int, width: int) -> Float[Tensor, "tokens width"]:
-    """Fixed positions: half of the channels tell the column, half the row; in each half sines, then cosines.
-
-    Args:
-        rows: Of the token grid.
-        columns: Of the token grid.
-        width: Channels, divisible by 4.
-
-    Returns:
-        Float32, row by row.
-    """
+    """Fixed positions: half of the channels tell the column, half the row; in each half sines, then cosines."""
     frequencies = MAX_PERIOD ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     angles = [position.reshape(-1, 1) * frequencies for position in (column, row)]

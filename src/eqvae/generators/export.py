@@ -14,12 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from eqvae.artifacts import read_json, replace_folder, write_json, write_tensors
+from eqvae.errors import UserError
 from eqvae.generators.checkpoints import Backbone, BackboneConfig, load_generator, read_generator_weights
 from eqvae.generators.interpolant import Interpolant
 from eqvae.generators.maskgit_transformer import MaskTransformerConfig
 from eqvae.generators.masking import Schedule
 from eqvae.generators.transformer import TransformerConfig
-from eqvae.runtime.errors import UserError
 
 GENERATOR = "generator"
 CARD = "generator.json"
@@ -70,14 +70,7 @@ class GeneratorCard:
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> "GeneratorCard":
-        """Read what JSON holds.
-
-        Args:
-            plain: The record's fields.
-
-        Returns:
-            The record.
-        """
+        """Read what JSON holds."""
         fields = dict(plain)
         kind = MaskTransformerConfig if "mlp_size" in fields["transformer"] else TransformerConfig
         fields["transformer"] = kind.from_plain(fields["transformer"])
@@ -87,14 +80,7 @@ class GeneratorCard:
         return cls(**fields)
 
     def denormalize(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """Turn what the generator drew into what the decoder takes.
-
-        Args:
-            z: Normalized latents.
-
-        Returns:
-            Raw latents.
-        """
+        """Turn what the generator drew into what the decoder takes."""
         shift, scale = z.new_tensor(self.shift), z.new_tensor(self.scale)
         return z * scale[:, None, None] + shift[:, None, None]
 
@@ -109,13 +95,7 @@ class Generator:
 
 
 def write_generator(folder: Path, card: GeneratorCard, weights: Mapping[Weights, Mapping[str, Tensor]]) -> None:
-    """Write weights and card; a former generator is replaced as a whole.
-
-    Args:
-        folder: The run's folder.
-        card: The record.
-        weights: State dicts under the published names.
-    """
+    """Write weights and card; a former generator is replaced as a whole."""
 
     def fill(part: Path) -> None:
         for which, state in weights.items():
@@ -126,18 +106,7 @@ def write_generator(folder: Path, card: GeneratorCard, weights: Mapping[Weights,
 
 
 def read_generator(run: Path, which: Weights = "ema") -> Generator:
-    """Read a generator to sample from.
-
-    Args:
-        run: The folder of `eqvae train`.
-        which: The averaged weights, or those in training.
-
-    Returns:
-        The generator, in evaluation mode, on the CPU.
-
-    Raises:
-        UserError: If the folder holds none, or what it holds does not fit together.
-    """
+    """Read a generator to sample from."""
     folder = run / GENERATOR
     if not (folder / CARD).is_file():
         mend = "Train it first, or wait for its first samples" if run.is_dir() else "Check the path"
@@ -151,17 +120,5 @@ def read_generator(run: Path, which: Weights = "ema") -> Generator:
 
 
 def build_generator(card: GeneratorCard, weights: Mapping[str, Tensor], *, source: str) -> Generator:
-    """Put weights and card together.
-
-    Args:
-        card: The record.
-        weights: A state dict under the published names; its tensors are taken over, not copied.
-        source: Where they are from, for the message.
-
-    Returns:
-        The generator, in evaluation mode, on the weights' device.
-
-    Raises:
-        UserError: If the weights do not fit the card.
-    """
+    """Put weights and card together."""
     return Generator(card=card, transformer=load_generator(card.transformer, weights, source=source))

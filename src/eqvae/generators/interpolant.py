@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from eqvae.errors import UserError
 from eqvae.generators.protocol import LatentSpecification, Loss, Objective, Predict, drop_labels
-from eqvae.runtime.errors import UserError
 
 Path = Literal["linear", "gvp", "vp"]
 Prediction = Literal["velocity", "score", "noise"]
@@ -64,14 +64,7 @@ class Interpolant:
     """Of the VP path, as in SiT's code."""
 
     def coefficients(self, t: Float[Tensor, "*shape"]) -> Coefficients:
-        """Evaluate alpha, sigma and their derivatives.
-
-        Args:
-            t: Times in [0, 1].
-
-        Returns:
-            Four tensors of the same shape. The VP path's sigma' is infinite at the data.
-        """
+        """Evaluate alpha, sigma and their derivatives."""
         u = t if self.time_of_data == 0 else 1 - t
         if self.path == "linear":
             alpha, sigma, d_alpha, d_sigma = 1 - u, u, -torch.ones_like(u), torch.ones_like(u)
@@ -97,48 +90,21 @@ class Interpolant:
     def add_noise(
         self, z: Float[Tensor, "n c h w"], noise: Float[Tensor, "n c h w"], t: Float[Tensor, " n"]
     ) -> Float[Tensor, "n c h w"]:
-        """Interpolate between latents and noise.
-
-        Args:
-            z: Latents without noise.
-            noise: Standard normal numbers.
-            t: Times.
-
-        Returns:
-            z_t.
-        """
+        """Interpolate between latents and noise."""
         path = self._at(t)
         return path.alpha * z + path.sigma * noise
 
     def target_velocity(
         self, z: Float[Tensor, "n c h w"], noise: Float[Tensor, "n c h w"], t: Float[Tensor, " n"]
     ) -> Float[Tensor, "n c h w"]:
-        """The derivative of `add_noise` with respect to t.
-
-        Args:
-            z: Latents without noise.
-            noise: Standard normal numbers.
-            t: Times.
-
-        Returns:
-            Its expectation given z_t is the velocity.
-        """
+        """The derivative of `add_noise` with respect to t."""
         path = self._at(t)
         return path.alpha_derivative * z + path.sigma_derivative * noise
 
     def velocity(
         self, output: Float[Tensor, "n c2 h w"], z: Float[Tensor, "n c h w"], t: Float[Tensor, " n"]
     ) -> Float[Tensor, "n c h w"]:
-        """The velocity of the probability-flow ODE `dz = v(z, t) dt`.
-
-        Args:
-            output: The backbone's, in its own kind of prediction.
-            z: Noisy latents.
-            t: Times; without velocity prediction not that of pure noise, unless the path is VP.
-
-        Returns:
-            v.
-        """
+        """The velocity of the probability-flow ODE `dz = v(z, t) dt`."""
         if self.prediction == "velocity":
             return output[:, : z.shape[1]]
         path = self._at(t)
@@ -147,16 +113,7 @@ class Interpolant:
     def noise(
         self, output: Float[Tensor, "n c2 h w"], z: Float[Tensor, "n c h w"], t: Float[Tensor, " n"]
     ) -> Float[Tensor, "n c h w"]:
-        """The expected noise, E[epsilon | z].
-
-        Args:
-            output: The backbone's, in its own kind of prediction.
-            z: Noisy latents.
-            t: Times.
-
-        Returns:
-            Epsilon.
-        """
+        """The expected noise, E[epsilon | z]."""
         path, output = self._at(t), output[:, : z.shape[1]]
         if self.prediction == "noise":
             return output
@@ -167,16 +124,7 @@ class Interpolant:
     def score(
         self, output: Float[Tensor, "n c2 h w"], z: Float[Tensor, "n c h w"], t: Float[Tensor, " n"]
     ) -> Float[Tensor, "n c h w"]:
-        """The score, the gradient of log p_t at z: `-E[epsilon | z] / sigma`.
-
-        Args:
-            output: The backbone's, in its own kind of prediction.
-            z: Noisy latents.
-            t: Times, not that of data.
-
-        Returns:
-            The score.
-        """
+        """The score, the gradient of log p_t at z: `-E[epsilon | z] / sigma`."""
         if self.prediction == "score":
             return output[:, : z.shape[1]]
         return -self.noise(output, z, t) / self._at(t).sigma
@@ -184,16 +132,7 @@ class Interpolant:
     def denoised(
         self, output: Float[Tensor, "n c2 h w"], z: Float[Tensor, "n c h w"], t: Float[Tensor, " n"]
     ) -> Float[Tensor, "n c h w"]:
-        """The expected latent without noise, E[z_data | z].
-
-        Args:
-            output: The backbone's, in its own kind of prediction.
-            z: Noisy latents.
-            t: Times; without velocity prediction not that of pure noise, unless the path is VP.
-
-        Returns:
-            Latents.
-        """
+        """The expected latent without noise, E[z_data | z]."""
         path = self._at(t)
         if self.prediction == "velocity":
             return (path.sigma_derivative * z - path.sigma * output[:, : z.shape[1]]) / path.wronskian
@@ -206,16 +145,7 @@ class Interpolant:
         return min(near_data, near_noise), max(near_data, near_noise)
 
     def sampling_times(self, *, cut_noise_end: bool = False, cut_data_end: bool = False) -> tuple[float, float]:
-        """Where a sampler starts and where it ends: 1e-3 away from an end at which it would divide by zero, as in SiT.
-
-        Args:
-            cut_noise_end: Also where the path needs it not: for SDEs whose diffusion is infinite at pure noise. (SiT's
-                code leaves this out with velocity prediction and divides by zero.)
-            cut_data_end: Also where the path needs it not: for SDEs, whose drift has the score in it.
-
-        Returns:
-            The t near pure noise, and the t near data.
-        """
+        """Where a sampler starts and ends: 1e-3 away from an end at which it would divide by zero, as in SiT."""
         near_data, near_noise = self._cut(1e-3, cut_noise_end=cut_noise_end, cut_data_end=cut_data_end)
         return near_noise, near_data
 
@@ -253,11 +183,7 @@ class InterpolantObjective(Objective):
     """Probability of training without the label."""
 
     def __post_init__(self) -> None:
-        """Check the combination.
-
-        Raises:
-            UserError: If two choices exclude each other.
-        """
+        """Check the combination."""
         if self.weight != "none" and self.interpolant.prediction == "velocity":
             raise UserError(f"the loss weight '{self.weight}' is for score or noise prediction", "Choose 'none'")
         if self.time_weighting == "lognormal" and self.interpolant.path == "vp":
@@ -276,14 +202,7 @@ class InterpolantObjective(Objective):
         }
 
     def times(self, uniform: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """Map uniform numbers to the times of a training step.
-
-        Args:
-            uniform: In [0, 1).
-
-        Returns:
-            Times, in the interpolant's direction.
-        """
+        """Map uniform numbers to the times of a training step."""
         smallest, largest = self.interpolant.training_times()
         if self.time_weighting == "lognormal":
             log_ratio = torch.special.ndtri(uniform)  # of sigma / alpha

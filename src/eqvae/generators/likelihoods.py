@@ -8,17 +8,7 @@ from torch import Tensor
 
 
 def gaussian_kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_log_variance: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of one diagonal Gaussian to another.
-
-    Args:
-        mean: Of the first; all shapes broadcast.
-        log_variance: Of the first, nats.
-        other_mean: Of the second.
-        other_log_variance: Of the second, nats.
-
-    Returns:
-        Nats for each element.
-    """
+    """Kullback-Leibler divergence of one diagonal Gaussian to another."""
     ratio = log_variance - other_log_variance
     return 0.5 * (ratio.exp() - 1 - ratio + (mean - other_mean).square() * (-other_log_variance).exp())
 
@@ -26,16 +16,7 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_lo
 def discretized_log_likelihood(
     z: Float[Tensor, "n c h w"], mean: Float[Tensor, "n c h w"], log_std: Float[Tensor, "n _ _ _"]
 ) -> Float[Tensor, "n c h w"]:
-    """Probability of 8-bit values under a Gaussian (Equation 13 of DDPM), with the published code's approximations.
-
-    Args:
-        z: Values; a bin is 2 / 255 wide, and the outermost ones, from +-0.999 on, reach to infinity.
-        mean: Of the Gaussian.
-        log_std: Logarithm of its standard deviation.
-
-    Returns:
-        Nats for each element.
-    """
+    """Probability of 8-bit values under a Gaussian (Equation 13 of DDPM), with the published code's approximations."""
 
     def cumulative(x: Tensor) -> Tensor:
         return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x.pow(3))))

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from eqvae.errors import UserError, nearest_name
 from eqvae.generators.maskgit_transformer import MaskTransformerConfig
 from eqvae.generators.masking import Schedule, masks_from_uniform
 from eqvae.generators.protocol import LatentSpecification, Loss, Objective, drop_labels
-from eqvae.runtime.errors import UserError, nearest_name
 
 PredictTokens = Callable[[Tensor, Tensor], Tensor]
 """A backbone of tokens: partly masked tokens (n, h, w) int64 and labels (n,) int64 to logits (n, h, w, codes).
@@ -168,18 +168,7 @@ class MaskgitRecipe:
         label_smoothing: float = 0.1,
         loss_tokens: LossTokens = "masked",
     ) -> MaskgitObjective:
-        """Build what it is trained for.
-
-        Args:
-            tokens: What it models; its channels are the codes.
-            schedule: How many tokens are masked.
-            label_dropout: Probability of training without the label.
-            label_smoothing: Share of each target that is spread over all codes.
-            loss_tokens: Which tokens count.
-
-        Returns:
-            The objective.
-        """
+        """Build what it is trained for."""
         return MaskgitObjective(
             codebook_size=tokens.channels,
             num_classes=tokens.num_classes,
@@ -190,14 +179,7 @@ class MaskgitRecipe:
         )
 
     def transformer(self, tokens: LatentSpecification) -> MaskTransformerConfig:
-        """Describe the backbone.
-
-        Args:
-            tokens: What it models; its channels are the codes.
-
-        Returns:
-            Its config.
-        """
+        """Describe the backbone."""
         size = MASKGIT_SIZES[self.size]
         return MaskTransformerConfig(
             latents=tokens,
@@ -209,17 +191,7 @@ class MaskgitRecipe:
 
 
 def parse_maskgit_recipe(name: str) -> MaskgitRecipe:
-    """Read a preset's name.
-
-    Args:
-        name: For example `maskgit-b`; letters of any case.
-
-    Returns:
-        What it stands for.
-
-    Raises:
-        UserError: If there is no such preset.
-    """
+    """Read a preset's name."""
     if name.lower() not in MASKGIT_NAMES:
         raise UserError(f"there is no generator '{name}'", nearest_name(name.lower(), MASKGIT_NAMES))
     return MaskgitRecipe(size=name.lower().removeprefix("maskgit-"))

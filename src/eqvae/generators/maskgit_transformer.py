@@ -21,9 +21,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from eqvae.errors import UserError
 from eqvae.generators.attention import attend
 from eqvae.generators.protocol import LatentSpecification
-from eqvae.runtime.errors import UserError
 
 FIRST_DEVIATION = 0.02
 """Of the first weights, cut off at twice as much."""
@@ -51,11 +51,7 @@ class MaskTransformerConfig:
     """Width of the blocks' hidden layer."""
 
     def __post_init__(self) -> None:
-        """Check that sizes divide.
-
-        Raises:
-            UserError: If heads would not be whole.
-        """
+        """Check that sizes divide."""
         if self.hidden_size % self.num_heads:
             raise UserError(
                 f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}", "Choose another"
@@ -63,14 +59,7 @@ class MaskTransformerConfig:
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> "MaskTransformerConfig":
-        """Read what `eqvae.artifacts.to_plain` made of a config.
-
-        Args:
-            plain: Fields, and those of the latent specification.
-
-        Returns:
-            The config.
-        """
+        """Read what `eqvae.artifacts.to_plain` made of a config."""
         return cls(**plain | {"latents": LatentSpecification(**plain["latents"])})
 
     @property
@@ -98,12 +87,7 @@ class MaskTransformer(nn.Module):
     """
 
     def __init__(self, config: MaskTransformerConfig, *, generator: torch.Generator | None = None) -> None:
-        """Build it with first weights.
-
-        Args:
-            config: Sizes.
-            generator: Source of the first weights; None: PyTorch's own.
-        """
+        """Build it with first weights."""
         super().__init__()
         self.config, self.gradient_checkpointing = config, False
         width, (rows, columns) = config.hidden_size, config.grid
@@ -131,15 +115,7 @@ class MaskTransformer(nn.Module):
         self._initialize(generator)
 
     def forward(self, tokens: Int64[Tensor, "n h w"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n h w codes"]:
-        """Predict.
-
-        Args:
-            tokens: 0 ... codebook_size, which is the mask.
-            labels: 0 ... num_classes; ignored without classes.
-
-        Returns:
-            Logits of the codes.
-        """
+        """Predict."""
         config, num_tokens = self.config, self.config.latents.height * self.config.latents.width
         if config.latents.num_classes == 0:
             labels = torch.zeros_like(labels)  # "no class", the only one
@@ -229,19 +205,7 @@ class FeedForward(nn.Module):
 
 
 def published_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Take the weights out of a training checkpoint of Besnier & Chen; their names are ours.
-
-    Args:
-        content: What `torch.load(..., weights_only=True)` gave: `model_state_dict` beside `iter`, `global_epoch` and
-            the optimizer's, or a state dict alone.
-
-    Returns:
-        Named tensors in fp32, without the prefixes of wrappers.
-
-    Raises:
-        UserError: If there are none, or they are those of the network with adaptive norms of the same authors' later
-            Halton-MaskGIT (arXiv:2503.17076), which is another one.
-    """
+    """Take the weights out of a training checkpoint of Besnier & Chen; their names are ours."""
     named = content.get("model_state_dict", content)
     state: dict[str, Tensor] = {}
     for name, value in named.items() if isinstance(named, Mapping) else ():

@@ -23,15 +23,7 @@ _ROUNDING = 1e-9
 
 
 def masked_share(schedule: Schedule, r: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Evaluate gamma: arccos(r) / (pi / 2), cos(pi r / 2), 1 - r or 1 - r^2.
-
-    Args:
-        schedule: Which.
-        r: In [0, 1].
-
-    Returns:
-        The share of tokens to mask, in [0, 1].
-    """
+    """Evaluate gamma: arccos(r) / (pi / 2), cos(pi r / 2), 1 - r or 1 - r^2."""
     match schedule:
         case "arccos":
             return r.arccos() * (2 / math.pi)
@@ -44,16 +36,7 @@ def masked_share(schedule: Schedule, r: Float[Tensor, "..."]) -> Float[Tensor, "
 
 
 def num_masked(schedule: Schedule, r: Float[Tensor, " n"], num_tokens: int) -> Int64[Tensor, " n"]:
-    """Count the tokens to mask: gamma(r) N, rounded up as in Section 3.1 of MaskGIT, and at least one.
-
-    Args:
-        schedule: Gamma.
-        r: In [0, 1], one for each image.
-        num_tokens: N, of an image.
-
-    Returns:
-        Counts in 1 ... N.
-    """
+    """Count the tokens to mask: gamma(r) N, rounded up as in Section 3.1 of MaskGIT, and at least one."""
     wanted = masked_share(schedule, r.double()) * num_tokens
     return (wanted - _ROUNDING).ceil().long().clamp(1, num_tokens)
 
@@ -65,14 +48,6 @@ def masks_from_uniform(
 
     MaskGIT masks an exact number of tokens; the code of Besnier & Chen masks each with probability gamma(r), which has
     the same mean and now and then leaves nothing to predict.
-
-    Args:
-        schedule: Gamma.
-        share_uniform: r in [0, 1), one for each image.
-        cell_uniform: Numbers in [0, 1), one for each cell.
-
-    Returns:
-        True where a token is hidden.
     """
     num_tokens = cell_uniform[0].numel()
     counts = num_masked(schedule, share_uniform, num_tokens)
@@ -84,21 +59,7 @@ def masks_from_uniform(
 def tokens_per_step(
     schedule: Schedule, num_tokens: int, num_steps: int, *, rule: StepRule = "remaining"
 ) -> tuple[int, ...]:
-    """Plan a sampler's steps: how many tokens each of them fills.
-
-    Args:
-        schedule: Gamma.
-        num_tokens: N, of an image.
-        num_steps: T; where there are fewer tokens than steps, N steps fill one token each.
-        rule: With `remaining`, gamma(t / T) N tokens, rounded up, are masked after step t = 1 ... T; with `increments`,
-            step t fills a number in proportion to gamma(1 - (t - 1) / (T - 1)), rounded.
-
-    Returns:
-        Positive numbers whose sum is N.
-
-    Raises:
-        ValueError: If there are no tokens or no steps.
-    """
+    """Plan a sampler's steps: how many tokens each of them fills."""
     if num_tokens < 1 or num_steps < 1:
         raise ValueError(f"{num_tokens} tokens are to be filled in {num_steps} steps")
     num_steps = min(num_steps, num_tokens)

@@ -8,12 +8,12 @@ import re
 from dataclasses import dataclass
 from typing import Literal, cast
 
+from eqvae.errors import UserError, nearest_name
 from eqvae.generators.diffusion import DiffusionObjective, GaussianDiffusion
 from eqvae.generators.interpolant import Interpolant, InterpolantObjective, LossWeight
 from eqvae.generators.protocol import LatentSpecification, Objective
 from eqvae.generators.repa import RepaObjective
 from eqvae.generators.transformer import TransformerConfig
-from eqvae.runtime.errors import UserError, nearest_name
 
 Family = Literal["dit", "sit", "repa-sit"]
 
@@ -105,19 +105,7 @@ class Recipe:
         repa_depth: int | None = None,
         repa_weight: float = 0.5,
     ) -> Objective:
-        """Build what the family is trained for.
-
-        Args:
-            num_classes: Of the latents.
-            label_dropout: Probability of training without the label.
-            interpolant: SiT: another path or prediction; None: the published one.
-            weight: SiT: of score or noise losses.
-            repa_depth: REPA: the block; None: `repa_depth`.
-            repa_weight: REPA: of the alignment.
-
-        Returns:
-            The objective.
-        """
+        """Build what the family is trained for."""
         path = interpolant or self.interpolant
         if path is None:
             diffusion = GaussianDiffusion()
@@ -136,16 +124,7 @@ class Recipe:
     def transformer(
         self, latents: LatentSpecification, *, qk_norm: bool = False, teacher_channels: int | None = None
     ) -> TransformerConfig:
-        """Describe the backbone.
-
-        Args:
-            latents: What it models.
-            qk_norm: Whether queries and keys are normalized.
-            teacher_channels: REPA: width of the teacher's tokens; None: no projector, which sampling does not need.
-
-        Returns:
-            Its config.
-        """
+        """Describe the backbone."""
         size = SIZES[self.size]
         return TransformerConfig(
             latents=latents,
@@ -160,17 +139,7 @@ class Recipe:
 
 
 def parse_recipe(name: str) -> Recipe:
-    """Read a preset's name.
-
-    Args:
-        name: For example `dit-b-2`; letters of any case.
-
-    Returns:
-        What it stands for.
-
-    Raises:
-        UserError: If there is no such preset.
-    """
+    """Read a preset's name."""
     if name.lower() not in NAMES:
         raise UserError(f"there is no generator '{name}'", nearest_name(name.lower(), NAMES))
     family, size, patch_size = cast(re.Match, _PATTERN.fullmatch(name.lower())).groups()

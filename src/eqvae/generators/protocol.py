@@ -35,11 +35,7 @@ class LatentSpecification:
     """Labels are 0 ... num_classes - 1, and `num_classes` itself means "no class"; 0: unconditional."""
 
     def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            ValueError: If a side is not positive, or the number of classes is negative.
-        """
+        """Check the ranges."""
         if min(self.channels, self.height, self.width) < 1 or self.num_classes < 0:
             raise ValueError(f"{self} describes no latents")
 
@@ -65,27 +61,11 @@ class Objective(ABC):
 
     @abstractmethod
     def out_channels(self, channels: int) -> int:
-        """Say how wide the backbone's output is.
-
-        Args:
-            channels: Of the latents.
-
-        Returns:
-            Channels that `predict` has to return.
-        """
+        """Say how wide the backbone's output is."""
 
     @abstractmethod
     def draw(self, num: int, specification: LatentSpecification, generator: torch.Generator) -> dict[str, Tensor]:
-        """Draw all random numbers of one training step, so that each process can take its rows of the global batch.
-
-        Args:
-            num: Images.
-            specification: The latents.
-            generator: On the CPU.
-
-        Returns:
-            Named tensors on the CPU, each with `num` rows.
-        """
+        """Draw all random numbers of one training step, so that each process can take its rows of the global batch."""
 
     @abstractmethod
     def loss(
@@ -95,31 +75,11 @@ class Objective(ABC):
         labels: Int64[Tensor, " n"],
         draws: Mapping[str, Tensor],
     ) -> Loss:
-        """Compute the training loss, differentiable with respect to the backbone's weights.
-
-        Args:
-            predict: The backbone: a `Predict`, or `eqvae.generators.maskgit.PredictTokens`.
-            latents: Normalized, without noise; or tokens.
-            labels: Before label dropout; zeros where there are no classes.
-            draws: Rows of what `draw` gave, on the latents' device.
-
-        Returns:
-            The loss of each image.
-        """
+        """Compute the training loss, differentiable with respect to the backbone's weights."""
 
 
 def drop_labels(
     labels: Int64[Tensor, " n"], uniform: Float[Tensor, " n"], *, probability: float, null_label: int
 ) -> Int64[Tensor, " n"]:
-    """Replace labels by "no class", so that one backbone learns both terms of classifier-free guidance.
-
-    Args:
-        labels: Class indices.
-        uniform: Numbers in [0, 1), one for each image.
-        probability: How often a label is dropped; 0.1 in DiT, SiT and REPA.
-        null_label: The label of no class: the number of classes.
-
-    Returns:
-        The labels that the backbone sees.
-    """
+    """Replace labels by "no class", so that one backbone learns both terms of classifier-free guidance."""
     return torch.where(uniform < probability, null_label, labels)

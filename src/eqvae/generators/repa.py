@@ -18,8 +18,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from eqvae.artifacts import read_tensors, write_tensors
+from eqvae.errors import UserError
 from eqvae.generators.protocol import LatentSpecification, Loss, Objective, Predict
-from eqvae.runtime.errors import UserError
 
 TEACHER_TOKENS = "teacher_tokens"
 """Name of the teacher's tokens (n, tokens, channels) among the draws; the training loop puts them there."""
@@ -76,16 +76,7 @@ class RepaObjective(Objective):
 def token_cosine(
     projected: Float[Tensor, "n tokens channels"], teacher: Float[Tensor, "n other_tokens channels"], *, aspect: float
 ) -> Float[Tensor, " n"]:
-    """Compare tokens by the cosine of their angle, averaged over the grid.
-
-    Args:
-        projected: The transformer's.
-        teacher: The teacher's; resized to the transformer's grid where it has another.
-        aspect: Height / width of both grids.
-
-    Returns:
-        1 where all tokens point alike.
-    """
+    """Compare tokens by the cosine of their angle, averaged over the grid."""
     if teacher.shape[1] != projected.shape[1]:
         teacher = resize_tokens(teacher.float(), projected.shape[1], aspect=aspect)
     return F.cosine_similarity(projected.float(), teacher.float(), dim=-1).mean(1)
@@ -94,19 +85,7 @@ def token_cosine(
 def resize_tokens(
     tokens: Float[Tensor, "n tokens channels"], num_tokens: int, *, aspect: float
 ) -> Float[Tensor, "n other_tokens channels"]:
-    """Resize a grid of tokens, bilinearly, low-passed where it shrinks.
-
-    Args:
-        tokens: Row by row.
-        num_tokens: Of the new grid.
-        aspect: Height / width of both grids.
-
-    Returns:
-        The new grid, row by row.
-
-    Raises:
-        ValueError: If a number of tokens fills no grid of this shape.
-    """
+    """Resize a grid of tokens, bilinearly, low-passed where it shrinks."""
     (rows, columns), size = _grid(tokens.shape[1], aspect), _grid(num_tokens, aspect)
     maps = tokens.transpose(1, 2).unflatten(2, (rows, columns))
     resized = F.interpolate(maps, size=size, mode="bilinear", align_corners=False, antialias=True)
@@ -127,32 +106,13 @@ def write_teacher_tokens(
     teacher: str,
     mirrored: Float[Tensor, "num tokens channels"] | None = None,
 ) -> None:
-    """Write a teacher's tokens of all images beside their latents, in bfloat16.
-
-    Args:
-        path: A `.safetensors` file.
-        tokens: In the order of the latent cache.
-        teacher: The teacher's name.
-        mirrored: Those of the mirror images, where the cache has them.
-    """
+    """Write a teacher's tokens of all images beside their latents, in bfloat16."""
     named = {"tokens": tokens} if mirrored is None else {"tokens": tokens, "mirrored": mirrored}
     write_tensors(path, {name: value.bfloat16() for name, value in named.items()}, {"teacher": teacher})
 
 
 def read_teacher_tokens(path: Path, *, teacher: str, num_images: int) -> dict[str, Tensor]:
-    """Read what `write_teacher_tokens` wrote.
-
-    Args:
-        path: The file.
-        teacher: The teacher that is wanted.
-        num_images: Of the latent cache.
-
-    Returns:
-        `tokens` and perhaps `mirrored`, (num, tokens, channels) in bfloat16.
-
-    Raises:
-        UserError: If the file is broken, of another teacher or of another number of images.
-    """
+    """Read what `write_teacher_tokens` wrote."""
     tensors, metadata = read_tensors(path)
     if metadata.get("teacher") != teacher or "tokens" not in tensors:
         raise UserError(f"'{path}' holds tokens of '{metadata.get('teacher')}', not of '{teacher}'", "Remove it")

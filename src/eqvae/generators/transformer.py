@@ -13,10 +13,10 @@ from jaxtyping import Float, Int64, Num
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from eqvae.errors import UserError
 from eqvae.generators.attention import attend
 from eqvae.generators.embeddings import LabelEmbedder, PatchEmbedder, TimeEmbedder, position_embedding
 from eqvae.generators.protocol import LatentSpecification
-from eqvae.runtime.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +55,7 @@ class TransformerConfig:
     """Of REPA's projector; 2048 in the published model."""
 
     def __post_init__(self) -> None:
-        """Check that sizes divide.
-
-        Raises:
-            UserError: If patches, heads or positions would not be whole.
-        """
+        """Check that sizes divide."""
         if self.latents.height % self.patch_size or self.latents.width % self.patch_size:
             raise UserError(
                 f"latents of {self.latents.height} x {self.latents.width} cells are no whole number of patches of "
@@ -74,14 +70,7 @@ class TransformerConfig:
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> "TransformerConfig":
-        """Read what `eqvae.artifacts.to_plain` made of a config.
-
-        Args:
-            plain: Fields, and those of the latent specification.
-
-        Returns:
-            The config.
-        """
+        """Read what `eqvae.artifacts.to_plain` made of a config."""
         return cls(**plain | {"latents": LatentSpecification(**plain["latents"])})
 
     @property
@@ -111,12 +100,7 @@ class Transformer(nn.Module):
     """
 
     def __init__(self, config: TransformerConfig, *, generator: torch.Generator | None = None) -> None:
-        """Build it with first weights, initialised as DiT's: each block is the identity, the output zero.
-
-        Args:
-            config: Sizes.
-            generator: Source of the first weights; None: PyTorch's own.
-        """
+        """Build it with first weights, initialised as DiT's: each block is the identity, the output zero."""
         super().__init__()
         self.config, self.gradient_checkpointing = config, False
         width, num_classes = config.hidden_size, config.latents.num_classes
@@ -141,18 +125,7 @@ class Transformer(nn.Module):
         labels: Int64[Tensor, " n"],
         depth: int | None = None,
     ) -> Float[Tensor, "n c2 h w"] | WithHidden:
-        """Predict.
-
-        Args:
-            z: Noisy latents.
-            t: Times, as the process counts them.
-            labels: 0 ... num_classes; ignored without classes.
-            depth: Block (1 ... depth) whose tokens are wanted too; it is an argument of the forward pass, not a method
-                of its own, so that compiled and distributed wrappers pass it on.
-
-        Returns:
-            The output; with `depth` a `WithHidden`.
-        """
+        """Predict."""
         tokens = self.x_embedder(z) + self.pos_embed
         condition = self.t_embedder(t)
         if self.y_embedder is not None:
@@ -176,17 +149,7 @@ class Transformer(nn.Module):
     def forward_with_hidden(
         self, z: Float[Tensor, "n c h w"], t: Num[Tensor, " n"], labels: Int64[Tensor, " n"], depth: int
     ) -> WithHidden:
-        """Predict, and keep the tokens after one block.
-
-        Args:
-            z: Noisy latents.
-            t: Times.
-            labels: 0 ... num_classes.
-            depth: The block, 1 ... depth.
-
-        Returns:
-            Output and tokens.
-        """
+        """Predict, and keep the tokens after one block."""
         return self(z, t, labels, depth)
 
     def num_parameters(self) -> int:

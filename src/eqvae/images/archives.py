@@ -9,9 +9,9 @@ from typing import Any, final
 
 import datasets
 
+from eqvae.errors import UserError
 from eqvae.images.decoding import IMAGE_SUFFIXES
 from eqvae.images.labels import LabelColumn, folder_labels, text_labels
-from eqvae.runtime.errors import UserError
 
 _CLASS_SUFFIX = ".cls"
 _MAX_CLASS_BYTES = 256

@@ -21,13 +21,6 @@ def adm_crop(image: Image.Image, image_size_px: int) -> UInt8[np.ndarray, "size 
 
     Halving with a box filter as long as the image is at least twice too large, then one bicubic resize: the bicubic
     filter then never shrinks by more than two.
-
-    Args:
-        image: RGB, any size.
-        image_size_px: Side of the square.
-
-    Returns:
-        The crop; an image that already has this size passes unchanged.
     """
     while min(image.size) >= 2 * image_size_px:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
@@ -40,17 +33,7 @@ def adm_crop(image: Image.Image, image_size_px: int) -> UInt8[np.ndarray, "size 
 def ldm_random_crop(
     image: Image.Image, image_size_px: int, random: np.random.Generator, *, flip: bool
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """Cut a random square out, of a side uniform in 0.5 ... 1 of the short side, and resize it by area.
-
-    Args:
-        image: RGB, any size.
-        image_size_px: Side of the result.
-        random: Draws the side, the place and, last, the flip.
-        flip: Mirror horizontally with probability 1/2.
-
-    Returns:
-        The crop.
-    """
+    """Cut a random square out, of a side uniform in 0.5 ... 1 of the short side, and resize it by area."""
     short_side = min(image.size)
     side = max(1, int(short_side * random.uniform(MIN_CROP_FRACTION, 1.0)))
     left = int(random.integers(image.width - side + 1))
@@ -64,13 +47,6 @@ def ldm_random_crop(
 
 
 def to_images(arrays: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Float[Tensor, "n 3 h w"]:
-    """Stack 8-bit crops of one size to images in [-1, 1].
-
-    Args:
-        arrays: At least one, 0 ... 255.
-
-    Returns:
-        Float32 images; `artifacts.to_uint8` gives the same bytes back.
-    """
+    """Stack 8-bit crops of one size to images in [-1, 1]."""
     stacked = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
     return (stacked.float() / 127.5 - 1.0).contiguous()

@@ -29,20 +29,7 @@ class BrokenImageError(Exception):
 
 
 def decode_image(content: bytes | Path, name: str) -> Image.Image:
-    """Decode one image to 8-bit RGB, upright.
-
-    Args:
-        content: The encoded image, or the file that holds it. Of several frames the first is taken.
-        name: What an error calls it.
-
-    Returns:
-        An image of mode RGB. Transparency is composited on white, 16-bit grey is divided by 257 and rounded, and the
-        EXIF orientation is applied.
-
-    Raises:
-        BrokenImageError: If it is missing, truncated, no image, too large for PIL, or of a range that 8 bits cannot
-            hold.
-    """
+    """Decode one image to 8-bit RGB, upright."""
     # A decoder fed with damaged bytes raises almost anything (OSError, SyntaxError, struct.error, zlib.error, ...),
     # and PIL warns about damaged metadata and large images: neither may end a run.
     try:
@@ -56,14 +43,7 @@ def decode_image(content: bytes | Path, name: str) -> Image.Image:
 
 
 def is_image(content: bytes | Path) -> bool:
-    """Tell from the header alone whether PIL knows the format.
-
-    Args:
-        content: Encoded bytes or a file.
-
-    Returns:
-        False for anything else, missing files included.
-    """
+    """Tell from the header alone whether PIL knows the format."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Int64
 
-from eqvae.runtime.errors import UserError, nearest_name
+from eqvae.errors import UserError, nearest_name
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "fine_labels", "class", "class_label", "target", "cls")
 """Names under which a table's labels are looked for, the likeliest first."""
@@ -55,15 +55,6 @@ class LabelColumn:
         """Check the labels and number them.
 
         Integers stand for themselves; strings are numbered in their order.
-
-        Args:
-            name_row: Gives a row's name for an error.
-
-        Returns:
-            Names and indices.
-
-        Raises:
-            UserError: If a label is missing or out of range; names the first such row.
         """
         column = self.values.with_format("arrow")[:].column(0)
         if column.null_count:
@@ -88,19 +79,7 @@ class LabelColumn:
 
 
 def find_label_column(data: str, table: datasets.Dataset, wanted: str | None) -> LabelColumn | None:
-    """Find a table's labels: the column that is asked for, else a known name, else the only column of class labels.
-
-    Args:
-        data: DATA, for errors.
-        table: All columns.
-        wanted: A column's name, `none`, or None to look for one.
-
-    Returns:
-        The labels; None where there are none, or where all of them are empty.
-
-    Raises:
-        UserError: If the column that is asked for is missing or holds neither integers nor strings.
-    """
+    """Find a table's labels: the column that is asked for, else a known name, else the only column of class labels."""
     if wanted == NO_LABELS:
         return None
     if wanted is not None:
@@ -123,14 +102,7 @@ def find_label_column(data: str, table: datasets.Dataset, wanted: str | None) ->
 
 
 def folder_labels(folders: Sequence[Path]) -> LabelColumn | None:
-    """Take the first folder of each image's path as its class.
-
-    Args:
-        folders: Folder of each image, relative to where classes begin.
-
-    Returns:
-        The labels; None where an image lies in no folder, or all of them in one.
-    """
+    """Take the first folder of each image's path as its class."""
     names = [folder.parts[0] if folder.parts else None for folder in folders]
     if None in names or len(set(names)) < 2:
         return None
@@ -138,14 +110,7 @@ def folder_labels(folders: Sequence[Path]) -> LabelColumn | None:
 
 
 def text_labels(texts: Sequence[str | None]) -> LabelColumn | None:
-    """Take labels that were written as text: integers where all are, else names.
-
-    Args:
-        texts: For each image; None where it has none.
-
-    Returns:
-        The labels; None where no image has one.
-    """
+    """Take labels that were written as text: integers where all are, else names."""
     if all(text is None for text in texts):
         return None
     if all(text is None or _INTEGER.fullmatch(text) for text in texts):

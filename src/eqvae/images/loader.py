@@ -20,10 +20,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from eqvae.errors import UserError
 from eqvae.images.crops import adm_crop, ldm_random_crop, to_images
 from eqvae.images.decoding import BrokenImageError
 from eqvae.images.sources import ImageSource
-from eqvae.runtime.errors import UserError
 
 MAX_BROKEN_PERCENT = 1
 """More distinct broken images than this share of the data end the run."""
@@ -215,20 +215,7 @@ def evaluation_batches(
     num_workers: int,
     spread: bool = False,
 ) -> Iterator[ImageBatch]:
-    """Yield the first `num_images` images in order, or as many spread over the source; broken ones are left out.
-
-    Args:
-        source: At least one image.
-        image_size_px: Side of the centre crops, see `adm_crop`.
-        batch_size: Images to visit for each batch; the last may be smaller, and so is one with a broken image.
-        num_images: How many to visit; None for all.
-        num_workers: Processes that decode ahead; 0 decodes here. The batches do not depend on it.
-        spread: Visit images at equal distances: the first ones of a folder tree are often all of one class.
-
-    Yields:
-        Batches of at least one image, until more than 1% of the source's images are found broken: then a `UserError`
-        is raised.
-    """
+    """Yield the first `num_images` images in order, or as many spread over the source; broken ones are left out."""
     num_visited = len(source) if num_images is None else min(num_images, len(source))
     steps = _EvaluationSteps(
         source=source, image_size_px=image_size_px, batch_size=batch_size, num_images=num_visited, spread=spread
@@ -251,19 +238,7 @@ def evaluation_batches(
 def encoding_batches(
     source: ImageSource, *, image_size_px: int, parts: Sequence[range], num_broken: int = 0, num_workers: int
 ) -> Generator[CropBatch, None, None]:
-    """Yield the centre crops of given ranges of images, one batch for each; broken images are left out.
-
-    Args:
-        source: At least one image.
-        image_size_px: Side of the centre crops, see `adm_crop`.
-        parts: Indices of each batch, in the order wanted.
-        num_broken: Images found broken before, in other ranges; they count towards the limit.
-        num_workers: Processes that decode ahead; 0 decodes here. The batches do not depend on it.
-
-    Yields:
-        A batch for each part, without images where all of them are broken, until more than 1% of the source's images
-        are found broken: then a `UserError` is raised.
-    """
+    """Yield the centre crops of given ranges of images, one batch for each; broken images are left out."""
     steps = _EncodingSteps(source=source, image_size_px=image_size_px, parts=parts)
     for crops, broken in _keep_to_limit(steps, range(len(parts)), source.name, len(source), num_workers, num_broken):
         arrays = np.stack(crops.arrays) if crops.arrays else np.empty((0, image_size_px, image_size_px, 3), np.uint8)
@@ -298,17 +273,7 @@ def _keep_to_limit(
 
 
 def check_broken(source_name: str, num_images: int, num_broken: int, first: str) -> None:
-    """Refuse data of which more than 1% is broken.
-
-    Args:
-        source_name: DATA.
-        num_images: In the source.
-        num_broken: Found broken so far.
-        first: Name of the first of them.
-
-    Raises:
-        UserError: If they are too many.
-    """
+    """Refuse data of which more than 1% is broken."""
     if num_broken > _max_broken(num_images):
         raise UserError(
             f"{num_broken} of {num_images} images of '{source_name}' are broken so far, more than "

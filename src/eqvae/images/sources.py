@@ -15,11 +15,11 @@ from typing import Protocol, final, runtime_checkable
 import datasets
 from PIL import Image
 
+from eqvae.errors import UserError, nearest_name
 from eqvae.images.archives import open_archives
 from eqvae.images.decoding import IMAGE_SUFFIXES, BrokenImageError, decode_image
 from eqvae.images.labels import NO_LABELS, Classes, LabelColumn, folder_labels
 from eqvae.images.tables import Split, num_bytes, open_hub, open_parquet
-from eqvae.runtime.errors import UserError, nearest_name
 
 KINDS = ("photos", "an image folder", "*.parquet", "*.tar", "hf:NAME[:SPLIT]")
 """What DATA can be."""
@@ -60,13 +60,7 @@ class ImageSource:
     """A sequence of images, each decoded when it is read. Pickles, so that loader workers can hold it."""
 
     def __init__(self, name: str, rows: _Rows, labels: LabelColumn | None = None) -> None:
-        """Name the rows; `open_images` makes them.
-
-        Args:
-            name: DATA, as the user gave it.
-            rows: Encoded images and their names.
-            labels: Their classes; None where they have none.
-        """
+        """Name the rows; `open_images` makes them."""
         self.name = name
         self._rows = rows
         self._labels = labels
@@ -77,17 +71,7 @@ class ImageSource:
         return len(self._rows)
 
     def read(self, index: int) -> Image.Image:
-        """Decode one image.
-
-        Args:
-            index: 0 ... len - 1.
-
-        Returns:
-            An image of mode RGB; see `decode_image`.
-
-        Raises:
-            BrokenImageError: If it cannot be read or decoded; the line names the file or the row.
-        """
+        """Decode one image."""
         label = self.label(index)
         try:
             content = self._rows.content(index)
@@ -96,38 +80,17 @@ class ImageSource:
         return decode_image(content, label)
 
     def label(self, index: int) -> str:
-        """Name one image.
-
-        Args:
-            index: 0 ... len - 1.
-
-        Returns:
-            Its path, or the file and the row or member: `train.parquet[17]`, `shard.tar[n01440764_36.jpg]`.
-        """
+        """Name one image."""
         return self._rows.label(index)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Names of the classes, in the order of their indices; None where the images have no labels.
-
-        Raises:
-            UserError: If a label is missing or out of range; names the row.
-        """
+        """Names of the classes, in the order of their indices; None where the images have no labels."""
         classes = self._check_classes()
         return None if classes is None else classes.names
 
     def class_of(self, index: int) -> int | None:
-        """Look up the class of one image.
-
-        Args:
-            index: 0 ... len - 1.
-
-        Returns:
-            0 ... len(class_names) - 1; None where the images have no labels.
-
-        Raises:
-            UserError: If any image's label is missing or out of range; names the row.
-        """
+        """Look up the class of one image."""
         classes = self._check_classes()
         return None if classes is None else int(classes.indices[index])
 
@@ -171,22 +134,7 @@ class _Files:
 
 
 def open_images(data: str, *, split: Split = "train", label_column: str | None = None) -> ImageSource:
-    """Open DATA.
-
-    Args:
-        data: `photos`; an image, a folder of images, or a glob; `*.parquet` or `*.tar` (WebDataset layout), as a file,
-            a folder or a glob; or `hf:NAME[:SPLIT]`. Folders are searched in depth, hidden files are left out, and the
-            order is that of the paths.
-        split: Which set of the photographs, or of a hub data set named without SPLIT; ignored otherwise.
-        label_column: The column of a table that holds the labels; None looks for one, `none` leaves labels out. Files
-            are labelled by the folders directly under DATA, members of archives by `.cls` members or else by folders.
-
-    Returns:
-        At least one image; which of them are broken shows when they are read, and wrong labels when they are.
-
-    Raises:
-        UserError: If nothing is there, or it holds no images or not that column, or the hub cannot be reached.
-    """
+    """Open DATA."""
     if data.startswith("hf:"):
         table = open_hub(data, split, label_column)
         return ImageSource(data, table.rows, table.labels)

@@ -10,9 +10,9 @@ from typing import Any, Literal, final
 
 import datasets
 
+from eqvae.errors import UserError
 from eqvae.images.decoding import is_image
 from eqvae.images.labels import LabelColumn, find_label_column
-from eqvae.runtime.errors import UserError
 
 Split = Literal["train", "evaluation"]
 
@@ -66,14 +66,7 @@ class Table:
 
 
 def num_bytes(path: Path) -> int:
-    """Ask for a file's size.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Bytes; -1 where it is gone.
-    """
+    """Ask for a file's size."""
     try:
         return path.stat().st_size
     except OSError:
@@ -81,19 +74,7 @@ def num_bytes(path: Path) -> int:
 
 
 def open_parquet(data: str, files: Sequence[Path], label_column: str | None) -> Table:
-    """Open parquet files through `datasets`, whose cache goes by path and modification time.
-
-    Args:
-        data: DATA, for errors.
-        files: In order.
-        label_column: See `find_label_column`.
-
-    Returns:
-        The rows that hold images, and their labels.
-
-    Raises:
-        UserError: If a file is broken, or there is no image column, or not that label column.
-    """
+    """Open parquet files through `datasets`, whose cache goes by path and modification time."""
     for file in files:
         _check_parquet(file)
     # One split for each file: only so are their numbers of rows known afterwards.
@@ -133,19 +114,7 @@ def _check_parquet(file: Path) -> None:
 
 
 def open_hub(data: str, split: Split, label_column: str | None) -> Table:
-    """Open a data set of the hub, or of its local cache.
-
-    Args:
-        data: `hf:NAME[:SPLIT]`.
-        split: Which split to take where none is named.
-        label_column: See `find_label_column`.
-
-    Returns:
-        The rows that hold images, and their labels.
-
-    Raises:
-        UserError: If it is neither within reach nor in the cache, or has no such split, image column or label column.
-    """
+    """Open a data set of the hub, or of its local cache."""
     name, _, hub_split = data.removeprefix("hf:").partition(":")
     try:
         hub_split = hub_split or _choose_split(data, datasets.get_dataset_split_names(name), split)

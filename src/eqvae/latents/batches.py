@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from eqvae.errors import UserError
 from eqvae.latents.cache import LatentBatch, LatentCache, TokenBatch, no_mirrored
-from eqvae.runtime.errors import UserError
 from eqvae.runtime.seeds import generator_for
 
 Batch = TypeVar("Batch", LatentBatch, TokenBatch)

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
+from eqvae.errors import UserError
 from eqvae.latents.index import CacheIndex, Kind, ShardEntry, expected_tensors, read_index
 from eqvae.latents.normalization import MEASURED, Normalization, choose_normalization
 from eqvae.latents.shards import MIRRORED, BrokenShardError, Shard, concatenate_labels, to_tensor
-from eqvae.runtime.errors import UserError
 
 
 @final
@@ -56,14 +56,7 @@ class LatentCache:
     """A latent cache on disk. Reads rows in place, holds no open file, and pickles into workers."""
 
     def __init__(self, folder: Path, index: CacheIndex, shards: list[Shard], normalization: Normalization) -> None:
-        """Put the parts together; `LatentCache.open` finds them.
-
-        Args:
-            folder: Where the cache lies.
-            index: Its index.
-            shards: Its files, in the index's order.
-            normalization: How raw latents become a generator's.
-        """
+        """Put the parts together; `LatentCache.open` finds them."""
         self.folder = folder
         self.index = index
         self.normalization = normalization
@@ -72,18 +65,7 @@ class LatentCache:
 
     @classmethod
     def open(cls, folder: Path, *, normalization: str = MEASURED) -> "LatentCache":
-        """Open a cache and check all that is cheap to check: the index, the files' sizes and headers.
-
-        Args:
-            folder: What `eqvae encode --out` named.
-            normalization: `measured`, or `fixed:FACTOR` (the paper's is `fixed:0.18215`). Ignored for tokens.
-
-        Returns:
-            The cache.
-
-        Raises:
-            UserError: If something is missing or broken; names the shard and the command that rebuilds it.
-        """
+        """Open a cache and check all that is cheap to check: the index, the files' sizes and headers."""
         index = read_index(folder)
         shards = []
         for entry in index.shards:
@@ -111,19 +93,7 @@ class LatentCache:
         mirrored: Bool[Tensor, " n"] | None = None,
         noise: Float[Tensor, "n c h w"] | None = None,
     ) -> LatentBatch:
-        """Read latents, `(mean + std * noise - shift) / scale`.
-
-        Args:
-            indices: 0 ... len - 1, in any order, repeated or not.
-            mirrored: Which images to read as their mirror images; None: none of them.
-            noise: Standard normal numbers, float32; None reads the posterior's mean.
-
-        Returns:
-            Normalized latents with labels.
-
-        Raises:
-            UserError: If the cache holds tokens or no mirror images, or a label is out of range.
-        """
+        """Read latents, `(mean + std * noise - shift) / scale`."""
         self._require("moments")
         where, mirrored = self._locate(indices, mirrored)
         z = self._gather("mean", where, mirrored).float()
@@ -133,69 +103,32 @@ class LatentCache:
         return LatentBatch(latents=latents, labels=self._labels(where), indices=indices, mirrored=mirrored)
 
     def read_tokens(self, indices: Int64[Tensor, " n"], *, mirrored: Bool[Tensor, " n"] | None = None) -> TokenBatch:
-        """Read tokens.
-
-        Args:
-            indices: 0 ... len - 1.
-            mirrored: Which images to read as their mirror images; None: none of them.
-
-        Returns:
-            Tokens with labels.
-
-        Raises:
-            UserError: If the cache holds moments or no mirror images, or a label is out of range.
-        """
+        """Read tokens."""
         self._require("tokens")
         where, mirrored = self._locate(indices, mirrored)
         tokens = self._gather("tokens", where, mirrored).long()
         return TokenBatch(tokens=tokens, labels=self._labels(where), indices=indices, mirrored=mirrored)
 
     def normalize(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """Turn raw latents into what a generator sees.
-
-        Args:
-            z: Raw latents.
-
-        Returns:
-            Normalized latents.
-        """
+        """Turn raw latents into what a generator sees."""
         return self.normalization.normalize(z)
 
     def denormalize(self, normalized: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """Turn what a generator drew into what the decoder takes.
-
-        Args:
-            normalized: Normalized latents, on any device.
-
-        Returns:
-            Raw latents.
-        """
+        """Turn what a generator drew into what the decoder takes."""
         return self.normalization.denormalize(normalized)
 
     def labels(self) -> Int64[Tensor, " n"] | None:
-        """Read the labels of all images.
-
-        Returns:
-            One class for each image; None where they have none.
-        """
+        """Read the labels of all images."""
         if self.index.num_classes is None:
             return None
         return torch.from_numpy(concatenate_labels(self._shards, "labels"))
 
     def source_indices(self) -> Int64[Tensor, " n"]:
-        """Tell where each image stands in DATA; broken images were left out of the cache.
-
-        Returns:
-            Indices into the `ImageSource` that was encoded.
-        """
+        """Tell where each image stands in DATA; broken images were left out of the cache."""
         return torch.from_numpy(concatenate_labels(self._shards, "source_indices"))
 
     def verify(self) -> None:
-        """Read everything and compare digests and labels: as long as the disk takes.
-
-        Raises:
-            UserError: If a shard is damaged; names it and the command that rebuilds it.
-        """
+        """Read everything and compare digests and labels: as long as the disk takes."""
         for entry, shard in zip(self.index.shards, self._shards, strict=True):
             if shard.digest() != entry.sha256:
                 raise _broken_shard(self.folder, entry, self.index, "is damaged (its digest differs)")
@@ -274,16 +207,7 @@ class _Places:
 
 
 def check_autoencoder(cache: LatentCache, *, fingerprint: str, name: str) -> None:
-    """Refuse to decode a cache's latents by another autoencoder than the one that made them.
-
-    Args:
-        cache: What the generator learns or learned from.
-        fingerprint: Of the autoencoder that is to decode.
-        name: Its name, for the error.
-
-    Raises:
-        UserError: If the weights differ.
-    """
+    """Refuse to decode a cache's latents by another autoencoder than the one that made them."""
     if cache.index.fingerprint != fingerprint:
         raise UserError(
             f"The latents in '{cache.folder}' were made by '{cache.index.autoencoder}' ({cache.index.fingerprint}), "
@@ -293,14 +217,7 @@ def check_autoencoder(cache: LatentCache, *, fingerprint: str, name: str) -> Non
 
 
 def no_mirrored(cache: LatentCache) -> UserError:
-    """Say that mirror images were asked for and are not there.
-
-    Args:
-        cache: The cache.
-
-    Returns:
-        The error.
-    """
+    """Say that mirror images were asked for and are not there."""
     return UserError(
         f"The latent cache '{cache.folder}' holds no mirror images", "Train with --no-flip, or encode with --mirror"
     )

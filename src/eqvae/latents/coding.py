@@ -8,10 +8,10 @@ from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
+from eqvae.errors import UserError
 from eqvae.latents.index import Kind
 from eqvae.latents.shards import DTYPES, MIRRORED
 from eqvae.runtime.device import Precision, autocast
-from eqvae.runtime.errors import UserError
 
 _MAX_INT16_CODES = 2**15
 
@@ -33,15 +33,7 @@ class Coding:
 
 
 def coding_of(autoencoder: Autoencoder, dtype: MomentsDtype) -> Coding:
-    """Decide what is kept. Here and in `encode_images` alone a discrete autoencoder differs from the others.
-
-    Args:
-        autoencoder: Whose latents are cached.
-        dtype: Of moments.
-
-    Returns:
-        Tokens, in the smallest type that holds the codebook, or moments.
-    """
+    """Decide what is kept. Here and in `encode_images` alone a discrete autoencoder differs from the others."""
     if isinstance(autoencoder, DiscreteAutoencoder):
         size = autoencoder.codebook_size
         return Coding(kind="tokens", dtype="int16" if size <= _MAX_INT16_CODES else "int32", codebook_size=size)
@@ -49,15 +41,7 @@ def coding_of(autoencoder: Autoencoder, dtype: MomentsDtype) -> Coding:
 
 
 def encode_images(autoencoder: Autoencoder, x: Float[Tensor, "n 3 h w"]) -> dict[str, Shaped[Tensor, "n ..."]]:
-    """Encode images to what is kept of them.
-
-    Args:
-        autoencoder: On the images' device.
-        x: Images in [-1, 1].
-
-    Returns:
-        `tokens`; or `mean` and, unless the encoder is deterministic, `std`, float32.
-    """
+    """Encode images to what is kept of them."""
     posterior = autoencoder.encode(x)
     if isinstance(autoencoder, DiscreteAutoencoder):
         return {"tokens": autoencoder.quantize(posterior.mean).tokens}
@@ -75,18 +59,7 @@ def encode_crops(
     precision: Precision,
     mirror: bool,
 ) -> dict[str, Shaped[Tensor, "n ..."]]:
-    """Encode one batch of crops, and their mirror images.
-
-    Args:
-        autoencoder: On `device`.
-        crops: Bytes; if there are none, one black image tells the tensors' shapes.
-        device: Where to compute.
-        precision: Of the encoder.
-        mirror: Whether mirror images are wanted.
-
-    Returns:
-        What `encode_images` keeps, on `device`; of mirror images under names with the suffix.
-    """
+    """Encode one batch of crops, and their mirror images."""
     count = len(crops)
     if count == 0:
         crops = crops.new_zeros(1, *crops.shape[1:])
@@ -103,19 +76,7 @@ def encode_crops(
 
 
 def to_stored(name: str, values: Shaped[Tensor, "n ..."], coding: Coding) -> Shaped[Tensor, "n ..."]:
-    """Bring values to the type in which they are stored, and refuse those that it can't hold.
-
-    Args:
-        name: What they are, for the error.
-        values: Of the images of one shard, on any device.
-        coding: Their type.
-
-    Returns:
-        The values on the CPU.
-
-    Raises:
-        UserError: If one is NaN or infinite, or is so in this type, or is no index into the codebook.
-    """
+    """Bring values to the type in which they are stored, and refuse those that it can't hold."""
     if coding.kind == "tokens":
         size = coding.codebook_size or 0
         if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < size:

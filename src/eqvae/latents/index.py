@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from eqvae.artifacts import CONFIG, read_json, write_json
+from eqvae.errors import UserError
 from eqvae.latents.shards import DTYPES, MIRRORED
 from eqvae.latents.statistics import LatentMeasures
-from eqvae.runtime.errors import UserError
 
 INDEX = "index.json"
 
@@ -116,35 +116,16 @@ class CacheIndex:
     shards: tuple[ShardEntry, ...]
 
     def write(self, folder: Path) -> None:
-        """Write `index.json` atomically.
-
-        Args:
-            folder: The cache's folder.
-        """
+        """Write `index.json` atomically."""
         write_json(folder / INDEX, self)
 
     def rebuild_command(self, folder: Path) -> str:
-        """Say how a broken shard is made again; whole ones are kept.
-
-        Args:
-            folder: Where the cache lies now.
-
-        Returns:
-            A command line.
-        """
+        """Say how a broken shard is made again; whole ones are kept."""
         return f"{self.command} --out {shlex.quote(str(folder))}"
 
 
 def expected_tensors(index: CacheIndex, count: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """List the tensors of a shard.
-
-    Args:
-        index: The cache's index.
-        count: Images in the shard.
-
-    Returns:
-        Type and shape by name.
-    """
+    """List the tensors of a shard."""
     shape: tuple[int, ...] = (count, index.latent_height, index.latent_width)
     names = ["tokens"]
     if index.kind == "moments":
@@ -155,17 +136,7 @@ def expected_tensors(index: CacheIndex, count: int) -> dict[str, tuple[str, tupl
 
 
 def read_index(folder: Path) -> CacheIndex:
-    """Read and check `index.json`.
-
-    Args:
-        folder: The cache's folder.
-
-    Returns:
-        The index.
-
-    Raises:
-        UserError: If there is none, it is damaged, or a later version of eqvae wrote it.
-    """
+    """Read and check `index.json`."""
     if not (folder / INDEX).is_file():
         raise _no_index(folder)
     content = read_json(folder / INDEX)

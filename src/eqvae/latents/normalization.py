@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from eqvae.errors import UserError, nearest_name
 from eqvae.latents.index import CacheIndex
-from eqvae.runtime.errors import UserError, nearest_name
 
 MEASURED = "measured"
 """Normalize by the cache's own per-channel mean and standard deviation."""
@@ -28,43 +28,18 @@ class Normalization:
     scale: Float[Tensor, " c"]
 
     def normalize(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """Turn raw latents into what a generator sees.
-
-        Args:
-            z: Raw latents.
-
-        Returns:
-            Normalized latents.
-        """
+        """Turn raw latents into what a generator sees."""
         # In place from the second operation on: at reading, fresh memory costs more than arithmetic.
         return (z - self.shift.to(z)[:, None, None]).div_(self.scale.to(z)[:, None, None])
 
     def denormalize(self, normalized: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """Turn what a generator drew into what the decoder takes.
-
-        Args:
-            normalized: Normalized latents, on any device.
-
-        Returns:
-            Raw latents.
-        """
+        """Turn what a generator drew into what the decoder takes."""
         scale, shift = self.scale.to(normalized), self.shift.to(normalized)
         return normalized * scale[:, None, None] + shift[:, None, None]
 
 
 def choose_normalization(name: str, index: CacheIndex) -> Normalization:
-    """Resolve a normalization's name.
-
-    Args:
-        name: `measured`, or `fixed:FACTOR`.
-        index: Of the cache; one of tokens has nothing to normalize.
-
-    Returns:
-        The normalization.
-
-    Raises:
-        UserError: If the name is not known, or a channel never varies and can't be scaled to variance 1.
-    """
+    """Resolve a normalization's name."""
     if index.statistics is None:  # tokens
         return Normalization(shift=torch.zeros(0), scale=torch.ones(0))
     if name == MEASURED:

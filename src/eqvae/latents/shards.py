@@ -65,14 +65,7 @@ class Shard:
     """A shard on disk. Opening reads its header only."""
 
     def __init__(self, path: Path) -> None:
-        """Read the header.
-
-        Args:
-            path: The file.
-
-        Raises:
-            BrokenShardError: If it is missing, truncated or no shard.
-        """
+        """Read the header."""
         self.path = path
         self.places, self.note, self.num_bytes = _read_header(path)
         self._bytes: np.memmap | None = None
@@ -82,14 +75,7 @@ class Shard:
         return self.__dict__ | {"_bytes": None}
 
     def array(self, name: str) -> Shaped[np.ndarray, "n ..."]:
-        """View a tensor in place.
-
-        Args:
-            name: Its name.
-
-        Returns:
-            A read-only array; bfloat16 as its 16 bits.
-        """
+        """View a tensor in place."""
         place = self.places[name]
         dtype = _NUMPY[place.dtype]
         count = int(np.prod(place.shape))
@@ -101,40 +87,19 @@ class Shard:
         return np.asarray(stored.view(dtype).reshape(place.shape))
 
     def digest(self) -> str:
-        """Read the whole file and digest what it holds.
-
-        Returns:
-            What `note["sha256"]` is in an undamaged file.
-        """
+        """Read the whole file and digest what it holds."""
         described = {name: (place.dtype, place.shape) for name, place in self.places.items()}
         return _digest(described, {name: self.array(name) for name in self.places}, self.note)
 
 
 def to_tensor(array: Shaped[np.ndarray, "..."], dtype: str) -> Shaped[Tensor, "..."]:
-    """Give gathered rows their type.
-
-    Args:
-        array: Own memory, of the type that `Shard.array` gives.
-        dtype: A key of `DTYPES`.
-
-    Returns:
-        A tensor over the same memory.
-    """
+    """Give gathered rows their type."""
     tensor = torch.from_numpy(array.view(np.int16) if dtype == "bfloat16" else array)
     return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
 
 
 def write_shard(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> str:
-    """Write a shard atomically: it is there whole, or not at all.
-
-    Args:
-        path: The file.
-        tensors: Named tensors whose first axis runs over images, on the CPU.
-        note: What else the shard says about itself, as JSON; its digest is added.
-
-    Returns:
-        The digest.
-    """
+    """Write a shard atomically: it is there whole, or not at all."""
     named = {name: tensors[name].contiguous() for name in sorted(tensors)}
     described = {
         name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) for name, tensor in named.items()
@@ -148,15 +113,7 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, An
 
 
 def concatenate_labels(shards: list[Shard], name: str) -> Int64[np.ndarray, " n"]:
-    """Read one small tensor of all shards.
-
-    Args:
-        shards: In order.
-        name: `labels` or `source_indices`.
-
-    Returns:
-        One value for each image.
-    """
+    """Read one small tensor of all shards."""
     return np.concatenate([np.empty(0, np.int64), *(shard.array(name) for shard in shards)])
 
 

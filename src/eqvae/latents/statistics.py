@@ -44,15 +44,7 @@ class MomentSums:
 
     @classmethod
     def of(cls, mean: Float[Tensor, "n c h w"], std: Float[Tensor, "n c h w"] | None) -> "MomentSums":
-        """Sum one shard in float64.
-
-        Args:
-            mean: Posterior means, as they are stored.
-            std: Posterior standard deviations, as they are stored; None for a deterministic encoder.
-
-        Returns:
-            The sums.
-        """
+        """Sum one shard in float64."""
         totals = torch.zeros(3, mean.shape[1], dtype=torch.float64)
         for start in range(0, len(mean), _ROWS_AT_A_TIME):
             means = mean[start : start + _ROWS_AT_A_TIME].double()
@@ -66,14 +58,7 @@ class MomentSums:
 
     @classmethod
     def from_plain(cls, content: dict[str, Any]) -> "MomentSums":
-        """Read what `artifacts.to_plain` made.
-
-        Args:
-            content: The fields.
-
-        Returns:
-            The sums.
-        """
+        """Read what `artifacts.to_plain` made."""
         return cls(
             count=int(content["count"]),
             means=tuple(content["means"]),
@@ -95,11 +80,7 @@ class MomentSums:
         )
 
     def measures(self) -> LatentMeasures:
-        """Finish.
-
-        Returns:
-            The statistics of all that was summed; at least one value.
-        """
+        """Finish."""
         mean = [total / self.count for total in self.means]
         variance_of_means = [max(total / self.count - m**2, 0.0) for total, m in zip(self.squares, mean, strict=True)]
         variance = [v + total / self.count for v, total in zip(variance_of_means, self.variances, strict=True)]

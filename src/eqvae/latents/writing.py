@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from eqvae.errors import UserError
 from eqvae.latents.coding import Coding, to_stored
 from eqvae.latents.index import PREPROCESSING, VERSION, CacheIndex, ShardEntry, expected_tensors
 from eqvae.latents.shards import MIRRORED, BrokenShardError, Shard, write_shard
 from eqvae.latents.statistics import MomentSums
-from eqvae.runtime.errors import UserError
 from eqvae.runtime.journal import installed_version
 
 
@@ -48,37 +48,15 @@ class Recipe:
         return -(-self.num_visited // self.shard_size)
 
     def visited(self, number: int) -> range:
-        """List the images of one shard.
-
-        Args:
-            number: 0 ... num_shards - 1.
-
-        Returns:
-            Indices into the data.
-        """
+        """List the images of one shard."""
         return range(number * self.shard_size, min((number + 1) * self.shard_size, self.num_visited))
 
     def path(self, folder: Path, number: int) -> Path:
-        """Name the file of one shard.
-
-        Args:
-            folder: The cache's folder.
-            number: 0 ... num_shards - 1.
-
-        Returns:
-            Its path.
-        """
+        """Name the file of one shard."""
         return folder / f"shard-{number:05d}.safetensors"
 
     def note(self, number: int) -> dict[str, Any]:
-        """Say in a shard's header what made it: only a shard that says just this is kept on resuming.
-
-        Args:
-            number: 0 ... num_shards - 1.
-
-        Returns:
-            Plain values.
-        """
+        """Say in a shard's header what made it: only a shard that says just this is kept on resuming."""
         visited = self.visited(number)
         return {
             "version": VERSION,
@@ -105,23 +83,7 @@ def finish_shard(
     labels: Sequence[int] | None,
     broken: Sequence[str],
 ) -> Path:
-    """Convert, check, sum and write one shard.
-
-    Args:
-        folder: The cache's folder.
-        recipe: What it belongs to.
-        number: 0 ... num_shards - 1.
-        kept: From `encode_images`, for images and, with the suffix, mirror images; on any device.
-        source_indices: Where each image stands in the data.
-        labels: Class of each image; None where they have none.
-        broken: Names of the images left out.
-
-    Returns:
-        The file.
-
-    Raises:
-        UserError: If the values can't be stored in the cache's type.
-    """
+    """Convert, check, sum and write one shard."""
     tensors = {name: to_stored(name, values, recipe.coding) for name, values in kept.items()}
     note = recipe.note(number) | {"broken": list(broken)}
     if recipe.coding.kind == "moments":
@@ -140,16 +102,7 @@ def finish_shard(
 
 
 def open_whole_shard(path: Path, recipe: Recipe, number: int) -> Shard | None:
-    """Open a shard that an earlier session left.
-
-    Args:
-        path: The file.
-        recipe: What it should belong to.
-        number: Which shard it should be.
-
-    Returns:
-        The shard; None where it is missing, damaged (all of it is read) or another one.
-    """
+    """Open a shard that an earlier session left."""
     try:
         shard = Shard(path)
     except BrokenShardError:
@@ -160,18 +113,7 @@ def open_whole_shard(path: Path, recipe: Recipe, number: int) -> Shard | None:
 
 
 def collect_index(folder: Path, recipe: Recipe) -> CacheIndex:
-    """Put the index together from the headers of all shards, which must be there.
-
-    Args:
-        folder: The cache's folder.
-        recipe: What they belong to.
-
-    Returns:
-        The index; it does not depend on which process wrote which shard, and when.
-
-    Raises:
-        UserError: If a shard is broken or there is no image.
-    """
+    """Put the index together from the headers of all shards, which must be there."""
     entries: list[ShardEntry] = []
     shards = []
     for number in range(recipe.num_shards):

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from eqvae.artifacts import Pictures, to_uint8
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, LatentStatistics
+from eqvae.errors import UserError
 from eqvae.metrics.codes import CodeCounts
 from eqvae.metrics.equivariance import equivariance_figures, evaluation_transforms
 from eqvae.metrics.measures import CodedBatch, Measure
 from eqvae.metrics.reconstruction import psnr_db, ssim
 from eqvae.runtime.device import Precision, autocast, synchronize
-from eqvae.runtime.errors import UserError
 from eqvae.transforms import Transform
 
 PICTURED = ("scale_0.5", "rotation_90")
@@ -34,11 +34,7 @@ class LatentMoments:
     total_of_squares: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
 
     def add(self, z: Float[Tensor, "n c h w"]) -> None:
-        """Take in a batch.
-
-        Args:
-            z: Raw latents.
-        """
+        """Take in a batch."""
         values = z.detach().cpu().double().transpose(0, 1).flatten(1)
         if self.count == 0:
             self.total = torch.zeros(z.shape[1], dtype=torch.float64)
@@ -48,27 +44,14 @@ class LatentMoments:
         self.total_of_squares += values.square().sum(1)
 
     def statistics(self) -> LatentStatistics:
-        """Finish.
-
-        Returns:
-            Per-channel mean and standard deviation over images and positions.
-        """
+        """Finish."""
         mean = self.total / self.count
         variance = (self.total_of_squares / self.count - mean.square()).clamp(min=0.0)
         return LatentStatistics(mean=tuple(mean.tolist()), std=tuple(variance.sqrt().tolist()))
 
 
 def check_image_size(image_size_px: int, stride: int, *, quarters: bool = False) -> None:
-    """Refuse an image size that has no whole latent grid.
-
-    Args:
-        image_size_px: Side of the square images.
-        stride: Pixels per latent cell.
-        quarters: Whether the latent's side must also be divisible by four, as the scales of Section C.3 need.
-
-    Raises:
-        UserError: If it has none; names the nearest sizes that have.
-    """
+    """Refuse an image size that has no whole latent grid."""
     unit = stride * (_NUM_QUARTERS if quarters else 1)
     if image_size_px < unit or image_size_px % unit:
         below = max(image_size_px // unit, 1) * unit
@@ -101,23 +84,6 @@ def evaluate_autoencoder(
     are the means over their three transformations. Of a discrete autoencoder they are E(x) before quantization, as in
     Table 1; `token_agreement_...` says the same of tokens (the share that agrees: more is better), and
     `codebook_usage` and `codebook_perplexity` are those of all images' tokens together.
-
-    Args:
-        autoencoder: What to measure, on `device`.
-        batches: Images in [-1, 1].
-        device: Where to compute.
-        precision: Of the autoencoder's convolutions; the measures themselves are float32 and float64.
-        transforms: Named as `evaluation_transforms` names them; None for T_r and T_s of the paper.
-        perceptual_distance: LPIPS, or None to leave it out.
-        num_pictures: How many of the first images to keep for the report.
-        measures: What else watches the batches; its figures join the others.
-        on_batch: Called with the number of images of each batch done.
-
-    Returns:
-        Flat figures, per-channel statistics of the latents, and pictures.
-
-    Raises:
-        UserError: If there is no image.
     """
     transforms = evaluation_transforms() if transforms is None else transforms
     autoencoder.eval()

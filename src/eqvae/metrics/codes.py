@@ -13,19 +13,11 @@ class CodeCounts:
     """
 
     def __init__(self, codebook_size: int) -> None:
-        """Start.
-
-        Args:
-            codebook_size: Number of codes.
-        """
+        """Start."""
         self.counts = torch.zeros(codebook_size, dtype=torch.int64)
 
     def add(self, tokens: Int64[Tensor, "..."]) -> None:
-        """Take in tokens.
-
-        Args:
-            tokens: 0 ... codebook_size - 1, on any device.
-        """
+        """Take in tokens."""
         self.counts += torch.bincount(tokens.flatten(), minlength=len(self.counts)).cpu()
 
     def figures(self) -> dict[str, float]:
@@ -37,38 +29,16 @@ class CodeCounts:
 
 
 def codebook_usage(counts: Int64[Tensor, " codes"]) -> float:
-    """Tell which share of the codes occurs at all.
-
-    Args:
-        counts: Of each code.
-
-    Returns:
-        In [0, 1]; with fewer tokens than codes it can't reach 1.
-    """
+    """Tell which share of the codes occurs at all."""
     return float((counts > 0).double().mean())
 
 
 def codebook_perplexity(counts: Int64[Tensor, " codes"]) -> float:
-    """Tell how many codes, used alike, would be as hard to guess: `exp(-sum p log p)`.
-
-    Args:
-        counts: Of each code; not all of them zero.
-
-    Returns:
-        Between 1 (a single code) and the number of codes.
-    """
+    """Tell how many codes, used alike, would be as hard to guess: `exp(-sum p log p)`."""
     shares = counts.double() / counts.sum()
     return float(torch.special.entr(shares).sum().exp())
 
 
 def token_agreement(tokens: Int64[Tensor, "n h w"], others: Int64[Tensor, "n h w"]) -> Float[Tensor, " n"]:
-    """Compare tokens position by position.
-
-    Args:
-        tokens: Of tau o E(x), quantized.
-        others: Of E(tau o x), quantized.
-
-    Returns:
-        The share of positions with the same code in each image: 1 where tokens are equivariant.
-    """
+    """Compare tokens position by position."""
     return (tokens == others).flatten(1).double().mean(1)

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 
-from eqvae.metrics.features import INCEPTION, metric_key
+from eqvae.errors import UserError
 from eqvae.metrics.frechet import frechet_distance
 from eqvae.metrics.inception_score import inception_score
 from eqvae.metrics.kernel_distance import kernel_distance
 from eqvae.metrics.precision_recall import precision_recall
 from eqvae.metrics.statistics import FeatureStatistics, Provenance
-from eqvae.runtime.errors import UserError
+from eqvae.networks.features import INCEPTION, metric_key
 
 
 def score_features(
@@ -25,25 +25,7 @@ def score_features(
     seed: int = 0,
     device: torch.device | None = None,
 ) -> dict[str, Any]:
-    """Compare two sets by their statistics. Named arguments only, so that they can't be swapped.
-
-    Args:
-        samples: Of generated images.
-        reference: Of real images; moments alone give no KID, precision and recall.
-        num_neighbours: Of precision and recall.
-        split_size: Of the Inception Score, which takes the samples' logits and no reference.
-        kid_subsets: Subsets of KID.
-        kid_subset_size: Images in each.
-        seed: Of the subsets.
-        device: Where to compare; None: the CPU.
-
-    Returns:
-        Figures under the keys of `metrics.json`, and `provenance`: where both sets come from, the settings as they
-        were used, and what was left out because the reference doesn't have what it takes.
-
-    Raises:
-        UserError: If the two can't be compared, the reference doesn't vary, or there are too few images.
-    """
+    """Compare two sets by their statistics. Named arguments only, so that they can't be swapped."""
     check_comparable(samples=samples.provenance, reference=reference.provenance)
     for statistics in (samples, reference):
         if statistics.pooled is not None:
@@ -93,15 +75,7 @@ def score_features(
 
 
 def check_comparable(*, samples: Provenance, reference: Provenance) -> None:
-    """Refuse to compare features of different networks or of images of different sizes.
-
-    Args:
-        samples: Where the samples' statistics come from.
-        reference: Where the reference's come from.
-
-    Raises:
-        UserError: If they differ; what a file doesn't say is taken to agree.
-    """
+    """Refuse to compare features of different networks or of images of different sizes."""
     mend = "Compute both alike"
     if samples.features != reference.features:
         raise UserError(
@@ -133,16 +107,7 @@ def check_comparable(*, samples: Provenance, reference: Provenance) -> None:
 
 
 def check_enough(name: str, num_images: int, num_neighbours: int) -> None:
-    """Refuse a set that is too small for precision and recall.
-
-    Args:
-        name: The set's.
-        num_images: Its size.
-        num_neighbours: Of precision and recall.
-
-    Raises:
-        UserError: If there are not more images than neighbours.
-    """
+    """Refuse a set that is too small for precision and recall."""
     if num_images <= num_neighbours:
         raise UserError(
             f"'{name}' gives {num_images} images; precision and recall with {num_neighbours} neighbours need at least "

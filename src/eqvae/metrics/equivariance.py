@@ -27,15 +27,7 @@ def equivariance_error(
 
 
 def evaluation_transforms(interpolation: Interpolation = "bicubic", antialias: bool = False) -> dict[str, Transform]:
-    """Name T_r and T_s of Section C.3 as the keys of `metrics.json` do.
-
-    Args:
-        interpolation: How scales resize images and latents.
-        antialias: Whether they low-pass first.
-
-    Returns:
-        `rotation_90`, ..., `scale_0.25`, ... in the order of the paper.
-    """
+    """Name T_r and T_s of Section C.3 as the keys of `metrics.json` do."""
     named: dict[str, Transform] = {f"rotation_{90 * tau.quarter_turns}": tau for tau in ROTATIONS}
     return named | {f"scale_{float(tau.vertical):g}": tau for tau in evaluation_scales(interpolation, antialias)}
 
@@ -48,19 +40,7 @@ def equivariance_figures(
     *,
     tokenize: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Float[Tensor, " n"]]:
-    """Measure several transformations of the same images, as `metrics.json` names them.
-
-    Args:
-        encode: Images to raw latents, deterministic: the posterior mean; before quantization, as the paper's table.
-        x: Images in [-1, 1].
-        z: `encode(x)`, which the caller has already.
-        transforms: Named transformations.
-        tokenize: Raw latents to tokens (n, h, w); None for a continuous autoencoder.
-
-    Returns:
-        For each image `equivariance_error_NAME` and, of tokens, `token_agreement_NAME`: the share of positions at which
-        tau o E(x), quantized, has the token of E(tau o x).
-    """
+    """Measure several transformations of the same images, as `metrics.json` names them."""
     figures = {}
     for name, tau in transforms.items():
         transformed, encoded = tau(z), encode(tau(x))

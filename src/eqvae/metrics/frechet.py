@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eqvae.runtime.distributed import Processes
-from eqvae.runtime.errors import UserError
+from eqvae.errors import UserError
+from eqvae.runtime.processes import Processes
 
 
 class FeatureMoments:
@@ -27,15 +27,7 @@ class FeatureMoments:
         self._scatter = torch.zeros(0, 0, dtype=torch.float64)  # the sum of outer products about the mean
 
     def add(self, features: Float[Tensor, "n d"]) -> None:
-        """Take in a batch.
-
-        Args:
-            features: One vector for each image, of any floating type; the moments stay on its device (for MPS, which
-                has no float64, on the CPU).
-
-        Raises:
-            ValueError: If an earlier batch had another number of features.
-        """
+        """Take in a batch."""
         if len(features) == 0:
             return
         x = (features.cpu() if features.device.type == "mps" else features).double()
@@ -43,25 +35,14 @@ class FeatureMoments:
         self._add(len(x), mean, x - mean)
 
     def merge(self, other: "FeatureMoments") -> None:
-        """Take in what another one has seen.
-
-        Args:
-            other: Of the same features; unchanged.
-        """
+        """Take in what another one has seen."""
         if other.count == 0:
             return
         self._add(other.count, other._mean, other._mean.new_empty((0, len(other._mean))))
         self._scatter += other._scatter.to(self._scatter.device)
 
     def summed_over(self, processes: Processes) -> "FeatureMoments":
-        """Bring together what several processes have seen, by sums of plain tensors.
-
-        Args:
-            processes: All of which call this; some may have seen nothing.
-
-        Returns:
-            The moments of all features, the same in every process.
-        """
+        """Bring together what several processes have seen, by sums of plain tensors."""
         num_features = max(processes.gather(len(self._mean)))
         own = FeatureMoments()
         own._resize(num_features, self._mean.device)
@@ -80,11 +61,7 @@ class FeatureMoments:
 
     @property
     def covariance(self) -> Float[Tensor, "d d"]:
-        """The unbiased covariance (divided by `count - 1`, as `numpy.cov` and ADM do), float64.
-
-        Raises:
-            UserError: If there are fewer than two vectors.
-        """
+        """The unbiased covariance (divided by `count - 1`, as `numpy.cov` and ADM do), float64."""
         if self.count < 2:
             raise UserError(f"a Frechet distance needs at least 2 images in each set; there are {self.count} in one")
         return self._scatter / (self.count - 1)

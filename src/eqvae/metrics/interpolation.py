@@ -46,11 +46,7 @@ class LatentInterpolation:
     """k: the neighbour is drawn from the k nearest, with probabilities softmax(-mean squared difference)."""
 
     def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            ValueError: If the weight or the number of candidates is outside its range.
-        """
+        """Check the ranges."""
         if not 0.0 <= self.weight <= 1.0:
             raise ValueError(f"weight is {self.weight}, but the neighbour's share lies in [0, 1]")
         if self.num_candidates < 1:
@@ -71,21 +67,7 @@ def choose_neighbours(
     interpolation: LatentInterpolation = PAPER,
     seed: int = 0,
 ) -> Int[Tensor, " n"]:
-    """Choose the neighbour that each latent is interpolated with.
-
-    Args:
-        latents: Raw latents.
-        reference: Latents of other images to search, of the same size; None: the latents themselves, each without
-            itself. A copy of an image counts as its neighbour, at distance 0.
-        interpolation: How near is measured, and among how many to draw.
-        seed: With each latent's index, of the draw.
-
-    Returns:
-        Indices into `reference`, or into `latents` without one.
-
-    Raises:
-        ValueError: If there are fewer latents to choose from than candidates, shapes differ, or numbers are not finite.
-    """
+    """Choose the neighbour that each latent is interpolated with."""
     others = latents if reference is None else reference
     if others.shape[1:] != latents.shape[1:]:
         raise ValueError(f"the reference's latents are {tuple(others.shape[1:])}, not {tuple(latents.shape[1:])}")
@@ -110,17 +92,7 @@ def choose_neighbours(
 def interpolate(
     a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"], interpolation: LatentInterpolation = PAPER
 ) -> Float[Tensor, "n c h w"]:
-    """Join pairs of latents.
-
-    Args:
-        a: Latents.
-        b: Their neighbours.
-        interpolation: The path, and how far to go on it.
-
-    Returns:
-        With weight t, `(1 - t) a + t b`; or, on the great circle, `(sin((1 - t) w) a + sin(t w) b) / sin(w)` with w the
-        angle between the flattened latents, which is the straight line again where they are parallel. float32 or wider.
-    """
+    """Join pairs of latents."""
     a, b = (z if z.dtype == torch.float64 else z.float() for z in (a, b))
     t = interpolation.weight
     if interpolation.path == "linear":
@@ -146,19 +118,6 @@ def nearest_neighbour_interpolations(
 
     The neighbours are found before this returns, the interpolations made batch by batch. Latents may lie in a
     memory-mapped file; the search holds one float32 copy of them.
-
-    Args:
-        latents: Raw latents of the images that the decoded interpolations are scored against.
-        reference: Latents to search for neighbours; None: the latents themselves.
-        interpolation: `PAPER`, `RELEASED_CODE`, or another.
-        batch_size: Latents at a time, to decode; the values do not depend on it.
-        seed: Of the draw among several candidates.
-
-    Returns:
-        Batches of interpolated raw latents (batch_size, c, h, w), n in all; the last may be smaller.
-
-    Raises:
-        ValueError: As `choose_neighbours`; or if the batch size is not positive.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but a batch holds at least 1 latent")

@@ -79,16 +79,7 @@ def kernel_distance(
 
 
 def squared_mmd(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
-    """Estimate the squared maximum mean discrepancy without bias, under the kernel `k(x, y) = (<x, y> / d + 1)^3`.
-
-    Args:
-        x: At least two vectors.
-        y: At least two vectors.
-
-    Returns:
-        Equation 4 of arXiv:1801.01401: the mean of k over pairs within x, plus that within y (none with itself), minus
-        twice the mean of k between them.
-    """
+    """Estimate the squared maximum mean discrepancy without bias, under the kernel `k(x, y) = (<x, y> / d + 1)^3`."""
     if x.device.type == "mps":  # it has no float64
         x, y = x.cpu(), y.cpu()
     x, y = x.double(), y.double()

@@ -13,12 +13,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from eqvae.artifacts import to_uint8
-from eqvae.metrics.features import FeatureExtractor, metric_key
+from eqvae.errors import UserError
 from eqvae.metrics.frechet import FeatureMoments, frechet_distance
 from eqvae.metrics.interpolation import nearest_neighbour_interpolations
 from eqvae.metrics.intrinsic_dimension import intrinsic_dimension
 from eqvae.metrics.spectrum import SpectrumSums, high_frequency_excess_db, images_on_latent_grid
-from eqvae.runtime.errors import UserError
+from eqvae.networks.features import FeatureExtractor, metric_key
 from eqvae.transforms import Transform
 
 
@@ -47,30 +47,18 @@ class Measure(ABC):
 
     @abstractmethod
     def add(self, batch: CodedBatch) -> None:
-        """Take in a batch.
-
-        Args:
-            batch: The next one.
-        """
+        """Take in a batch."""
 
     @abstractmethod
     def figures(self) -> dict[str, float | int]:
-        """Finish.
-
-        Returns:
-            Figures by their keys in `metrics.json`.
-        """
+        """Finish."""
 
 
 class ReconstructionDistance(Measure):
     """Frechet distance between x and D(E(x)): rFID (Section C.2), or its twin with other features."""
 
     def __init__(self, features: FeatureExtractor) -> None:
-        """Start.
-
-        Args:
-            features: What images are compared by.
-        """
+        """Start."""
         self.features = features
         self.images, self.reconstructions = FeatureMoments(), FeatureMoments()
 
@@ -90,12 +78,7 @@ class TransformedDistance(Measure):
     """Figure 3: Frechet distance between tau(x) and D(tau(E(x))) for each transformation, and the rotations' mean."""
 
     def __init__(self, features: FeatureExtractor, transforms: Mapping[str, Transform]) -> None:
-        """Start.
-
-        Args:
-            features: What images are compared by.
-            transforms: Named as `evaluation_transforms` names them.
-        """
+        """Start."""
         self.features, self.transforms = features, dict(transforms)
         self.moments = {name: (FeatureMoments(), FeatureMoments()) for name in self.transforms}
 
@@ -124,13 +107,7 @@ class LatentGeometry(Measure):
     """
 
     def __init__(self, reconstruction: ReconstructionDistance, *, seed: int, batch_size: int) -> None:
-        """Start.
-
-        Args:
-            reconstruction: Watches the same batches: its features, and the images' moments, serve here too.
-            seed: Of the subsamples that the standard error needs.
-            batch_size: Interpolated latents to decode at a time.
-        """
+        """Start."""
         self.reconstruction, self.seed, self.batch_size = reconstruction, seed, batch_size
         self.latents: list[Tensor] = []
         self.device = torch.device("cpu")
@@ -172,11 +149,7 @@ class LatentSpectrum(Measure):
         self.images.add(images_on_latent_grid(batch.x, batch.x.shape[-1] // batch.z.shape[-1]))
 
     def curves(self) -> dict[str, list[float]]:
-        """Both spectra, for `spectrum.json`.
-
-        Returns:
-            `frequency` in cycles per cell, `latent_power` and `image_power`, 1 for white noise of unit variance.
-        """
+        """Both spectra, for `spectrum.json`."""
         latents, images = self.latents.spectrum(), self.images.spectrum()
         return {
             "frequency": latents.frequency.tolist(),
@@ -190,13 +163,5 @@ class LatentSpectrum(Measure):
 
 
 def distance_between(pictures: FeatureMoments, reference: FeatureMoments) -> float:
-    """Frechet distance of pictures to what they should look like.
-
-    Args:
-        pictures: Features of the decoded pictures.
-        reference: Features of the images.
-
-    Returns:
-        The distance.
-    """
+    """Frechet distance of pictures to what they should look like."""
     return frechet_distance(pictures.mean, pictures.covariance, reference.mean, reference.covariance)

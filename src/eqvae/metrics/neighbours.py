@@ -85,19 +85,6 @@ def nearest_neighbours(
     """Find the nearest points to each query, exactly.
 
     Needs, beside its arguments, a float32 copy of them and a few float32 matrices of `block_size` squared.
-
-    Args:
-        queries: Any floating type; distances are those of the numbers as they stand, in float64.
-        points: The same kind of vectors, on the same device.
-        num_neighbours: k, at least 1.
-        skip_self: Query i is point i and not its own neighbour. Other points equal to it are, at distance 0.
-        block_size: Queries and points that are compared at a time; the result does not depend on it.
-
-    Returns:
-        k neighbours of each query, on the queries' device (for MPS, which has no float64, on the CPU).
-
-    Raises:
-        ValueError: If there are too few points, or numbers that are not finite.
     """
     num_available = len(points) - int(skip_self)
     if num_neighbours < 1 or num_available < num_neighbours:
@@ -132,15 +119,6 @@ def squared_distances(
 
     A pair gives the same bits whichever other pairs are computed beside it, whichever of the two comes first and on
     whatever device: the squares are added up in a fixed tree, where `sum` may choose another order for another shape.
-
-    Args:
-        a: Vectors.
-        b: Vectors.
-        a_indices: The first of each pair.
-        b_indices: The second.
-
-    Returns:
-        Squared Euclidean distances, float64.
     """
     num_pairs = max(1, ELEMENTS_PER_CHUNK // max(1, a.shape[1]))
     results = [a.new_empty(0).double()]
@@ -157,18 +135,7 @@ def squared_distances(
 
 
 def scale_points(queries: Float[Tensor, "n d"], points: Float[Tensor, "m d"]) -> tuple[ScaledPoints, ScaledPoints]:
-    """Prepare two sets of vectors for `squared_distance_bounds`.
-
-    Args:
-        queries: Vectors.
-        points: Vectors of the same space; where they are the queries themselves, the work is done once.
-
-    Returns:
-        Both, moved by the mean of the points and scaled to [-1, 1] together.
-
-    Raises:
-        ValueError: If a number is not finite, or if there are no points.
-    """
+    """Prepare two sets of vectors for `squared_distance_bounds`."""
     if len(points) == 0:
         raise ValueError("there are no points to measure distances to")
     sets = [points] if queries is points else [queries, points]
@@ -191,15 +158,7 @@ def scale_points(queries: Float[Tensor, "n d"], points: Float[Tensor, "m d"]) ->
 def squared_distance_bounds(
     queries: ScaledPoints, points: ScaledPoints
 ) -> tuple[Float[Tensor, "n m"], Float[Tensor, "n m"]]:
-    """Bound the squared distances of all pairs by one float32 matrix product.
-
-    Args:
-        queries: From `scale_points`, or a block of it.
-        points: From the same call.
-
-    Returns:
-        Lower and upper bounds in units of `unit` squared; a lower one may be negative.
-    """
+    """Bound the squared distances of all pairs by one float32 matrix product."""
     with _full_float32(queries.values.device):
         products = torch.mm(queries.values, points.values.T).mul_(-2.0)
     upper = products + queries.upper_norms[:, None]

@@ -127,16 +127,7 @@ def _mark(
     upper: Float[Tensor, "b w"],
     corner: tuple[int, int],
 ) -> None:
-    """Mark the points of one block that lie in one of its balls.
-
-    Args:
-        inside: Of all points; changed.
-        points: Whose first of the block is `corner[0]`.
-        balls: Whose first of the block is `corner[1]`.
-        lower: Bounds of the block's squared distances, scaled.
-        upper: The same from above.
-        corner: Where the block begins.
-    """
+    """Mark the points of one block that lie in one of its balls."""
     first, first_ball = corner
     squared_radii = balls.squared_radii[first_ball : first_ball + lower.shape[1]]
     scaled = squared_radii / balls.scaled.unit**2

@@ -57,24 +57,12 @@ class Lpips(nn.Module):
     """Learned perceptual distance with VGG16, frozen; differentiable, so it serves as a loss as well as a measure."""
 
     def __init__(self) -> None:
-        """Load the backbone from PyTorch's local cache or the network.
-
-        Raises:
-            UserError: If neither has it.
-        """
+        """Load the backbone from PyTorch's local cache or the network."""
         super().__init__()
         self.network = _load_lpips_network().requires_grad_(False).eval()
 
     def forward(self, x: Float[Tensor, "n 3 h w"], y: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
-        """Compare images.
-
-        Args:
-            x: In [-1, 1].
-            y: In [-1, 1].
-
-        Returns:
-            The distance of each pair, 0 for equal images.
-        """
+        """Compare images."""
         return self.network(x, y, normalize=False).reshape(-1)
 
 
@@ -83,7 +71,7 @@ def _load_lpips_network() -> nn.Module:
 
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-    from eqvae.runtime.errors import UserError
+    from eqvae.errors import UserError
 
     try:
         return LearnedPerceptualImagePatchSimilarity(net_type="vgg").net

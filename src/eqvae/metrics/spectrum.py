@@ -63,14 +63,7 @@ class SpectrumSums:
     """Sum of `|FFT|^2 / (h w)` over images and the frequencies of a ring, before standardization."""
 
     def add(self, x: Float[Tensor, "n c h w"]) -> None:
-        """Take in a batch.
-
-        Args:
-            x: Raw latents, or images from `images_on_latent_grid`, at least 2 cells high and wide.
-
-        Raises:
-            ValueError: If the batch is of another size than those before, too small, or not finite.
-        """
+        """Take in a batch."""
         values = x.detach().cpu().double()
         size = (x.shape[2], x.shape[3])
         if self.size is None:
@@ -92,14 +85,7 @@ class SpectrumSums:
         self.power.index_add_(1, rings[inside], power[:, inside])
 
     def merge(self, other: "SpectrumSums") -> None:
-        """Take in what another process has added.
-
-        Args:
-            other: The sums of images that are not in these ones.
-
-        Raises:
-            ValueError: If they are of another size.
-        """
+        """Take in what another process has added."""
         if other.size is None:
             return
         if self.size is None:
@@ -114,14 +100,7 @@ class SpectrumSums:
         self.power += other.power
 
     def spectrum(self) -> Spectrum:
-        """Finish.
-
-        Returns:
-            The spectrum of all images so far.
-
-        Raises:
-            ValueError: If there are no images, or no channel varies.
-        """
+        """Finish."""
         if self.size is None or self.num_images == 0:
             raise ValueError("a spectrum needs at least one image")
         count = self.num_images * self.size[0] * self.size[1]
@@ -154,49 +133,19 @@ class SpectrumSums:
 
 
 def radial_power_spectrum(x: Float[Tensor, "n c h w"]) -> Spectrum:
-    """Measure latents or images that are all at hand; `SpectrumSums` streams them.
-
-    Args:
-        x: Raw latents, or images on the latents' grid; any scale.
-
-    Returns:
-        The spectrum.
-
-    Raises:
-        ValueError: If there are no images, no channel varies, or numbers are not finite.
-    """
+    """Measure latents or images that are all at hand; `SpectrumSums` streams them."""
     sums = SpectrumSums()
     sums.add(x)
     return sums.spectrum()
 
 
 def images_on_latent_grid(x: Float[Tensor, "n 3 h w"], stride: int) -> Float[Tensor, "n 3 h2 w2"]:
-    """Shrink images to one value for each latent cell: the mean of its pixels.
-
-    Args:
-        x: Images, any range.
-        stride: Pixels per latent cell.
-
-    Returns:
-        (n, 3, h / stride, w / stride), float32 or wider.
-    """
+    """Shrink images to one value for each latent cell: the mean of its pixels."""
     return avg_pool2d(x if x.dtype == torch.float64 else x.float(), stride)
 
 
 def excess_db(latents: Spectrum, images: Spectrum) -> Float[Tensor, " rings"]:
-    """Compare the spectra of latents and of the images they encode, frequency by frequency.
-
-    Args:
-        latents: Of raw latents.
-        images: Of `images_on_latent_grid`, on the same grid.
-
-    Returns:
-        `10 log10(power of latents / power of images)`, dB. Both have unit variance in all, so what is above 0 at some
-        frequencies is missing at others.
-
-    Raises:
-        ValueError: If the spectra are of different grids, or one has no power at some frequency.
-    """
+    """Compare the spectra of latents and of the images they encode, frequency by frequency."""
     if not torch.equal(latents.frequency, images.frequency):
         raise ValueError(
             f"the latents' spectrum ({len(latents.frequency)} rings) and the images' ({len(images.frequency)} rings) "
@@ -208,32 +157,12 @@ def excess_db(latents: Spectrum, images: Spectrum) -> Float[Tensor, " rings"]:
 
 
 def high_frequency_excess_db(latents: Spectrum, images: Spectrum) -> float:
-    """Sum up the diagnosis in one figure: how much more power latents have at high frequencies than images.
-
-    Args:
-        latents: Of raw latents.
-        images: Of `images_on_latent_grid`, on the same grid.
-
-    Returns:
-        Mean of `excess_db` over the rings above 0.25 cycles per cell, the upper half of the frequencies, each ring with
-        the same weight. 0: as the images; about 10 and more: much noisier than they are; below 0: smoother.
-    """
+    """Sum up the diagnosis in one figure: how much more power latents have at high frequencies than images."""
     return float(excess_db(latents, images)[latents.frequency > 0.25].mean())
 
 
 def spectrum_slope(spectrum: Spectrum) -> float:
-    """Fit a power law `power ~ frequency^slope`.
-
-    Args:
-        spectrum: At least two rings.
-
-    Returns:
-        The slope of log power over log frequency by least squares, every ring with the same weight: 0 for white noise,
-        about -2 for natural images.
-
-    Raises:
-        ValueError: If there are fewer than two rings, or one has no power.
-    """
+    """Fit a power law `power ~ frequency^slope`."""
     if len(spectrum.frequency) < 2 or not bool((spectrum.power > 0.0).all()):
         raise ValueError("a slope needs at least two rings, with power in each")
     x, y = spectrum.frequency.log(), spectrum.power.log()

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from eqvae.artifacts import read_tensors, write_tensors
 from eqvae.artifacts.adm_archive import MOMENT_KEYS, reading
+from eqvae.errors import UserError
 from eqvae.images import check_broken
-from eqvae.metrics.features import INCEPTION, FeatureExtractor, Features
+from eqvae.images.sample_sets import ImageSet
 from eqvae.metrics.frechet import FeatureMoments
-from eqvae.metrics.sample_sets import ImageSet
+from eqvae.networks.features import INCEPTION, FeatureExtractor, Features
 from eqvae.runtime.device import Precision, autocast
-from eqvae.runtime.distributed import Processes
-from eqvae.runtime.errors import UserError
+from eqvae.runtime.processes import Processes
 
 _FORMAT = "eqvae.feature_statistics.1"
 _ROWS_PER_UPDATE = 1024
@@ -86,27 +86,13 @@ class FeatureStatistics:
         return None if self.pooled is None else len(self.pooled)
 
     def save(self, path: Path) -> None:
-        """Write as safetensors, atomically.
-
-        Args:
-            path: The file.
-        """
+        """Write as safetensors, atomically."""
         tensors = {name: value for name in _TENSORS if (value := getattr(self, name)) is not None}
         write_tensors(path, tensors, {"format": _FORMAT, "provenance": json.dumps(asdict(self.provenance))})
 
     @classmethod
     def load(cls, path: Path) -> "FeatureStatistics":
-        """Read what `save` wrote.
-
-        Args:
-            path: The file.
-
-        Returns:
-            The statistics.
-
-        Raises:
-            UserError: If it is missing, damaged, or holds something else.
-        """
+        """Read what `save` wrote."""
         tensors, metadata = read_tensors(path)
         if metadata.get("format") != _FORMAT:
             raise UserError(f"'{path}' holds no feature statistics", "Write them with --save-reference")
@@ -118,14 +104,7 @@ _TENSORS = ("mean", "covariance", "spatial_mean", "spatial_covariance", "pooled"
 
 
 def holds_statistics(path: Path) -> bool:
-    """Tell from the header whether a file is one that `FeatureStatistics.save` wrote.
-
-    Args:
-        path: The file.
-
-    Returns:
-        False for anything else, missing files included.
-    """
+    """Tell from the header whether a file is one that `FeatureStatistics.save` wrote."""
     try:
         with safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get("format") == _FORMAT
@@ -134,18 +113,7 @@ def holds_statistics(path: Path) -> bool:
 
 
 def with_adm_moments(statistics: FeatureStatistics | None, path: Path) -> FeatureStatistics:
-    """Take the moments that an ADM reference batch holds, as ADM's evaluator does: they stand for a larger set.
-
-    Args:
-        statistics: Inception's, of the images in the same file; None where it holds no images.
-        path: An `.npz` with `mu` and `sigma`, and `mu_s` and `sigma_s` where sFID is wanted.
-
-    Returns:
-        The file's moments, with the images' features.
-
-    Raises:
-        UserError: If it is damaged, or its moments are no such vectors and matrices, or not finite.
-    """
+    """Take the moments that an ADM reference batch holds, as ADM's evaluator does: they stand for a larger set."""
     with reading(path), np.load(path, allow_pickle=False) as arrays:
         given = {key: np.asarray(arrays[key], dtype=np.float64) for key in MOMENT_KEYS if key in arrays}
     moments = {key: torch.from_numpy(value) for key, value in given.items()}
@@ -191,24 +159,6 @@ def compute_statistics(
     """Extract features and gather their statistics. All processes call it, each reads its part of the images.
 
     Neither the batch size nor the number of processes shows in the result, but for float32 rounding of the features.
-
-    Args:
-        extractor: On `device`.
-        images: The set.
-        indices: Which of its images; at least one.
-        device: Where to compute.
-        processes: Among whom the work is shared.
-        precision: Of the network's convolutions.
-        batch_size: Images at a time.
-        num_workers: Processes that decode ahead, for each of `processes`.
-        keep_logits: Whether they are wanted.
-        on_batch: Called with the number of images of each batch done in this process.
-
-    Returns:
-        The statistics of all images, the same in every process.
-
-    Raises:
-        UserError: If an image can't be read, a feature is not finite, or fewer than two images are left.
     """
     count = len(indices)
     own = indices[processes.rank * count // processes.count : (processes.rank + 1) * count // processes.count]

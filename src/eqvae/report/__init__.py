@@ -3,9 +3,9 @@
 This package reads artifacts only; it runs no autoencoder.
 """
 
+from eqvae.evidence.curves import run_panels
 from eqvae.report.cards import Overview, overview
 from eqvae.report.contents import Contents, read_folders
-from eqvae.report.curves import run_panels
 from eqvae.report.distance_chart import DistanceChart, distance_charts, draw_distances
 from eqvae.report.files import write_figures
 from eqvae.report.folders import Evaluation, Run

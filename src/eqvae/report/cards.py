@@ -66,14 +66,7 @@ class Overview:
 
 
 def overview(evaluations: Sequence[Evaluation]) -> Overview:
-    """Make a card for each evaluation that measured more than single images (`eqvae evaluate --all`).
-
-    Args:
-        evaluations: In the order of the report.
-
-    Returns:
-        Cards and charts; both empty for evaluations without Figure 3 and spectrum.
-    """
+    """Make a card for each evaluation that measured more than single images (`eqvae evaluate --all`)."""
     bars, spectra = distance_charts(evaluations), spectrum_charts(evaluations)
     drawn = {item.name for chart in bars for item in chart.bars}
     drawn |= {item.name for chart in spectra for item in chart.lines}

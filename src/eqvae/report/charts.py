@@ -67,27 +67,14 @@ WIDE_SIZE_INCHES = (3.9, 2.35)
 
 
 def autoencoder_colors(names: Sequence[str]) -> dict[str, str]:
-    """Choose the autoencoders' colours, the same in every chart of a report.
-
-    Args:
-        names: In the order of the report.
-
-    Returns:
-        Grey for the base and the accent for the next; the accent for one that stands alone. After the sixth the
-        colours repeat.
-    """
+    """Choose the autoencoders' colours, the same in every chart of a report."""
     if len(names) == 1:
         return {names[0]: ACCENT}
     return dict(zip(names, cycle(AUTOENCODER_COLORS), strict=False))
 
 
 def add_legend(chart: Figure, axes: Axes) -> None:
-    """Name above a chart what is drawn in it, in as many columns as there is room for; the figure grows by that.
-
-    Args:
-        chart: With a constrained layout.
-        axes: Its labelled lines and bars are named.
-    """
+    """Name above a chart what is drawn in it, in as many columns as there is room for; the figure grows by that."""
     names = axes.get_legend_handles_labels()[1]
     num_columns = max(int(chart.get_figwidth() * 72.0 / (LETTER_POINTS * max(map(len, names)) + 36.0)), 1)
     chart.set_figheight(chart.get_figheight() + 0.2 * -(-len(names) // num_columns))
@@ -95,27 +82,12 @@ def add_legend(chart: Figure, axes: Axes) -> None:
 
 
 def to_css(color: str) -> str:
-    """Name a colour as the page does.
-
-    Args:
-        color: One of this module's.
-
-    Returns:
-        For example `var(--accent, #0b7a75)`.
-    """
+    """Name a colour as the page does."""
     return f"var({CSS_VARIABLES[color]}, {color})"
 
 
 def to_page_svg(chart: Figure, id_prefix: str) -> str:
-    """Write a chart as an SVG element for use inside HTML.
-
-    Args:
-        chart: Drawn with `STYLE` and this module's colours.
-        id_prefix: Keeps the element's ids apart from those of other charts on the page.
-
-    Returns:
-        `<svg ...>...</svg>`. Colours are CSS variables (`--accent`, `--base`, ...) with fallbacks.
-    """
+    """Write a chart as an SVG element for use inside HTML."""
     buffer = io.StringIO()
     FigureCanvasSVG(chart).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     svg = buffer.getvalue()

@@ -46,15 +46,7 @@ class Distance:
 
 
 def distances(evaluations: Sequence[Evaluation], kind: str) -> tuple[Distance, ...]:
-    """Find the Frechet distances that were measured, plain or after transformations.
-
-    Args:
-        evaluations: Their metrics' keys are searched.
-        kind: `r`: between images and reconstructions; `i`: between images and decoded interpolations.
-
-    Returns:
-        One for each kind of features.
-    """
+    """Find the Frechet distances that were measured, plain or after transformations."""
     found: dict[str, Distance] = {}
     for item in evaluations:
         for key in item.metrics:
@@ -70,15 +62,7 @@ def distances(evaluations: Sequence[Evaluation], kind: str) -> tuple[Distance, .
 
 
 def main_columns(evaluations: Sequence[Evaluation]) -> tuple[Metric, ...]:
-    """Choose the main table's columns: equivariance, then reconstruction.
-
-    Args:
-        evaluations: The rows.
-
-    Returns:
-        `METRICS` and the reconstructions' Frechet distances. The latents' spread goes to the second table if there
-        is one.
-    """
+    """Choose the main table's columns: equivariance, then reconstruction."""
     errors = [metric for metric in METRICS if metric.key.startswith("equivariance_error")]
     others = [metric for metric in METRICS if not metric.key.startswith("equivariance_error")]
     if predictor_columns(evaluations):
@@ -87,14 +71,7 @@ def main_columns(evaluations: Sequence[Evaluation]) -> tuple[Metric, ...]:
 
 
 def predictor_columns(evaluations: Sequence[Evaluation]) -> tuple[Metric, ...]:
-    """Choose the columns of the table of what predicts a generator's quality without training one.
-
-    Args:
-        evaluations: The rows.
-
-    Returns:
-        None at all where only equivariance errors and the latents' spread were measured: the main table has those.
-    """
+    """Choose the columns of the table of what predicts a generator's quality without training one."""
     interpolations = (distance.metric for distance in distances(evaluations, "i"))
     geometry = (INTRINSIC_DIMENSION, *interpolations, SPECTRUM_EXCESS)
     if not any(figure(item, metric.key) is not None for item in evaluations for metric in geometry):
@@ -122,15 +99,7 @@ def _digits(evaluations: Sequence[Evaluation], key: str) -> int:
 
 
 def card_columns(evaluations: Sequence[Evaluation]) -> tuple[Metric, ...]:
-    """Choose the figures that stand on the autoencoders' cards: what the charts there do not say.
-
-    Args:
-        evaluations: All that have a card.
-
-    Returns:
-        Reconstruction, equivariance, geometry; and tokens where one of them is discrete. More would not fit: how the
-        codebook is used stands in the main table.
-    """
+    """Choose the figures that stand on the autoencoders' cards: what the charts there do not say."""
     known = {metric.key: metric for metric in METRICS}
     reconstruction = (*(distance.metric for distance in distances(evaluations, "r")), known["psnr_db"])
     equivariance = (known["equivariance_error_rotation"], known["equivariance_error_scale"])

@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
+from eqvae.evidence.comparisons import ArmComparison, RunComparison, TimeUnit
+from eqvae.evidence.speed_up import SeedCurves, SpeedUp
 from eqvae.report.charts import INK, PAPER_STYLE, add_legend, autoencoder_colors
 from eqvae.report.comparison_text import show_speed_up
-from eqvae.report.comparisons import ArmComparison, RunComparison, TimeUnit
-from eqvae.report.speed_up import SeedCurves, SpeedUp
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -38,16 +38,7 @@ ROOM_FOR_ARROW = 0.24
 
 
 def curves_figure(comparison: RunComparison, axis: Axis) -> Figure:
-    """Draw quality against images seen or against training time.
-
-    Args:
-        comparison: What was found.
-        axis: Which of the two.
-
-    Returns:
-        Means with markers at the validations, the range of the seeds as bands, single seeds as thin lines. With one
-        arm beside the base, dotted lines from where both reach the base's last value, and the ratio between them.
-    """
+    """Draw quality against images seen or against training time."""
     unit = comparison.time_unit
     colors = autoencoder_colors([arm.name for arm in comparison.arms])
     with matplotlib.rc_context(PAPER_STYLE):
@@ -74,14 +65,7 @@ def curves_figure(comparison: RunComparison, axis: Axis) -> Figure:
 
 
 def speed_up_figure(comparison: RunComparison) -> Figure:
-    """Draw the speed-up against the quality level, in images and in training time.
-
-    Args:
-        comparison: What was found.
-
-    Returns:
-        Two panels, better qualities to the right; bands are 95% intervals, open triangles are bounds.
-    """
+    """Draw the speed-up against the quality level, in images and in training time."""
     colors = autoencoder_colors([arm.name for arm in comparison.arms])
     with matplotlib.rc_context(PAPER_STYLE):
         chart = Figure(figsize=SPEED_UP_SIZE_INCHES, layout="constrained")

@@ -1,23 +1,16 @@
 """A comparison of training runs in words and tables."""
 
-from eqvae.report.comparisons import ArmComparison, FinalDifference, RunComparison
-from eqvae.report.seed_intervals import Interval
-from eqvae.report.speed_up import SpeedUp
+from eqvae.evidence.comparisons import ArmComparison, FinalDifference, RunComparison
+from eqvae.evidence.seed_intervals import Interval
+from eqvae.evidence.speed_up import SpeedUp
+from eqvae.evidence.training_arms import Arm
 from eqvae.report.tables import MISSING, markdown_table, with_minus_sign
-from eqvae.report.training_arms import Arm
 
 MARKS = {"exact": "", "at_least": "≥ ", "at_most": "≤ ", "unknown": ""}
 
 
 def headline_lines(comparison: RunComparison) -> list[str]:
-    """Sum up in sentences: for each arm the speed-up at the base's last value, and the final difference.
-
-    Args:
-        comparison: What was found.
-
-    Returns:
-        Two lines for each arm but the base.
-    """
+    """Sum up in sentences: for each arm the speed-up at the base's last value, and the final difference."""
     lines = []
     for item in comparison.comparisons:
         lines.append(_speed_up_line(comparison, item))
@@ -26,14 +19,7 @@ def headline_lines(comparison: RunComparison) -> list[str]:
 
 
 def comparison_markdown(comparison: RunComparison) -> str:
-    """Write the comparison as a page.
-
-    Args:
-        comparison: What was found.
-
-    Returns:
-        Markdown: headline, arms, a table of speed-ups for each arm, notes.
-    """
+    """Write the comparison as a page."""
     measure = comparison.measure
     size = f" of {measure['image_size_px']} px" if "image_size_px" in measure else ""
     how = (
@@ -64,26 +50,12 @@ def comparison_markdown(comparison: RunComparison) -> str:
 
 
 def show_speed_up(found: SpeedUp) -> str:
-    """Print a speed-up.
-
-    Args:
-        found: The speed-up.
-
-    Returns:
-        For example `2.37` or `≥ 3.1`; a dash where nothing is known.
-    """
+    """Print a speed-up."""
     return MISSING if found.bound == "unknown" else f"{MARKS[found.bound]}{_ratio(found.ratio)}"
 
 
 def show_interval(interval: Interval | None) -> str:
-    """Print an interval of speed-ups.
-
-    Args:
-        interval: The interval.
-
-    Returns:
-        For example `2.1 to 2.6`, `2.1 or more`; a dash where nothing is known.
-    """
+    """Print an interval of speed-ups."""
     if interval is None or (interval.low is None and interval.high is None):
         return MISSING
     if interval.high is None:

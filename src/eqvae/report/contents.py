@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from eqvae.artifacts import CONFIG, read_json
+from eqvae.errors import UserError
 from eqvae.report.folders import Evaluation, Run, originating_run, read_evaluation, read_run
 from eqvae.report.generators import SampleSet, Score, Training, read_sample_set, read_score, read_training
-from eqvae.runtime.errors import UserError
 
 READERS: dict[str, Callable[[Path, dict[str, Any]], Any]] = {
     "evaluate": read_evaluation,
@@ -37,17 +37,7 @@ class Contents(NamedTuple):
 
 
 def read_folders(folders: Sequence[Path]) -> Contents:
-    """Read what earlier stages saved; the run that made an evaluated autoencoder is found through its path.
-
-    Args:
-        folders: Output folders of the commands in `READERS`, in the order in which they shall be shown.
-
-    Returns:
-        Records.
-
-    Raises:
-        UserError: If no folder is given, or one is missing, unfinished or of another kind.
-    """
+    """Read what earlier stages saved; the run that made an evaluated autoencoder is found through its path."""
     if not folders:
         raise UserError("No folder to report on", f"Name the output folders of {DRAWN}")
     found: dict[str, list[Any]] = {command: [] for command in READERS}

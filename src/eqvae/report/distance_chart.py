@@ -86,38 +86,17 @@ class DistanceChart:
         return self.width_inches > WIDE_SIZE_INCHES[0]
 
     def has(self, name: str) -> bool:
-        """See whether an autoencoder is drawn.
-
-        Args:
-            name: The autoencoder.
-
-        Returns:
-            True if so.
-        """
+        """See whether an autoencoder is drawn."""
         return any(item.name == name for item in self.bars)
 
     def only(self, name: str) -> "DistanceChart":
-        """Pick out one autoencoder.
-
-        Args:
-            name: The autoencoder.
-
-        Returns:
-            A chart of it alone, on the same scale.
-        """
+        """Pick out one autoencoder."""
         bars = tuple(item for item in self.bars if item.name == name)
         return replace(self, bars=bars)
 
 
 def distance_charts(evaluations: Sequence[Evaluation]) -> list[DistanceChart]:
-    """Choose what to draw: one chart for each set of comparable evaluations and each kind of features.
-
-    Args:
-        evaluations: All of the report, in its order: colours go by it.
-
-    Returns:
-        Charts, possibly none.
-    """
+    """Choose what to draw: one chart for each set of comparable evaluations and each kind of features."""
     charts = []
     colors = autoencoder_colors([item.name for item in evaluations])
     for members in comparable_groups(evaluations):
@@ -147,15 +126,7 @@ def distance_charts(evaluations: Sequence[Evaluation]) -> list[DistanceChart]:
 
 
 def show_distance(value: float) -> str:
-    """Print a distance on its bar: rounded down as in the paper, but not to 0.
-
-    Args:
-        value: The distance.
-
-    Returns:
-        A whole number from 10 on, one decimal from 1 on, two leading digits below; 0 for what is no more than
-        rounding (below 1e-4, or below 0).
-    """
+    """Print a distance on its bar: rounded down as in the paper, but not to 0."""
     if value < 1e-4:
         return "0"
     exact = Decimal(str(value))
@@ -164,16 +135,7 @@ def show_distance(value: float) -> str:
 
 
 def draw_distances(chart: DistanceChart, id_prefix: str, *, small: bool = False) -> str:
-    """Draw the chart for the page.
-
-    Args:
-        chart: What to draw.
-        id_prefix: Keeps the element's ids apart from those of other charts on the page.
-        small: For a card: narrow, and without an axis, since the bars bear their figures.
-
-    Returns:
-        An SVG element.
-    """
+    """Draw the chart for the page."""
     size = CARD_SIZE_INCHES if small else (chart.width_inches, WIDE_SIZE_INCHES[1])
     with matplotlib.rc_context(STYLE):
         drawing = Figure(figsize=size, layout="constrained")
@@ -188,14 +150,7 @@ def draw_distances(chart: DistanceChart, id_prefix: str, *, small: bool = False)
 
 
 def distance_figure(chart: DistanceChart) -> Figure:
-    """Draw the chart for a paper, with a legend.
-
-    Args:
-        chart: What to draw.
-
-    Returns:
-        A matplotlib figure.
-    """
+    """Draw the chart for a paper, with a legend."""
     with matplotlib.rc_context(PAPER_STYLE):
         drawing = Figure(figsize=(chart.width_inches, WIDE_SIZE_INCHES[1]), layout="constrained")
         axes = drawing.add_subplot()

@@ -39,28 +39,14 @@ class EmbeddedGrid:
 
 
 def shared_conditions(evaluations: Sequence[Evaluation]) -> str:
-    """Say once what all evaluations were measured on.
-
-    Args:
-        evaluations: In the order of the report.
-
-    Returns:
-        For example `100 images of photos, 256 px`; empty where they differ or there is none.
-    """
+    """Say once what all evaluations were measured on."""
     if not evaluations or any(item.conditions != evaluations[0].conditions for item in evaluations):
         return ""
     return evaluations[0].describe_conditions()
 
 
 def notes(contents: Contents) -> list[str]:
-    """Say what a reader must know before comparing, and what went wrong in the runs.
-
-    Args:
-        contents: All that the report shows.
-
-    Returns:
-        Sentences, possibly none.
-    """
+    """Say what a reader must know before comparing, and what went wrong in the runs."""
     evaluations, runs = contents.evaluations, contents.runs
     found = []
     different = [item for item in evaluations[1:] if item.conditions != evaluations[0].conditions]
@@ -92,14 +78,7 @@ def notes(contents: Contents) -> list[str]:
 
 
 def picture_groups(evaluations: Sequence[Evaluation]) -> list[dict[str, Pictures]]:
-    """Gather the evaluations that show the same images: only those are drawn side by side.
-
-    Args:
-        evaluations: In the order of the report.
-
-    Returns:
-        Pictures by the autoencoder's name, one mapping for each set of images.
-    """
+    """Gather the evaluations that show the same images: only those are drawn side by side."""
     groups: list[dict[str, Pictures]] = []
     for item in evaluations:
         if item.pictures is None:
@@ -114,15 +93,7 @@ def picture_groups(evaluations: Sequence[Evaluation]) -> list[dict[str, Pictures
 
 
 def embed(grid: Grid, max_rows: int) -> EmbeddedGrid:
-    """Encode a grid's pictures for the page: WebP, without loss where whole pixels were enlarged.
-
-    Args:
-        grid: The grid.
-        max_rows: Rows to show: many would make the page heavy.
-
-    Returns:
-        Its cells as data URIs.
-    """
+    """Encode a grid's pictures for the page: WebP, without loss where whole pixels were enlarged."""
     width, height = grid.cell_px
     num_rows = min(grid.num_rows, max_rows)
     return EmbeddedGrid(

@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 from PIL.Image import Image
 
 from eqvae.artifacts import write_atomically
+from eqvae.evidence.curves import draw_run, run_panels
+from eqvae.evidence.shared_curves import shared_curves, shared_figure
 from eqvae.report.contents import Contents, read_folders
-from eqvae.report.curves import draw_run, run_panels
 from eqvae.report.distance_chart import distance_charts, distance_figure
 from eqvae.report.figures import picture_groups
 from eqvae.report.generator_panels import draw_training, training_panels
 from eqvae.report.grids import draw_grid, latent_map_grid, transform_grids
-from eqvae.report.shared_curves import shared_curves, shared_figure
 from eqvae.report.sheets import draw_stages, read_sheet, sample_sheet, stages
 from eqvae.report.spectrum_chart import spectrum_charts, spectrum_figure
 
@@ -25,16 +25,6 @@ def write_figures(folders: Sequence[Path], out: Path) -> list[Path]:
 
     Charts are Figure 3, the spectra, the runs' curves, and distances of training runs that were measured alike.
     A run that has not logged anything yet has no curves and gets no file.
-
-    Args:
-        folders: As for `write_report`.
-        out: The folder to write into; made where it is missing.
-
-    Returns:
-        The files.
-
-    Raises:
-        UserError: If a folder is missing, unfinished or of another kind, or a contact sheet cannot be read.
     """
     contents = read_folders(folders)
     evaluations = contents.evaluations

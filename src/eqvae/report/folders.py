@@ -17,8 +17,8 @@ from eqvae.artifacts import (
     read_journal,
     read_json,
 )
+from eqvae.errors import UserError
 from eqvae.report.spectrum import Spectrum
-from eqvae.runtime.errors import UserError
 
 CONDITIONS = {"data": None, "image_size": None, "interpolation": None, "antialias": None, "precision": "fp32"}
 """Entries of an evaluation's config that must agree before its figures may be compared with another's, and what holds
@@ -91,41 +91,19 @@ class Run:
     """One record for each logged step, of several kinds."""
 
     def records(self, kind: str) -> list[dict[str, Any]]:
-        """Pick the records of one kind.
-
-        Args:
-            kind: For example "train" or "validation".
-
-        Returns:
-            They, by step; see `records_of`.
-        """
+        """Pick the records of one kind."""
         return records_of(self.journal, kind)
 
 
 def records_of(journal: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    """Pick the records of one kind out of a run's journal.
-
-    Args:
-        journal: All records.
-        kind: For example "train" or "validation".
-
-    Returns:
-        They, by step. A resumed run logs the steps after its checkpoint twice: the later record counts.
-    """
+    """Pick the records of one kind out of a run's journal."""
     found = [record for record in journal if record.get("kind") == kind]
     by_step = {record["step"]: record for record in found if isinstance(record.get("step"), int)}
     return [by_step[step] for step in sorted(by_step)]
 
 
 def messages(journal: Sequence[dict[str, Any]]) -> list[str]:
-    """Say what went wrong: broken images in one line, and the first few of the watchdog's words.
-
-    Args:
-        journal: Of an evaluation or a run.
-
-    Returns:
-        Lines, possibly none.
-    """
+    """Say what went wrong: broken images in one line, and the first few of the watchdog's words."""
     named = [record for record in journal if record.get("kind") == "broken_image"]
     broken = list(dict.fromkeys(str(record.get("name") or record.get("message") or "unnamed") for record in named))
     lines = []
@@ -141,14 +119,7 @@ def messages(journal: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def comparable_groups(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
-    """Gather the evaluations that were made under the same conditions: only those share a chart.
-
-    Args:
-        evaluations: In the order of the report.
-
-    Returns:
-        Groups in the order of their first members.
-    """
+    """Gather the evaluations that were made under the same conditions: only those share a chart."""
     groups: list[list[Evaluation]] = []
     for item in evaluations:
         for group in groups:
@@ -161,14 +132,7 @@ def comparable_groups(evaluations: Sequence[Evaluation]) -> list[list[Evaluation
 
 
 def short_name(source: Any) -> str:
-    """Shorten a path to its last telling part; presets and hub ids stay as they are.
-
-    Args:
-        source: A preset, hub id or path.
-
-    Returns:
-        The name for tables and figures.
-    """
+    """Shorten a path to its last telling part; presets and hub ids stay as they are."""
     path = Path(str(source))
     if path.name == AUTOENCODER and path.parent.name:
         return path.parent.name
@@ -176,18 +140,7 @@ def short_name(source: Any) -> str:
 
 
 def read_evaluation(folder: Path, config: dict[str, Any]) -> Evaluation:
-    """Read what `eqvae evaluate` left.
-
-    Args:
-        folder: Its output folder.
-        config: What its `config.json` holds.
-
-    Returns:
-        The evaluation, named after its autoencoder.
-
-    Raises:
-        UserError: If it is unfinished or damaged.
-    """
+    """Read what `eqvae evaluate` left."""
     if not (folder / METRICS).exists():
         raise UserError(f"The evaluation in '{folder}' has no {METRICS}", "Let 'eqvae evaluate' finish first")
     # The folder may have been written anew without --all since.
@@ -210,15 +163,7 @@ def read_evaluation(folder: Path, config: dict[str, Any]) -> Evaluation:
 
 
 def read_run(folder: Path, config: dict[str, Any]) -> Run:
-    """Read what `eqvae finetune` has left so far.
-
-    Args:
-        folder: Its output folder.
-        config: What its `config.json` holds.
-
-    Returns:
-        The run, named after its folder.
-    """
+    """Read what `eqvae finetune` has left so far."""
     return Run(
         folder=folder,
         name=folder.name,
@@ -229,26 +174,12 @@ def read_run(folder: Path, config: dict[str, Any]) -> Run:
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
-    """Read what a command says of the machine it ran on.
-
-    Args:
-        folder: Its output folder.
-
-    Returns:
-        The content of `environment.json`; nothing where there is none.
-    """
+    """Read what a command says of the machine it ran on."""
     return read_json(folder / ENVIRONMENT) if (folder / ENVIRONMENT).exists() else {}
 
 
 def originating_run(evaluation: Evaluation) -> Path | None:
-    """Find the run that the evaluated autoencoder lies in; a nicety, so anything unexpected there is no run.
-
-    Args:
-        evaluation: The evaluation.
-
-    Returns:
-        The folder of the fine-tuning run; None where there is none.
-    """
+    """Find the run that the evaluated autoencoder lies in; a nicety, so anything unexpected there is no run."""
     path = Path(str(evaluation.config.get("autoencoder", ""))).resolve()
     for folder in (path, path.parent):
         if (folder / JOURNAL).exists() and (folder / CONFIG).exists():

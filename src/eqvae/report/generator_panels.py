@@ -47,14 +47,7 @@ class Distances:
 
 
 def distances(training: Training) -> list[Distances]:
-    """Find what the run's samples were measured with.
-
-    Args:
-        training: The run.
-
-    Returns:
-        One for each kind of features and number of samples, which a resumed run may have changed.
-    """
+    """Find what the run's samples were measured with."""
     found: dict[tuple[str, Any], list[dict[str, Any]]] = {}
     for record in training.records("validation"):
         for key in record:
@@ -71,14 +64,7 @@ def distances(training: Training) -> list[Distances]:
 
 
 def training_panels(training: Training) -> list[Panel]:
-    """Choose what to draw of a training run.
-
-    Args:
-        training: Finished or not.
-
-    Returns:
-        Distance first, then loss and its parts, optimization, pace; what was not logged is left out.
-    """
+    """Choose what to draw of a training run."""
     records = training.records("train")
     steps = [training_panel(records, quantity) for quantity in (*_losses(records), *OPTIMIZATION)]
     return [
@@ -89,14 +75,7 @@ def training_panels(training: Training) -> list[Panel]:
 
 
 def draw_training(training: Training) -> Figure:
-    """Draw all panels of a run as one figure, for papers.
-
-    Args:
-        training: A run that has logged something, finished or not.
-
-    Returns:
-        A matplotlib figure, up to three panels wide.
-    """
+    """Draw all panels of a run as one figure, for papers."""
     return draw_panels(training_panels(training))
 
 

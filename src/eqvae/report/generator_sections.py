@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from eqvae.evidence.shared_curves import SharedCurves
 from eqvae.report.contents import Contents
 from eqvae.report.generator_panels import training_panels
 from eqvae.report.generator_text import drawing_facts, training_facts
 from eqvae.report.generators import Training
 from eqvae.report.panels import PanelGroup
 from eqvae.report.score_tables import ScoreTable, score_tables
-from eqvae.report.shared_curves import SharedCurves
 from eqvae.report.sheets import EmbeddedSheet, embed_sheet, sample_sheet, stages
 
 
@@ -45,18 +45,7 @@ class GeneratorSections:
 
 
 def generator_sections(contents: Contents, shared: Sequence[SharedCurves]) -> GeneratorSections:
-    """Gather what the page shows of generators.
-
-    Args:
-        contents: All that the report shows.
-        shared: Training runs that were measured alike.
-
-    Returns:
-        The sections, in the order of the folders.
-
-    Raises:
-        UserError: If a contact sheet cannot be read.
-    """
+    """Gather what the page shows of generators."""
     samples = [
         SampleSection(
             name=item.name,

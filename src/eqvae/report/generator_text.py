@@ -11,14 +11,7 @@ from eqvae.report.tables import finite
 
 
 def describe_training(training: Training) -> str:
-    """Say what a run has done so far.
-
-    Args:
-        training: The run.
-
-    Returns:
-        For example `5,000 steps of 64 images: 320,000 images seen, in 1.9 h of training`.
-    """
+    """Say what a run has done so far."""
     config, step = training.config, training.step
     if not step:
         return "No step was logged yet"
@@ -34,14 +27,7 @@ def describe_training(training: Training) -> str:
 
 
 def training_facts(training: Training) -> dict[str, str]:
-    """List how a generator was trained and measured.
-
-    Args:
-        training: The run.
-
-    Returns:
-        Words by what they are about; what the folder does not say is left out.
-    """
+    """List how a generator was trained and measured."""
     config, facts = training.config, {"Training": describe_training(training)}
     if (count := finite(training.metrics.get("num_parameters"))) is not None:
         facts["Network"] = f"{count / 1e6:,.1f} million parameters"
@@ -55,14 +41,7 @@ def training_facts(training: Training) -> dict[str, str]:
 
 
 def drawing_facts(samples: SampleSet) -> dict[str, str]:
-    """List how samples were drawn.
-
-    Args:
-        samples: The set.
-
-    Returns:
-        Generator, sampler, guidance and so on, in words.
-    """
+    """List how samples were drawn."""
     config, card = samples.config, samples.card
     trained = f" after {card['num_steps']:,} steps of training" if isinstance(card.get("num_steps"), int) else ""
     return {
@@ -77,14 +56,7 @@ def drawing_facts(samples: SampleSet) -> dict[str, str]:
 
 
 def describe_drawing(samples: SampleSet) -> str:
-    """Say in a sentence how samples were drawn.
-
-    Args:
-        samples: The set.
-
-    Returns:
-        For example `5,000 samples of sit-ti-2 on tiny-kl by sde in 250 steps, no guidance, seed 0`.
-    """
+    """Say in a sentence how samples were drawn."""
     facts = drawing_facts(samples)
     return (
         f"{facts['Samples']} samples of {_generator_name(samples)} by {facts['Sampler']}, "
@@ -93,15 +65,7 @@ def describe_drawing(samples: SampleSet) -> str:
 
 
 def generator_notes(trainings: Sequence[Training], scores: Sequence[Score]) -> list[str]:
-    """Say what a reader must know before comparing, and what is unfinished.
-
-    Args:
-        trainings: In the order of the report.
-        scores: In the order of the report.
-
-    Returns:
-        Sentences, possibly none.
-    """
+    """Say what a reader must know before comparing, and what is unfinished."""
     found = [f"{item.name}: the run has no journal yet." for item in trainings if not item.journal]
     unfinished = [item for item in trainings if item.journal and not item.is_finished]
     found += [f"{item.name}: not finished, {describe_training(item)}." for item in unfinished]

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from eqvae.artifacts import METRICS, read_journal, read_json
+from eqvae.errors import UserError
 from eqvae.report.folders import read_environment, records_of
 from eqvae.report.training_curves import autoencoder_name, read_card
-from eqvae.runtime.errors import UserError
 
 STAGES = "samples"
 """Folder of a training run's contact sheets."""
@@ -39,14 +39,7 @@ class Training:
     """Contact sheets by their step, which rises."""
 
     def records(self, kind: str) -> list[dict[str, Any]]:
-        """Pick the records of one kind.
-
-        Args:
-            kind: "train" or "validation".
-
-        Returns:
-            They, by step; see `records_of`.
-        """
+        """Pick the records of one kind."""
         return records_of(self.journal, kind)
 
     @property
@@ -61,14 +54,7 @@ class Training:
         return bool(self.metrics) and self.step >= int(self.config.get("max_steps", 0))
 
     def num_images(self, step: int) -> int | None:
-        """Count the images that training has seen.
-
-        Args:
-            step: Optimizer steps.
-
-        Returns:
-            Steps times batch size; None where the folder does not say.
-        """
+        """Count the images that training has seen."""
         batch_size = self.config.get("batch_size")
         return step * batch_size if isinstance(batch_size, int) else None
 
@@ -138,15 +124,7 @@ class Score:
 
 
 def read_training(folder: Path, config: dict[str, Any]) -> Training:
-    """Read what `eqvae train` has left so far.
-
-    Args:
-        folder: Its output folder.
-        config: What its `config.json` holds.
-
-    Returns:
-        The run, finished or not, named after its recipe and the latents' autoencoder.
-    """
+    """Read what `eqvae train` has left so far."""
     card = read_card(folder)
     found = {path.stem.removeprefix("step_"): path for path in (folder / STAGES).glob("step_*.png")}
     sheets = {int(step): path for step, path in found.items() if step.isdigit()}
@@ -163,18 +141,7 @@ def read_training(folder: Path, config: dict[str, Any]) -> Training:
 
 
 def read_sample_set(folder: Path, config: dict[str, Any]) -> SampleSet:
-    """Read what `eqvae sample` left.
-
-    Args:
-        folder: Its output folder.
-        config: What its `config.json` holds.
-
-    Returns:
-        The sample set, named after its folder.
-
-    Raises:
-        UserError: If it is unfinished.
-    """
+    """Read what `eqvae sample` left."""
     for name in (METRICS, SHEET):
         if not (folder / name).exists():
             raise UserError(f"The samples in '{folder}' have no {name}", "Let 'eqvae sample' finish first")
@@ -188,18 +155,7 @@ def read_sample_set(folder: Path, config: dict[str, Any]) -> SampleSet:
 
 
 def read_score(folder: Path, config: dict[str, Any]) -> Score:
-    """Read what `eqvae score` left.
-
-    Args:
-        folder: Its output folder.
-        config: What its `config.json` holds.
-
-    Returns:
-        The score, named after the samples.
-
-    Raises:
-        UserError: If it is unfinished.
-    """
+    """Read what `eqvae score` left."""
     if not (folder / METRICS).exists():
         raise UserError(f"The score in '{folder}' has no {METRICS}", "Let 'eqvae score' finish first")
     return Score(
@@ -213,14 +169,7 @@ def read_score(folder: Path, config: dict[str, Any]) -> Score:
 
 
 def data_name(source: Any) -> str:
-    """Shorten what was given as a reference: the last part of a path, which may be gone by now.
-
-    Args:
-        source: DATA or a file of statistics.
-
-    Returns:
-        For example `photos`, `hf:NAME` or `cifar-test.safetensors`.
-    """
+    """Shorten what was given as a reference: the last part of a path, which may be gone by now."""
     return str(source) if str(source).startswith("hf:") else Path(str(source)).name
 
 

@@ -49,27 +49,12 @@ class Grid:
         return max(shape[-1] for shape in shapes), max(shape[-2] for shape in shapes)
 
     def enlargement(self, column: Column) -> int:
-        """The whole factor by which a column's pictures are enlarged: the largest that still fits the cell.
-
-        Args:
-            column: One of the grid's columns.
-
-        Returns:
-            1 for pictures that fill the cell, 2 for those scaled by 0.5, and so on.
-        """
+        """The whole factor by which a column's pictures are enlarged: the largest that still fits the cell."""
         width, height = self.cell_px
         return max(min(width // column.pictures.shape[-1], height // column.pictures.shape[-2]), 1)
 
     def cell(self, column: Column, row: int) -> Image.Image:
-        """Draw one picture, enlarged pixel by pixel and centred.
-
-        Args:
-            column: One of the grid's columns.
-            row: The image's index.
-
-        Returns:
-            A picture of `cell_px`: RGB where it fills the cell, else RGBA, transparent around it.
-        """
+        """Draw one picture, enlarged pixel by pixel and centred."""
         picture = Image.fromarray(column.pictures[row].movedim(0, -1).contiguous().numpy())
         factor = self.enlargement(column)
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
@@ -82,17 +67,7 @@ class Grid:
 
 
 def transform_grids(pictures: Mapping[str, Pictures]) -> list[Grid]:
-    """Lay out transformed decodings: x, D(E(tau o x)) of the base, and D(tau o E(x)) of every autoencoder.
-
-    Args:
-        pictures: By the autoencoder's name, the base first; all of the same images.
-
-    Returns:
-        One grid for each transform, in the order in which the autoencoders name them.
-
-    Raises:
-        ValueError: If the images differ.
-    """
+    """Lay out transformed decodings: x, D(E(tau o x)) of the base, and D(tau o E(x)) of every autoencoder."""
     images = _common_images(pictures)
     names = dict.fromkeys(transform for item in pictures.values() for transform in item.transforms)
     grids = []
@@ -112,17 +87,7 @@ def transform_grids(pictures: Mapping[str, Pictures]) -> list[Grid]:
 
 
 def latent_map_grid(pictures: Mapping[str, Pictures]) -> Grid:
-    """Lay out images beside the principal components of their latents; see `latent_maps`.
-
-    Args:
-        pictures: By the autoencoder's name; all of the same images.
-
-    Returns:
-        A grid of the images and one column for each autoencoder.
-
-    Raises:
-        ValueError: If the images differ.
-    """
+    """Lay out images beside the principal components of their latents; see `latent_maps`."""
     columns = [Column(name="input", formula="x", pictures=_common_images(pictures))]
     maps = latent_maps([item.latents for item in pictures.values()])
     columns += [
@@ -132,15 +97,7 @@ def latent_map_grid(pictures: Mapping[str, Pictures]) -> Grid:
 
 
 def draw_grid(grid: Grid, gap_px: int = 8) -> Image.Image:
-    """Draw a grid as one picture on white, the columns' names above: for papers and readmes.
-
-    Args:
-        grid: The grid.
-        gap_px: Space between cells.
-
-    Returns:
-        An RGB picture.
-    """
+    """Draw a grid as one picture on white, the columns' names above: for papers and readmes."""
     width, height = grid.cell_px
     size = max(width // 16, 9)
     font_file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # it has the Greek letters
@@ -164,14 +121,7 @@ def draw_grid(grid: Grid, gap_px: int = 8) -> Image.Image:
 
 
 def to_png(image: Image.Image) -> bytes:
-    """Encode without loss.
-
-    Args:
-        image: Any picture.
-
-    Returns:
-        A PNG file's bytes.
-    """
+    """Encode without loss."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()

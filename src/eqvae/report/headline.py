@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from eqvae.evidence.shared_curves import SharedCurves
 from eqvae.report.contents import Contents
 from eqvae.report.generator_panels import distances
 from eqvae.report.generator_text import describe_drawing, describe_training
 from eqvae.report.generators import Score, Training
 from eqvae.report.score_tables import COUNT, primary_metric, score_columns
-from eqvae.report.shared_curves import SharedCurves
 from eqvae.report.tables import METRICS, Metric, figure, finite
 
 HEADLINE_KEYS = ("equivariance_error_rotation", "equivariance_error_scale", "psnr_db")
@@ -40,13 +40,6 @@ def headline(contents: Contents, shared: Sequence[SharedCurves] = ()) -> Headlin
     """Sum the report up: the change from the first to the last evaluation, else over a run's validations.
 
     A page of generators alone begins with their scores, else with what training shows.
-
-    Args:
-        contents: All that the report shows.
-        shared: Training runs that were measured alike.
-
-    Returns:
-        Title, sentence and large figures.
     """
     evaluations, runs = contents.evaluations, contents.runs
     if not evaluations and not runs:

@@ -10,11 +10,13 @@ from typing import Any
 import jinja2
 
 from eqvae.artifacts import check_writable, to_plain, write_atomically
+from eqvae.errors import UserError
+from eqvae.evidence.curves import run_panels
+from eqvae.evidence.shared_curves import draw_shared_curves, shared_curves
 from eqvae.report.cards import overview
 from eqvae.report.charts import to_css
 from eqvae.report.columns import distances, main_columns, predictor_columns
 from eqvae.report.contents import Contents, read_folders
-from eqvae.report.curves import run_panels
 from eqvae.report.distance_chart import draw_distances
 from eqvae.report.figures import EmbeddedGrid, embed, notes, picture_groups, shared_conditions
 from eqvae.report.folders import Evaluation, Run
@@ -23,10 +25,8 @@ from eqvae.report.generators import SampleSet, Score, Training
 from eqvae.report.grids import latent_map_grid, transform_grids
 from eqvae.report.headline import headline
 from eqvae.report.panels import draw_panel
-from eqvae.report.shared_curves import draw_shared_curves, shared_curves
 from eqvae.report.spectrum_chart import draw_spectra
 from eqvae.report.tables import Table, comparison_table, latent_statistics, transform_metrics
-from eqvae.runtime.errors import UserError
 
 FEATURED_TRANSFORMS = ("s = 0.5", "90°")
 """Shown openly, the first as in the paper's Figure 2; the other transforms fold away."""
@@ -85,17 +85,7 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
 
 
 def render_report(contents: Contents) -> str:
-    """Render the page.
-
-    Args:
-        contents: In the order of the page; the first of each kind is what the others are compared with.
-
-    Returns:
-        HTML.
-
-    Raises:
-        UserError: If a contact sheet cannot be read.
-    """
+    """Render the page."""
     evaluations, runs = contents.evaluations, contents.runs
     shared = shared_curves(contents.trainings)
     package = files("eqvae.report")

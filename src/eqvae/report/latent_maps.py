@@ -16,13 +16,6 @@ def latent_maps(latents: Sequence[Float[Tensor, "_ _ _ _"]]) -> list[UInt8[Tenso
     Each autoencoder's channels are standardized first, because fine-tuning moves the latents' scale and a mere change
     of scale must not show. Autoencoders with equally many channels then share one projection and one colour scale;
     where the channel counts differ, colours have nothing to do with each other.
-
-    Args:
-        latents: Raw latents (n, c, h, w), one tensor for each autoencoder.
-
-    Returns:
-        Pictures (n, 3, h, w) in 0 ... 255, in the given order. A latent of fewer than three channels leaves the
-        remaining colours at mid-grey.
     """
     cells = [_standardized_cells(latent) for latent in latents]
     colours: dict[int, Float64[Tensor, "m 3"]] = {}

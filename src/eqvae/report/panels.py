@@ -73,15 +73,7 @@ class PanelGroup:
 
 
 def training_panel(records: Sequence[dict], quantity: Quantity) -> Panel | None:
-    """Draw what training steps logged: a series for each branch where they are told apart, as levels differ.
-
-    Args:
-        records: Of the training steps.
-        quantity: What to draw.
-
-    Returns:
-        The panel; None where it was not logged, or is always 0.
-    """
+    """Draw what training steps logged: a series for each branch where they are told apart, as levels differ."""
     equivariance = [record for record in records if record.get("branch") == "equivariance"]
     plain = [record for record in records if record.get("branch", "equivariance") != "equivariance"]
     if quantity.is_noisy and equivariance and plain:
@@ -100,18 +92,7 @@ def training_panel(records: Sequence[dict], quantity: Quantity) -> Panel | None:
 def read_series(
     records: Sequence[dict], key: str, label: str = "", color: str = ACCENT, is_noisy: bool = False
 ) -> Series | None:
-    """Pick the finite values of one key.
-
-    Args:
-        records: By step.
-        key: Of the value.
-        label: Of the series; empty where it stands alone.
-        color: One of the charts'.
-        is_noisy: Draw the moving average on top.
-
-    Returns:
-        The series; None where there are no values.
-    """
+    """Pick the finite values of one key."""
     points = [(record["step"], value) for record in records if (value := finite(record.get(key))) is not None]
     if not points:
         return None
@@ -120,15 +101,7 @@ def read_series(
 
 
 def draw_panel(panel: Panel, id_prefix: str = "chart") -> str:
-    """Draw a panel as an SVG element for use inside HTML.
-
-    Args:
-        panel: What to draw.
-        id_prefix: Keeps the element's ids apart from those of other charts on the page.
-
-    Returns:
-        `<svg ...>...</svg>`. Colours are CSS variables (`--accent`, `--base`, `--muted`, `--rule`) with fallbacks.
-    """
+    """Draw a panel as an SVG element for use inside HTML."""
     with matplotlib.rc_context(STYLE):
         chart = Figure(figsize=SIZE_INCHES, layout="constrained")
         _draw_axes(chart.add_subplot(), panel)
@@ -136,14 +109,7 @@ def draw_panel(panel: Panel, id_prefix: str = "chart") -> str:
 
 
 def draw_panels(panels: Sequence[Panel]) -> Figure:
-    """Draw panels as one figure, for papers.
-
-    Args:
-        panels: One or more.
-
-    Returns:
-        A matplotlib figure, up to three panels wide.
-    """
+    """Draw panels as one figure, for papers."""
     num_columns = min(len(panels), 3)
     num_rows = -(-len(panels) // num_columns)
     with matplotlib.rc_context(PAPER_STYLE):
@@ -157,14 +123,7 @@ def draw_panels(panels: Sequence[Panel]) -> Figure:
 
 
 def smooth(values: Float64[ndarray, " n"]) -> Float64[ndarray, " n"]:
-    """Exponential moving average over about a tenth of the series, corrected for its start.
-
-    Args:
-        values: Finite numbers.
-
-    Returns:
-        As many numbers; the first equals the first value.
-    """
+    """Exponential moving average over about a tenth of the series, corrected for its start."""
     keep = 1.0 - 2.0 / (max(len(values) // 10, 1) + 1)
     total = weight = 0.0
     averages = np.empty(len(values))
@@ -175,14 +134,7 @@ def smooth(values: Float64[ndarray, " n"]) -> Float64[ndarray, " n"]:
 
 
 def short_number(value: float) -> str:
-    """Print a value with three digits, thousands in full.
-
-    Args:
-        value: The value.
-
-    Returns:
-        For example `0.493` or `12,345`.
-    """
+    """Print a value with three digits, thousands in full."""
     return with_minus_sign(f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}")
 
 

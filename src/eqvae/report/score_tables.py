@@ -45,15 +45,7 @@ class ScoreTable:
 
 
 def score_tables(scores: Sequence[Score]) -> list[ScoreTable]:
-    """Gather scores against the same reference into tables.
-
-    Args:
-        scores: In the order of the report.
-
-    Returns:
-        Tables in the order of their first rows. In each column the best is marked among scores under the same
-        conditions, where there are two or more, and changes are against the first row under the row's conditions.
-    """
+    """Gather scores against the same reference into tables."""
     groups: dict[tuple[object, ...], list[Score]] = {}
     for item in scores:
         groups.setdefault(_reference(item), []).append(item)
@@ -69,14 +61,7 @@ def score_tables(scores: Sequence[Score]) -> list[ScoreTable]:
 
 
 def score_columns(scores: Sequence[Score]) -> tuple[Metric, ...]:
-    """Choose a table's columns: what the scores have measured, figures of different features apart.
-
-    Args:
-        scores: The rows.
-
-    Returns:
-        Inception's figures first, then others', each kind by measure; the number of samples last.
-    """
+    """Choose a table's columns: what the scores have measured, figures of different features apart."""
     keys = dict.fromkeys(key for item in scores for key, value in item.metrics.items() if finite(value) is not None)
     columns = [metric for key, metric in INCEPTION.items() if key in keys]
     others = {key: found for key in keys if (found := OTHER_FEATURES.fullmatch(key))}
@@ -101,16 +86,7 @@ def score_columns(scores: Sequence[Score]) -> tuple[Metric, ...]:
 
 
 def distance_metric(key: str, features: object, largest: float) -> Metric:
-    """Describe the Frechet distance that a training run's validations hold.
-
-    Args:
-        key: `fid` or `fd_...`.
-        features: As the user named them.
-        largest: Of its values.
-
-    Returns:
-        Its label and digits.
-    """
+    """Describe the Frechet distance that a training run's validations hold."""
     if key == "fid":
         return INCEPTION["fid"]
     name = features_name(key.removeprefix("fd_"), [features])
@@ -118,39 +94,17 @@ def distance_metric(key: str, features: object, largest: float) -> Metric:
 
 
 def features_name(slug: str, named: Sequence[object]) -> str:
-    """Find how the user named the features of a key, which has no hyphens.
-
-    Args:
-        slug: What the key says.
-        named: Names from configurations.
-
-    Returns:
-        The fitting one; else the slug with hyphens.
-    """
+    """Find how the user named the features of a key, which has no hyphens."""
     return next((str(name) for name in named if _slug(name) == slug), slug.replace("_", "-"))
 
 
 def digits_for(largest: float) -> int:
-    """Choose how many digits stand after the point: features differ in scale by orders of magnitude.
-
-    Args:
-        largest: Of the figures to print.
-
-    Returns:
-        1 from 100 on, then more; at most 5.
-    """
+    """Choose how many digits stand after the point: features differ in scale by orders of magnitude."""
     return next((digits for bound, digits in ((100.0, 1), (1.0, 2), (0.1, 3), (0.01, 4)) if largest >= bound), 5)
 
 
 def primary_metric(scores: Sequence[Score]) -> Metric | None:
-    """Choose the figure that sums scores up.
-
-    Args:
-        scores: They.
-
-    Returns:
-        The first Frechet distance that all of them have measured, else one that any has; None where there is none.
-    """
+    """Choose the figure that sums scores up."""
     found = [metric for metric in score_columns(scores) if metric.key == "fid" or metric.key.startswith("fd_")]
     shared = [metric for metric in found if all(finite(item.metrics.get(metric.key)) is not None for item in scores)]
     return next(iter([*shared, *found]), None)

@@ -9,8 +9,8 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
+from eqvae.errors import UserError
 from eqvae.report.generators import SampleSet, Training
-from eqvae.runtime.errors import UserError
 
 GAP_PX = 2
 """Between a sheet's pictures, and around them."""
@@ -52,14 +52,7 @@ class EmbeddedSheet:
 
 
 def stages(training: Training) -> list[Sheet]:
-    """Choose the contact sheets that show how samples became better.
-
-    Args:
-        training: The run.
-
-    Returns:
-        The first, the one nearest to the middle, and the last; fewer where there are no more.
-    """
+    """Choose the contact sheets that show how samples became better."""
     steps = list(training.sheets)
     chosen = steps
     if len(steps) > 3:
@@ -72,29 +65,12 @@ def stages(training: Training) -> list[Sheet]:
 
 
 def sample_sheet(samples: SampleSet) -> Sheet:
-    """Find the contact sheet of a sample set.
-
-    Args:
-        samples: The set.
-
-    Returns:
-        Its sheet, labelled with the set's name.
-    """
+    """Find the contact sheet of a sample set."""
     return Sheet(label=samples.name, path=samples.sheet, cell_px=_size(samples.card))
 
 
 def read_sheet(sheet: Sheet) -> Image.Image:
-    """Read a sheet, or of one with large pictures the first rows and columns.
-
-    Args:
-        sheet: Which.
-
-    Returns:
-        RGB; enlarged by a whole factor, pixel by pixel, where it is small.
-
-    Raises:
-        UserError: If it is no readable picture.
-    """
+    """Read a sheet, or of one with large pictures the first rows and columns."""
     try:
         with Image.open(sheet.path) as file:
             picture = file.convert("RGB")
@@ -109,18 +85,7 @@ def read_sheet(sheet: Sheet) -> Image.Image:
 
 
 def embed_sheet(sheet: Sheet, what: str) -> EmbeddedSheet:
-    """Encode a sheet for the page.
-
-    Args:
-        sheet: Which.
-        what: Is seen, for those who cannot see it.
-
-    Returns:
-        A WebP picture, no larger than the page can show.
-
-    Raises:
-        UserError: If it is no readable picture.
-    """
+    """Encode a sheet for the page."""
     picture = read_sheet(sheet)
     picture.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
@@ -135,17 +100,7 @@ def embed_sheet(sheet: Sheet, what: str) -> EmbeddedSheet:
 
 
 def draw_stages(sheets: Sequence[Sheet]) -> Image.Image:
-    """Lay sheets side by side under their labels, for papers.
-
-    Args:
-        sheets: One or more.
-
-    Returns:
-        The picture, on white.
-
-    Raises:
-        UserError: If one is no readable picture.
-    """
+    """Lay sheets side by side under their labels, for papers."""
     pictures = [read_sheet(sheet) for sheet in sheets]
     gap = max(pictures[0].width // 24, 8)
     size = max(pictures[0].width // 22, 13)

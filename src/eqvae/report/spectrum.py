@@ -8,7 +8,7 @@ from jaxtyping import Float64
 from numpy import ndarray
 
 from eqvae.artifacts import read_json
-from eqvae.runtime.errors import UserError
+from eqvae.errors import UserError
 
 KEYS = ("frequency", "latent_power", "image_power")
 
@@ -41,17 +41,7 @@ class Spectrum:
 
     @classmethod
     def read(cls, path: Path) -> "Spectrum":
-        """Read what `eqvae evaluate --all` wrote.
-
-        Args:
-            path: `spectrum.json`.
-
-        Returns:
-            The record. Frequencies at which a power is 0 are left out: they have no place on a scale of decibels.
-
-        Raises:
-            UserError: If it is no JSON object, or holds anything but three equally long lists of numbers.
-        """
+        """Read what `eqvae evaluate --all` wrote."""
         content = read_json(path)
         try:
             curves = np.array([content[key] for key in KEYS], dtype=np.float64)

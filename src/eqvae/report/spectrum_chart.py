@@ -80,37 +80,16 @@ class SpectrumChart:
         return ", ".join(parts) or ", ".join(line.name for line in self.lines)
 
     def has(self, name: str) -> bool:
-        """See whether an autoencoder is drawn.
-
-        Args:
-            name: The autoencoder.
-
-        Returns:
-            True if so.
-        """
+        """See whether an autoencoder is drawn."""
         return any(item.name == name for item in self.lines)
 
     def only(self, name: str) -> "SpectrumChart":
-        """Pick out one autoencoder.
-
-        Args:
-            name: The autoencoder.
-
-        Returns:
-            A chart of it alone, on the same scale.
-        """
+        """Pick out one autoencoder."""
         return replace(self, lines=tuple(line for line in self.lines if line.name == name))
 
 
 def spectrum_charts(evaluations: Sequence[Evaluation]) -> list[SpectrumChart]:
-    """Choose what to draw: one chart for each set of comparable evaluations.
-
-    Args:
-        evaluations: All of the report, in its order: colours go by it.
-
-    Returns:
-        Charts, possibly none.
-    """
+    """Choose what to draw: one chart for each set of comparable evaluations."""
     charts = []
     colors = autoencoder_colors([item.name for item in evaluations])
     for members in comparable_groups(evaluations):
@@ -134,16 +113,7 @@ def spectrum_charts(evaluations: Sequence[Evaluation]) -> list[SpectrumChart]:
 
 
 def draw_spectra(chart: SpectrumChart, id_prefix: str, *, small: bool = False) -> str:
-    """Draw the chart for the page.
-
-    Args:
-        chart: What to draw.
-        id_prefix: Keeps the element's ids apart from those of other charts on the page.
-        small: For a card.
-
-    Returns:
-        An SVG element.
-    """
+    """Draw the chart for the page."""
     with matplotlib.rc_context(STYLE):
         drawing = Figure(figsize=CARD_SIZE_INCHES if small else WIDE_SIZE_INCHES, layout="constrained")
         axes = drawing.add_subplot()
@@ -154,14 +124,7 @@ def draw_spectra(chart: SpectrumChart, id_prefix: str, *, small: bool = False) -
 
 
 def spectrum_figure(chart: SpectrumChart) -> Figure:
-    """Draw the chart for a paper, with a legend.
-
-    Args:
-        chart: What to draw.
-
-    Returns:
-        A matplotlib figure.
-    """
+    """Draw the chart for a paper, with a legend."""
     with matplotlib.rc_context(PAPER_STYLE):
         drawing = Figure(figsize=WIDE_SIZE_INCHES, layout="constrained")
         axes = drawing.add_subplot()

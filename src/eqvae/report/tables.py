@@ -37,40 +37,17 @@ class Metric:
         return {"lower": "↓", "higher": "↑", "neither": ""}[self.better]
 
     def show(self, value: float) -> str:
-        """Print a figure.
-
-        Args:
-            value: The figure.
-
-        Returns:
-            It, without its unit.
-        """
+        """Print a figure."""
         return with_minus_sign(f"{value:.{self.digits}f}")
 
     def show_change(self, before: float, after: float) -> str:
-        """Print a change: in percent where lower is better (errors), else, and in dB, as a difference.
-
-        Args:
-            before: The first figure.
-            after: The second.
-
-        Returns:
-            For example `−47%` or `+0.30 dB`.
-        """
+        """Print a change: in percent where lower is better (errors), else, and in dB, as a difference."""
         if self.better == "lower" and self.unit != "dB":
             return with_minus_sign(f"{100 * (after / before - 1):+.0f}%") if before else ""
         return with_minus_sign(f"{after - before:+.{self.digits}f} {self.unit}".strip())
 
     def improves(self, before: float, after: float) -> bool | None:
-        """Whether the second figure is better.
-
-        Args:
-            before: The first figure.
-            after: The second.
-
-        Returns:
-            None where neither direction is better or the figures print alike.
-        """
+        """Whether the second figure is better."""
         if self.better == "neither" or self.show(before) == self.show(after):
             return None
         return (after < before) == (self.better == "lower")
@@ -116,15 +93,7 @@ class Table:
 
 
 def comparison_table(evaluations: Sequence[Evaluation], metrics: Sequence[Metric] = METRICS) -> Table:
-    """Compare evaluations with the first one.
-
-    Args:
-        evaluations: The rows.
-        metrics: The columns; those that no evaluation has are left out.
-
-    Returns:
-        The table. Evaluations under other conditions than the first's get no change and are never the best.
-    """
+    """Compare evaluations with the first one."""
     present = tuple(m for m in metrics if any(figure(item, m.key) is not None for item in evaluations))
     rows = tuple((item.name, tuple(_cell(item, metric, evaluations) for metric in present)) for item in evaluations)
     return Table(metrics=present, rows=rows)
@@ -133,16 +102,7 @@ def comparison_table(evaluations: Sequence[Evaluation], metrics: Sequence[Metric
 def transform_metrics(
     evaluations: Sequence[Evaluation], measure: str = "equivariance_error", digits: int = 3
 ) -> tuple[Metric, ...]:
-    """Name the figures of single transformations: their equivariance errors, or another measure.
-
-    Args:
-        evaluations: Their metrics' keys are searched.
-        measure: What comes before the transformation in the key.
-        digits: After the decimal point.
-
-    Returns:
-        One metric for each transformation, e.g. `equivariance_error_rotation_90` as `90°`.
-    """
+    """Name the figures of single transformations: their equivariance errors, or another measure."""
     pattern = re.compile(re.escape(measure) + r"_(rotation|scale)_([0-9.]+)")
     keys = dict.fromkeys(key for item in evaluations for key in item.metrics)
     matches = sorted(
@@ -155,14 +115,7 @@ def transform_metrics(
 
 
 def latent_statistics(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[str]]]:
-    """Print the latents' statistics: fine-tuning moves their scale, and a generator must normalize by them.
-
-    Args:
-        evaluations: The rows.
-
-    Returns:
-        For each evaluation that measured them, its name and `mean ± std` of each channel, raw latents.
-    """
+    """Print the latents' statistics: fine-tuning moves their scale, and a generator must normalize by them."""
     rows = []
     for item in evaluations:
         cells: list[str] = []
@@ -175,28 +128,12 @@ def latent_statistics(evaluations: Sequence[Evaluation]) -> list[tuple[str, list
 
 
 def figure(evaluation: Evaluation, key: str) -> float | None:
-    """Look up a figure.
-
-    Args:
-        evaluation: The evaluation.
-        key: A key of its metrics.
-
-    Returns:
-        The figure; None where it is missing or no finite number.
-    """
+    """Look up a figure."""
     return finite(evaluation.metrics.get(key))
 
 
 def show_figure(evaluation: Evaluation, metric: Metric) -> str | None:
-    """Print a figure with its standard error.
-
-    Args:
-        evaluation: The evaluation.
-        metric: Which figure.
-
-    Returns:
-        For example `62.2 ± 0.4`, without the unit; None where it is missing or no finite number.
-    """
+    """Print a figure with its standard error."""
     value, error = figure(evaluation, metric.key), figure(evaluation, metric.error_key)
     if value is None:
         return None
@@ -204,42 +141,19 @@ def show_figure(evaluation: Evaluation, metric: Metric) -> str | None:
 
 
 def finite(value: Any) -> float | None:
-    """Let finite numbers pass.
-
-    Args:
-        value: Anything that JSON holds.
-
-    Returns:
-        The number; None for anything else.
-    """
+    """Let finite numbers pass."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if is_number else None
 
 
 def markdown_table(names: Sequence[str], rows: Sequence[Sequence[str]], *, num_text_columns: int = 1) -> str:
-    """Write a table in Markdown.
-
-    Args:
-        names: Of the columns.
-        rows: Entries by row.
-        num_text_columns: So many are aligned left, the others right.
-
-    Returns:
-        Lines without an end of line after the last.
-    """
+    """Write a table in Markdown."""
     alignment = ["---"] * num_text_columns + ["---:"] * (len(names) - num_text_columns)
     return "\n".join(f"| {' | '.join(line)} |" for line in (names, alignment, *rows))
 
 
 def with_minus_sign(text: str) -> str:
-    """Set the typographic minus sign, as wide as a plus.
-
-    Args:
-        text: Figures with hyphens.
-
-    Returns:
-        The same with minus signs.
-    """
+    """Set the typographic minus sign, as wide as a plus."""
     return text.replace("-", "\N{MINUS SIGN}")
 
 

@@ -10,9 +10,9 @@ from jaxtyping import Float64, Int64
 from numpy import ndarray
 
 from eqvae.artifacts import CONFIG, read_journal, read_json
+from eqvae.errors import UserError
 from eqvae.report.folders import read_environment, short_name
 from eqvae.report.tables import finite
-from eqvae.runtime.errors import UserError
 
 CARD = Path("generator", "generator.json")
 """What the exported generator says of itself; runs whose weights were left behind have none."""
@@ -68,17 +68,7 @@ class TrainingCurve:
 
 
 def read_curve(folder: Path) -> TrainingCurve:
-    """Read one run, finished or not.
-
-    Args:
-        folder: What `eqvae train` wrote.
-
-    Returns:
-        Its curve.
-
-    Raises:
-        UserError: If it is no training run, or its samples were never measured.
-    """
+    """Read one run, finished or not."""
     if not folder.is_dir():
         raise UserError(f"The folder '{folder}' does not exist", "Check the path")
     config = read_json(folder / CONFIG)
@@ -120,30 +110,12 @@ def read_curve(folder: Path) -> TrainingCurve:
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """Read what the exported generator says of itself.
-
-    Args:
-        folder: What `eqvae train` wrote.
-
-    Returns:
-        The card; empty before the first export.
-
-    Raises:
-        UserError: If the file is broken.
-    """
+    """Read what the exported generator says of itself."""
     return read_json(folder / CARD) if (folder / CARD).exists() else {}
 
 
 def autoencoder_name(config: Mapping[str, Any], card: Mapping[str, Any]) -> str:
-    """Name the autoencoder of a run's latents.
-
-    Args:
-        config: What its `config.json` holds.
-        card: What `read_card` gave.
-
-    Returns:
-        The autoencoder's short name; the latents' folder's where neither says it.
-    """
+    """Name the autoencoder of a run's latents."""
     named = card.get("autoencoder", config.get("autoencoder"))
     return short_name(named) if named is not None else Path(str(config.get("latents", "latents"))).name
 

@@ -6,24 +6,14 @@ from typing import Literal, TypeVar
 import torch
 from torch import nn
 
-from eqvae.runtime.errors import UserError
+from eqvae.errors import UserError
 
 Precision = Literal["fp32", "bf16"]
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Resolve a device's name.
-
-    Args:
-        name: `auto` (CUDA, else the CPU), `cpu`, `cuda`, `cuda:1` or `mps` (Apple; nobody has tried it yet).
-
-    Returns:
-        The device.
-
-    Raises:
-        UserError: If this machine has no such device.
-    """
+    """Resolve a device's name."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -38,15 +28,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager:
-    """Compute convolutions and matrix products in bfloat16 where asked for.
-
-    Args:
-        device: Where.
-        precision: `bf16` or `fp32`.
-
-    Returns:
-        A context manager.
-    """
+    """Compute convolutions and matrix products in bfloat16 where asked for."""
     if precision == "fp32":
         # cuDNN would round convolutions to TF32, which has no more digits than a measure can spare.
         return torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
@@ -54,11 +36,7 @@ def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractC
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all it was asked for, so that a clock can be read.
-
-    Args:
-        device: The device; the CPU is never behind.
-    """
+    """Wait until the device has done all it was asked for, so that a clock can be read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -66,13 +44,5 @@ def synchronize(device: torch.device) -> None:
 
 
 def place(module: Module, device: torch.device) -> Module:
-    """Move a convolutional model to its device in the channels-last layout, which its kernels prefer.
-
-    Args:
-        module: The model, changed in place.
-        device: Where.
-
-    Returns:
-        The same model.
-    """
+    """Move a convolutional model to its device in the channels-last layout, which its kernels prefer."""
     return module.to(device=device).to(memory_format=torch.channels_last)

@@ -18,12 +18,7 @@ class Journal:
     """Appends records to `journal.jsonl`; a killed process loses none, a power cut may lose the last ones."""
 
     def __init__(self, folder: Path, *, keep_up_to_step: int | None = None) -> None:
-        """Open a run's journal.
-
-        Args:
-            folder: The run's folder.
-            keep_up_to_step: On resuming from a checkpoint of this step, forget later records: their steps come again.
-        """
+        """Open a run's journal."""
         self._path = folder / JOURNAL
         if keep_up_to_step is not None and self._path.exists():
             kept = [record for record in read_journal(folder) if record.get("step", 0) <= keep_up_to_step]
@@ -31,25 +26,14 @@ class Journal:
             write_atomically(self._path, lambda temporary: temporary.write_text(text))
 
     def write(self, kind: str, **record: Any) -> None:
-        """Append one record.
-
-        Args:
-            kind: `train`, `validation`, `watchdog`, `broken_image`, ...
-            **record: Its values.
-        """
+        """Append one record."""
         line = json.dumps({"kind": kind, **to_plain(record)})
         with self._path.open("a") as file:
             file.write(line + "\n")
 
 
 def write_environment(folder: Path, *, device: torch.device, seed: int | None) -> None:
-    """Write `environment.json`: versions, device, commit, date, seed.
-
-    Args:
-        folder: The run's folder.
-        device: Where the run computes.
-        seed: The run's seed.
-    """
+    """Write `environment.json`: versions, device, commit, date, seed."""
     write_json(
         folder / ENVIRONMENT,
         {
@@ -68,14 +52,7 @@ def write_environment(folder: Path, *, device: torch.device, seed: int | None) -
 
 
 def installed_version(package: str) -> str | None:
-    """Look up the installed version of a package.
-
-    Args:
-        package: Its name.
-
-    Returns:
-        The version, or None where it is not installed.
-    """
+    """Look up the installed version of a package."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -83,14 +60,7 @@ def installed_version(package: str) -> str | None:
 
 
 def device_name(device: torch.device) -> str:
-    """Name a device for a record.
-
-    Args:
-        device: The device.
-
-    Returns:
-        The accelerator's name, or the processor's architecture and number of threads.
-    """
+    """Name a device for a record."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({_processor()}, {torch.get_num_threads()} threads)"

@@ -11,15 +11,7 @@ class Progress:
     """Shows how far long work has come, on standard error."""
 
     def __init__(self, title: str, *, total: int, start: int = 0, unit: str = "step", every_sec: float = 15.0) -> None:
-        """Start.
-
-        Args:
-            title: What is done.
-            total: How many units there are.
-            start: How many were done before this process.
-            unit: Name of a unit.
-            every_sec: Seconds between two lines when piped.
-        """
+        """Start."""
         self._title, self._total, self._start, self._unit, self._every_sec = title, total, start, unit, every_sec
         self._done = start
         self._began_sec = self._last_sec = time.monotonic()
@@ -39,12 +31,7 @@ class Progress:
             self._bar.close()
 
     def advance(self, units: int = 1, **figures: float) -> None:
-        """Say that more is done.
-
-        Args:
-            units: How much.
-            **figures: Numbers to show beside, e.g. the loss.
-        """
+        """Say that more is done."""
         self._done += units
         if self._bar is not None:
             if figures:
@@ -57,11 +44,7 @@ class Progress:
             self._print_line(now_sec - self._began_sec, figures)
 
     def say(self, text: str) -> None:
-        """Print a line without tearing the bar.
-
-        Args:
-            text: The line.
-        """
+        """Print a line without tearing the bar."""
         tqdm.write(text, file=sys.stderr)
 
     def _print_line(self, elapsed_sec: float, figures: dict[str, float]) -> None:

@@ -5,13 +5,6 @@ import torch
 
 
 def generator_for(*key: int) -> torch.Generator:
-    """Make a generator that depends on its key alone.
-
-    Args:
-        *key: For example seed, step and micro-batch.
-
-    Returns:
-        A generator on the CPU: the same numbers whatever the device.
-    """
+    """Make a generator that depends on its key alone."""
     state = np.random.SeedSequence(key).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]) >> 1)

@@ -20,11 +20,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn the first SIGTERM or SIGINT into a request; a second one acts as usual.
-
-    Yields:
-        The request, false until a signal comes. Outside the main thread no handler can be set, and it stays false.
-    """
+    """Turn the first SIGTERM or SIGINT into a request; a second one acts as usual."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request

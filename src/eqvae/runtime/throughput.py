@@ -11,16 +11,7 @@ from eqvae.runtime.device import Precision, synchronize
 
 
 def matrix_peak_flops_per_sec(device: torch.device, precision: Precision, *, side: int | None = None) -> float:
-    """Measure the rate of a large matrix product: what a training step could reach at best.
-
-    Args:
-        device: Where.
-        precision: Of the product.
-        side: Of the square matrices; None: 8192 on an accelerator, 1024 on a CPU.
-
-    Returns:
-        Floating-point operations per second, the best of several tries (a fraction of a second in all).
-    """
+    """Measure the rate of a large matrix product: what a training step could reach at best."""
     side = side or (8192 if device.type == "cuda" else 1024)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = torch.randn(2, side, side, device=device).to(dtype)  # beforehand: autocast would convert them each time
@@ -37,15 +28,7 @@ def matrix_peak_flops_per_sec(device: torch.device, precision: Precision, *, sid
 
 
 def count_flops(function: Callable[..., Any], *arguments: Any) -> int:
-    """Count the operations of matrix products, convolutions and attention in one call.
-
-    Args:
-        function: What to call; on the meta device it costs nothing.
-        *arguments: Its arguments.
-
-    Returns:
-        Floating-point operations.
-    """
+    """Count the operations of matrix products, convolutions and attention in one call."""
     with FlopCounterMode(display=False) as counter:
         function(*arguments)
     return counter.get_total_flops()

@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 import tyro
 
+from eqvae.errors import UserError
 from eqvae.generators.export import Weights
 from eqvae.generators.masking import Schedule
-from eqvae.runtime.configs import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, check_ranges
 from eqvae.runtime.device import Precision
-from eqvae.runtime.errors import UserError
+from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, check_ranges
 from eqvae.sampling.sde import DiffusionForm, LastStep
 from eqvae.sampling.tokens import GuidanceSchedule
 
@@ -113,11 +113,7 @@ class SampleConfig:
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
 
     def check(self) -> None:
-        """Check what can be checked without the generator.
-
-        Raises:
-            UserError: If a value makes no sense.
-        """
+        """Check what can be checked without the generator."""
         check_ranges(
             self,
             (
@@ -135,14 +131,7 @@ class SampleConfig:
             self.listed_classes()
 
     def listed_classes(self) -> list[int]:
-        """Read `classes` as a list.
-
-        Returns:
-            The classes.
-
-        Raises:
-            UserError: If it is none.
-        """
+        """Read `classes` as a list."""
         try:
             return [int(label) for label in self.classes.split(",")]
         except ValueError:

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from eqvae.errors import UserError
 from eqvae.generators.diffusion import GaussianDiffusion
 from eqvae.generators.protocol import Predict
-from eqvae.runtime.errors import UserError
 from eqvae.sampling.noise import ImageNoise
 from eqvae.sampling.step import Callback, SamplingStep, ask
 

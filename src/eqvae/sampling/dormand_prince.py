@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from eqvae.runtime.errors import UserError
+from eqvae.errors import UserError
 
 NODES = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
 """Where in a step its seven slopes are taken; the seventh is the next step's first."""
@@ -62,23 +62,6 @@ def integrate(
     """Integrate `dz/dt = velocity` for each image on its own.
 
     Images that have arrived leave the batch. Times and step sizes stay on the CPU in float64.
-
-    Args:
-        velocity: Right-hand side; image i's value may depend on image i alone.
-        z: The latents at `start`.
-        start: First time.
-        end: Last time, before or after `start`.
-        rtol: Error of a step that is accepted, relative to the latent: the root mean square over an image's numbers
-            of error / (atol + rtol |z|) is below 1.
-        atol: The same, absolute.
-        max_num_steps: Steps, accepted or not, after which to give up.
-        on_step: Told before each step.
-
-    Returns:
-        The latents at `end`.
-
-    Raises:
-        UserError: If the velocity is not finite, or the steps do not suffice.
     """
     direction = 1.0 if end > start else -1.0
     t = torch.full((len(z),), start, dtype=torch.float64)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from eqvae.artifacts import to_uint8
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
+from eqvae.errors import UserError
 from eqvae.generators.diffusion import GaussianDiffusion
 from eqvae.generators.export import Generator, GeneratorCard
 from eqvae.generators.protocol import Latents
 from eqvae.runtime.device import Precision, autocast
-from eqvae.runtime.errors import UserError
 from eqvae.sampling.config import SampleConfig, Sampler
 from eqvae.sampling.diffusion import ddim, ddpm
 from eqvae.sampling.guidance import autoguidance, classifier_free_guidance
@@ -55,11 +55,7 @@ class Drawer:
     """Of autoguidance."""
 
     def __post_init__(self) -> None:
-        """Check that sampler, guidance and classes are the generator's, and that the sampler takes its settings.
-
-        Raises:
-            UserError: If not.
-        """
+        """Check that sampler, guidance and classes are the generator's, and that the sampler takes its settings."""
         card = self.generator.card
         fitting = _DIFFUSION_SAMPLERS if card.interpolant is None else _INTERPOLANT_SAMPLERS
         if card.models_tokens:
@@ -100,14 +96,7 @@ class Drawer:
         return self.generator.card.transformer.latents.num_classes
 
     def labels(self, indices: Sequence[int]) -> Int64[Tensor, " n"]:
-        """Say which classes images show.
-
-        Args:
-            indices: Which images of the sample set.
-
-        Returns:
-            Their classes.
-        """
+        """Say which classes images show."""
         config = self.config
         if config.classes == "balanced":
             return balanced_labels(indices, self.num_classes)
@@ -116,17 +105,7 @@ class Drawer:
         return listed_labels(indices, config.listed_classes(), self.num_classes)
 
     def latents(self, indices: Sequence[int]) -> Latents:
-        """Draw normalized latents, or tokens.
-
-        Args:
-            indices: Which images of the sample set.
-
-        Returns:
-            Latents on `device`.
-
-        Raises:
-            UserError: If they are not finite.
-        """
+        """Draw normalized latents, or tokens."""
         if self.generator.card.models_tokens:
             return self._tokens(_predict(self.generator, self.device, self.config.precision), indices)
         z = self._solve(self._guided(), indices)
@@ -136,14 +115,7 @@ class Drawer:
 
     @torch.no_grad()
     def images(self, indices: Sequence[int]) -> UInt8[Tensor, "n 3 h w"]:
-        """Draw images.
-
-        Args:
-            indices: Which images of the sample set.
-
-        Returns:
-            8-bit images on `device`.
-        """
+        """Draw images."""
         z, card = self.latents(indices), self.generator.card
         with autocast(self.device, "fp32"):
             if card.models_tokens:

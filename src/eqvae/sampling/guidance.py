@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from eqvae.errors import UserError
 from eqvae.generators.protocol import Predict
-from eqvae.runtime.errors import UserError
 
 Interval = tuple[float | int, float | int]
 

@@ -18,13 +18,6 @@ def halton_order(height: int, width: int) -> Int64[Tensor, " cells"]:
 
     Fractions are of integers, so that no cell is missed by rounding. The search ends: a cell contains a box of sides
     2^-a >= 1 / (4 height) and 3^-b >= 1 / (9 width), and such a box is hit once in 2^a 3^b consecutive points.
-
-    Args:
-        height: Rows, at least 1.
-        width: Columns, at least 1.
-
-    Returns:
-        A permutation of 0 ... height * width - 1, cells being counted row by row.
     """
     num_points = 4 * height * width
     while True:

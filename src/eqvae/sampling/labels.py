@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from eqvae.runtime.errors import UserError
+from eqvae.errors import UserError
 from eqvae.runtime.seeds import generator_for
 
 LABEL_STREAM = 2
@@ -14,30 +14,12 @@ LABEL_STREAM = 2
 
 
 def balanced_labels(indices: Sequence[int], num_classes: int) -> Int64[Tensor, " n"]:
-    """Go round the classes: any prefix of a sample set holds each class equally often, but for one image.
-
-    Args:
-        indices: Which images of the sample set.
-        num_classes: Of the generator; 0 where it is unconditional.
-
-    Returns:
-        `index mod num_classes`; 0, which is the null class, where the generator is unconditional.
-    """
+    """Go round the classes: any prefix of a sample set holds each class equally often, but for one image."""
     return torch.tensor([index % num_classes if num_classes else 0 for index in indices], dtype=torch.int64)
 
 
 def random_labels(seed: int, indices: Sequence[int], num_classes: int) -> Int64[Tensor, " n"]:
-    """Draw uniform labels.
-
-    Args:
-        seed: Of the sample set, at least 0.
-        indices: Which images of the sample set.
-        num_classes: Of the generator; 0 where it is unconditional.
-
-    Returns:
-        For each image a number in [0, num_classes) that depends on seed and index alone; 0, which is the null class,
-        where the generator is unconditional.
-    """
+    """Draw uniform labels."""
 
     def draw(index: int) -> int:
         return int(torch.randint(num_classes, (), generator=generator_for(seed, index, LABEL_STREAM)))
@@ -46,19 +28,7 @@ def random_labels(seed: int, indices: Sequence[int], num_classes: int) -> Int64[
 
 
 def listed_labels(indices: Sequence[int], classes: Sequence[int], num_classes: int) -> Int64[Tensor, " n"]:
-    """Go round a list of classes.
-
-    Args:
-        indices: Which images of the sample set.
-        classes: The classes to show, at least one, each in [0, num_classes).
-        num_classes: Of the generator.
-
-    Returns:
-        `classes[index mod len(classes)]`.
-
-    Raises:
-        UserError: If the list is empty or names a class that the generator does not know.
-    """
+    """Go round a list of classes."""
     if num_classes == 0:
         raise UserError(
             "A list of classes was given, but the generator is unconditional",

@@ -28,25 +28,13 @@ class ImageNoise:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Seed the generators.
-
-        Args:
-            seed: Of the sample set, at least 0.
-            indices: Which images of the sample set this batch holds, each at least 0.
-            shape: Channels, height and width of one latent.
-            device: Where the noise, and with it the sampler's state, shall be.
-            dtype: Type of the noise, and with it of the sampler's state.
-        """
+        """Seed the generators."""
         self.device, self.dtype = torch.device(device), dtype
         self._generators = [generator_for(seed, index, NOISE_STREAM) for index in indices]
         self._shape = (len(self._generators), *shape)
 
     def next(self) -> Float[Tensor, "n c h w"]:
-        """Draw.
-
-        Returns:
-            The next standard normal tensor of each image.
-        """
+        """Draw."""
         pinned = self.device.type == "cuda"
         drawn = torch.empty(self._shape, pin_memory=pinned)
         for image, generator in zip(drawn, self._generators, strict=True):

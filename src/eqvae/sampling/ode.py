@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from eqvae.errors import UserError
 from eqvae.generators.interpolant import Interpolant
 from eqvae.generators.protocol import Predict
-from eqvae.runtime.errors import UserError
 from eqvae.sampling.dormand_prince import Progress, integrate
 from eqvae.sampling.noise import ImageNoise
 from eqvae.sampling.step import Callback, SamplingStep, ask

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from eqvae.errors import UserError
 from eqvae.generators.interpolant import Interpolant
 from eqvae.generators.protocol import Predict
-from eqvae.runtime.errors import UserError
 from eqvae.sampling.noise import ImageNoise
 from eqvae.sampling.step import Callback, SamplingStep, ask
 
@@ -27,19 +27,7 @@ LastStep = Literal["mean", "euler", "tweedie", "none"]
 def diffusion_coefficient(
     interpolant: Interpolant, t: Float[Tensor, " n"], form: DiffusionForm, norm: float | int = 1.0
 ) -> Float[Tensor, " n"]:
-    """Evaluate w, with u the time from data: u = 0 at data, 1 at noise.
-
-    Args:
-        interpolant: The path.
-        t: Times, in the interpolant's direction.
-        form: `constant`: 1; `sbdm`: that of score-based diffusion, `sigma |alpha sigma' - sigma alpha'| / alpha`;
-            `sigma`: sigma(t); `linear`: u; `decreasing`: `(1 - cos(pi u))^2 / 4`; `increasing-decreasing`:
-            `sin(pi u)^2`.
-        norm: Factor; of the cosine in `decreasing`.
-
-    Returns:
-        w(t).
-    """
+    """Evaluate w, with u the time from data: u = 0 at data, 1 at noise."""
     path, u = interpolant.coefficients(t), t if interpolant.time_of_data == 0 else 1 - t
     if form == "constant":
         return torch.full_like(t, norm)

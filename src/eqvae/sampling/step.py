@@ -33,15 +33,5 @@ Callback = Callable[[SamplingStep], None]
 def ask(
     predict: Predict, z: Float[Tensor, "n c h w"], t: Shaped[Tensor, " n"], labels: Int64[Tensor, " n"]
 ) -> Float[Tensor, "n c2 h w"]:
-    """Call the backbone, and go on in the sampler's own type where the backbone autocasts.
-
-    Args:
-        predict: The backbone, guided or not.
-        z: Noisy latents.
-        t: Times.
-        labels: Classes.
-
-    Returns:
-        The output in the type of z.
-    """
+    """Call the backbone, and go on in the sampler's own type where the backbone autocasts."""
     return predict(z, t, labels).to(z.dtype)

@@ -21,14 +21,7 @@ class TokenNoise:
     def __init__(
         self, seed: int, indices: Sequence[int], grid: tuple[int, int], *, device: torch.device | str = "cpu"
     ) -> None:
-        """Seed the generators.
-
-        Args:
-            seed: Of the sample set, at least 0.
-            indices: Which images of the sample set this batch holds, each at least 0.
-            grid: Rows and columns of tokens.
-            device: Where the numbers, and with them the sampler's state, shall be.
-        """
+        """Seed the generators."""
         self.device, self.grid = torch.device(device), grid
         self._generators = [generator_for(seed, index, TOKEN_STREAM) for index in indices]
 
@@ -37,29 +30,17 @@ class TokenNoise:
         return len(self._generators)
 
     def uniform(self) -> Float[Tensor, "n tokens"]:
-        """Draw.
-
-        Returns:
-            The next number in [0, 1) for each token of each image.
-        """
+        """Draw."""
         return self._stacked([torch.rand(self._num_tokens, generator=generator) for generator in self._generators])
 
     def gumbel(self) -> Float[Tensor, "n tokens"]:
-        """Draw.
-
-        Returns:
-            The next number of the standard Gumbel distribution for each token of each image.
-        """
+        """Draw."""
         smallest = 2.0**-25  # half of the least positive number that `rand` gives, in the place of its 0
         drawn = [torch.rand(self._num_tokens, generator=generator) for generator in self._generators]
         return self._stacked([-(-uniform.clamp(min=smallest).log()).log() for uniform in drawn])
 
     def cells(self) -> Int64[Tensor, " n"]:
-        """Draw.
-
-        Returns:
-            For each image one of its cells.
-        """
+        """Draw."""
         drawn = [torch.randint(self._num_tokens, (1,), generator=generator) for generator in self._generators]
         return torch.cat(drawn).to(self.device)
 

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from eqvae.errors import UserError
 from eqvae.generators.maskgit import PredictTokens
 from eqvae.generators.masking import Schedule, StepRule, tokens_per_step
 from eqvae.generators.protocol import LatentSpecification
-from eqvae.runtime.errors import UserError
 from eqvae.sampling.halton import halton_order
 from eqvae.sampling.token_noise import TokenNoise
 
@@ -51,11 +51,7 @@ class TokenDecoding:
     """How the scale grows with progress."""
 
     def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            UserError: If a number makes no sense.
-        """
+        """Check the ranges."""
         if self.num_steps < 1:
             raise UserError(f"tokens are to be drawn in {self.num_steps} steps", "Give at least 1")
         if not self.temperature > 0:
@@ -64,14 +60,7 @@ class TokenDecoding:
             raise UserError(f"tokens are to be drawn from the {self.top_k} likeliest codes", "Give at least 1")
 
     def scale_at(self, progress: float) -> float:
-        """Say how strongly a step is guided.
-
-        Args:
-            progress: In [0, 1].
-
-        Returns:
-            The scale.
-        """
+        """Say how strongly a step is guided."""
         if self.guidance_schedule == "constant":
             return float(self.guidance_scale)
         return 1.0 + (self.guidance_scale - 1.0) * progress
@@ -104,16 +93,7 @@ _Choose = Callable[[TokenStep, int, int], Tensor]
 
 
 def classifier_free_token_guidance(predict: PredictTokens, scale: float | int, null_label: int) -> PredictTokens:
-    """Guide logits away from the unconditional ones: `b + scale (a - b)`, as `sampling.guidance` guides latents.
-
-    Args:
-        predict: What to guide; called once, with the images and their null twins in one batch.
-        scale: 1 for none, which gives `predict` itself; 0 for the unconditional model.
-        null_label: Label of the unconditional model: the specification's `num_classes`.
-
-    Returns:
-        The guided prediction, in at least float32.
-    """
+    """Guide logits away from the unconditional ones: `b + scale (a - b)`, as `sampling.guidance` guides latents."""
     if scale == 1.0:
         return predict
 

@@ -1,0 +1,32 @@
+"""Errors that the user can mend.
+
+Everything that is the input's fault is raised as `UserError`. The command line prints it as one line and exits with 2;
+any other exception is our fault and keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Wrong input: one line that names what is wrong, where, and the mend."""
+
+    def __init__(self, what: str, mend: str = "") -> None:
+        """Join the two halves to one line."""
+        line = f"{what}. {mend}" if mend else what
+        super().__init__(" ".join(line.split()))
+
+
+class Interrupted(Exception):  # noqa: N818 - it is no error: the run can be resumed
+    """A SIGTERM or SIGINT ended a run after its checkpoint was written; the command line exits with 130."""
+
+
+class NotFiniteError(ArithmeticError):
+    """A loss or a gradient became NaN or infinite; the state was left as it was before the step."""
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str:
+    """Say which known name was probably meant."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(names)}"

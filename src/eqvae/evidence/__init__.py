@@ -1,0 +1,1 @@
+"""What learning curves show: speed-up, intervals from seeds."""

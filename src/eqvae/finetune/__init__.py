@@ -1,1 +1,0 @@
-"""EQ-VAE fine-tuning: the objective in `equivariance.py`, the run in `loop.py`."""

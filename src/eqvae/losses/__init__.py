@@ -1,0 +1,1 @@
+"""What an autoencoder is trained for: reconstruction, adversarial, codebook."""

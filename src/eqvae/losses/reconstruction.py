@@ -1,0 +1,62 @@
+"""L_rec of Equation 1: L1 plus a perceptual distance, summed over pixels as in LDM."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from eqvae.metrics.reconstruction import Lpips
+from eqvae.networks.features import EfficientNetLite0
+
+Perceptual = Literal["lpips", "efficientnet-lite0", "none"]
+
+
+class FeatureDistance(nn.Module):
+    """The perceptual distance of LPIPS without its learned heads, over EfficientNet-Lite0's feature maps.
+
+    At each stage features are normalized to unit length over channels; their squared difference is averaged over
+    positions and then over stages (Equation 1 of arXiv:1801.03924 with equal weights). Works offline.
+    """
+
+    def __init__(self) -> None:
+        """Load the frozen features."""
+        super().__init__()
+        self.features = EfficientNetLite0()
+
+    def forward(self, x: Float[Tensor, "n 3 h w"], y: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
+        """Compare images."""
+        with torch.no_grad():
+            targets = self.features(x)
+        distances = [
+            (_unit(a) - _unit(b)).square().sum(1).flatten(1).mean(1)
+            for a, b in zip(targets, self.features(y), strict=True)
+        ]
+        return torch.stack(distances).mean(0)
+
+
+def _unit(feature: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    feature = feature.float()
+    return feature / (feature.square().sum(1, keepdim=True) + 1e-8).sqrt()
+
+
+class ReconstructionLoss(nn.Module):
+    """L_rec: `sum over pixels of (|x - y| + weight * perceptual(x, y))`, for each image."""
+
+    def __init__(self, perceptual: Perceptual, perceptual_weight: float) -> None:
+        """Load the perceptual network."""
+        super().__init__()
+        makers = {"lpips": Lpips, "efficientnet-lite0": FeatureDistance, "none": None}
+        maker = makers[perceptual] if perceptual_weight > 0 else None
+        self.distance = maker() if maker is not None else None
+        self.perceptual_weight = perceptual_weight
+
+    def forward(
+        self, target: Float[Tensor, "n 3 h w"], reconstruction: Float[Tensor, "n 3 h w"]
+    ) -> Float[Tensor, " n"]:
+        """Compare images."""
+        loss = (target - reconstruction).abs().flatten(1).sum(1)
+        if self.distance is None:
+            return loss
+        # LDM adds the distance of an image to each of its values before it sums.
+        return loss + self.perceptual_weight * target[0].numel() * self.distance(target, reconstruction)

@@ -1,0 +1,260 @@
+"""The encoding run: an autoencoder and images in, a latent cache out.
+
+Shards are dealt to processes in turn. A batch never crosses a shard's border, so that the cache's bytes do not depend
+on how many processes wrote it or where it was interrupted; shards that are whole are kept.
+"""
+
+import contextlib
+import itertools
+import os
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from eqvae.artifacts import CONFIG, METRICS, claim_output_folder, hold_output_folder, read_json, to_plain, write_json
+from eqvae.autoencoders.protocol import Autoencoder, LatentStatistics
+from eqvae.images import CropBatch, ImageSource, check_broken, encoding_batches, open_images
+from eqvae.latents.coding import coding_of, encode_crops
+from eqvae.runs.encode_config import EncodeConfig, check_same_cache
+from eqvae.latents.index import CacheIndex
+from eqvae.latents.writing import Recipe, collect_index, finish_shard, open_whole_shard
+from eqvae.runtime.device import choose_device, place
+from eqvae.runtime.processes import Processes, join_processes
+from eqvae.errors import Interrupted, UserError
+from eqvae.runtime.journal import Journal, write_environment
+from eqvae.runtime.signals import StopRequest, stop_on_signals
+
+_POLL_SEC = 0.2
+_MAX_WORKERS = 16
+
+
+def encode(config: EncodeConfig, autoencoder: Autoencoder) -> dict[str, float | int] | None:
+    """Write a latent cache, with `config.json`, `environment.json`, `journal.jsonl` and `metrics.json`.
+
+    Started by torchrun or `accelerate launch`, each process makes every count-th shard.
+    """
+    config.check(autoencoder.stride)
+    processes = join_processes(choose_device(config.device))
+    source = open_images(config.data, label_column=config.label_column)
+    recipe = plan(config, autoencoder, source)
+    saved = claim_output_folder(config.out, "encode")
+    if saved is not None:
+        check_same_cache(saved, config, recipe.fingerprint, recipe.data_fingerprint)
+    processes.wait()  # the folder is as all of them found it until here
+    if processes.is_first:
+        config.out.mkdir(parents=True, exist_ok=True)
+    with hold_output_folder(config.out, hold=processes.is_first), stop_on_signals() as stop:
+        if processes.is_first:
+            _prepare_folder(config, recipe, processes.device)
+        run = EncodeRun(
+            config=config, recipe=recipe, source=source, processes=processes, stop=stop,
+            autoencoder=place(autoencoder, processes.device).eval(),
+        )  # fmt: skip
+        kept = run.keep_whole_shards()
+        run.num_kept = sum(processes.gather(kept))  # waits for all: from here on, a shard that is there is whole
+        run.encode_missing_shards()
+        return run.finish() if processes.is_first else None
+
+
+def plan(config: EncodeConfig, autoencoder: Autoencoder, source: ImageSource) -> Recipe:
+    """Determine the cache that a configuration stands for."""
+    num_images = len(source) if config.num_images is None else config.num_images
+    if num_images > len(source):
+        raise UserError(f"--num-images {num_images} asks for more than the {len(source)} images of '{config.data}'")
+    return Recipe(
+        coding=coding_of(autoencoder, config.dtype),
+        image_size_px=config.image_size,
+        stride=autoencoder.stride,
+        latent_channels=autoencoder.latent_channels,
+        autoencoder=config.autoencoder,
+        fingerprint=autoencoder.fingerprint(),
+        data=config.data,
+        data_fingerprint=source.fingerprint(),
+        class_names=source.class_names,
+        mirror=config.mirror,
+        precision=config.precision,
+        num_visited=num_images,
+        shard_size=config.shard_size,
+        command=config.command(),
+    )
+
+
+@dataclass(kw_only=True)
+class EncodeRun:
+    """One process's part of the encoding."""
+
+    config: EncodeConfig
+    recipe: Recipe
+    source: ImageSource
+    processes: Processes
+    stop: StopRequest
+    autoencoder: Autoencoder
+    journal: Journal = field(init=False)
+    missing: list[int] = field(default_factory=list)
+    """This process's shards that have to be made."""
+    num_kept: int = 0
+    """Images visited for the shards that all processes together found whole."""
+    num_broken: int = 0
+    """Broken images that this process's kept shards name."""
+    began_sec: float = 0.0
+    """When encoding began, by the monotonic clock."""
+
+    def __post_init__(self) -> None:
+        """Open the journal; all processes append to it, a line at a time."""
+        self.journal = Journal(self.config.out)
+
+    def keep_whole_shards(self) -> int:
+        """See which of this process's shards are whole, and remove what is not."""
+        num_kept = 0
+        for number in range(self.processes.rank, self.recipe.num_shards, self.processes.count):
+            path = self.recipe.path(self.config.out, number)
+            existed = path.exists()
+            shard = open_whole_shard(path, self.recipe, number) if existed else None
+            if shard is not None:
+                self.num_broken += len(shard.note["broken"])
+                num_kept += len(self.recipe.visited(number))
+            else:
+                self.missing.append(number)
+                path.unlink(missing_ok=True)
+                if existed:
+                    self.journal.write("broken_shard", file=path.name)
+            self._stop_if_asked()
+        if num_kept:
+            self.journal.write("resume", rank=self.processes.rank, num_images_kept=num_kept)
+        return num_kept
+
+    def encode_missing_shards(self) -> None:
+        """Make this process's shards; each is written by a thread while the next one is encoded."""
+        self.began_sec = time.monotonic()
+        parts = {number: _cut(self.recipe.visited(number), self.config.batch_size) for number in self.missing}
+        batches = encoding_batches(
+            self.source,
+            image_size_px=self.config.image_size,
+            parts=[part for own in parts.values() for part in own],
+            num_broken=self.num_broken,
+            num_workers=self._choose_num_workers(),
+        )
+        total = sum(len(self.recipe.visited(number)) for number in self.missing)
+        with (
+            contextlib.closing(batches),
+            ThreadPoolExecutor(1) as writer,
+            self.processes.progress("encode", total=total, unit="image") as progress,
+        ):
+            writing: Future[None] | None = None
+            for number, own in parts.items():
+                made = []
+                for batch in itertools.islice(batches, len(own)):
+                    made.append(self._encode(batch))
+                    if progress is not None:
+                        progress.advance(len(batch.indices) + len(batch.broken))
+                    if writing is not None and writing.done():
+                        writing.result()  # an error of the thread is told now, not a shard later
+                    self._stop_if_asked()
+                if writing is not None:
+                    writing.result()
+                writing = writer.submit(self._write, number, made)
+            if writing is not None:
+                writing.result()
+
+    def finish(self) -> dict[str, float | int]:
+        """Wait for the other processes' shards, then write the index and the figures."""
+        for number in range(self.recipe.num_shards):
+            while not self.recipe.path(self.config.out, number).exists():  # torchrun ends us where another one failed
+                self._stop_if_asked()
+                time.sleep(_POLL_SEC)
+        encoding_sec = time.monotonic() - self.began_sec
+        index = collect_index(self.config.out, self.recipe)
+        check_broken(self.config.data, len(self.source), index.num_broken, "see the journal")
+        index.write(self.config.out)
+        figures = _figures(index)
+        num_encoded = self.recipe.num_visited - self.num_kept
+        if num_encoded:
+            figures |= {"encoding_sec": encoding_sec, "images_per_sec": num_encoded / encoding_sec}
+        elif (self.config.out / METRICS).is_file():
+            former = read_json(self.config.out / METRICS)
+            figures |= {name: former[name] for name in ("encoding_sec", "images_per_sec") if name in former}
+        write_json(self.config.out / METRICS, figures)
+        return figures
+
+    def _encode(self, batch: CropBatch) -> "_Encoded":
+        """Encode images and mirror images; what comes back may still be under way on the device."""
+        for name in batch.broken:
+            self.journal.write("broken_image", name=name)
+        kept = encode_crops(
+            self.autoencoder, batch.crops, self.processes.device, self.config.precision, self.config.mirror
+        )
+        return _Encoded(batch=batch, kept=kept)
+
+    def _write(self, number: int, made: list["_Encoded"]) -> None:
+        """Write one shard."""
+        # A batch whose images are all broken says nothing, unless no other one does.
+        full = [each.kept for each in made if each.batch.indices] or [made[0].kept]
+        indices = [index for each in made for index in each.batch.indices]
+        labelled = self.recipe.class_names is not None
+        try:
+            path = finish_shard(
+                self.config.out,
+                self.recipe,
+                number,
+                {name: torch.cat([kept[name] for kept in full]) for name in full[0]},
+                source_indices=indices,
+                labels=[self.source.class_of(index) or 0 for index in indices] if labelled else None,
+                broken=[name for each in made for name in each.batch.broken],
+            )
+            self.journal.write("shard", file=path.name, num_images=len(indices))
+        except OSError as error:
+            raise UserError(
+                f"'{self.recipe.path(self.config.out, number)}' can't be written ({error.strerror})",
+                "Whole shards are kept: make room and run the same command again",
+            ) from None
+
+    def _stop_if_asked(self) -> None:
+        if self.stop:
+            raise Interrupted(f"{self.stop.signal_name}; the same command goes on from '{self.config.out}'")
+
+    def _choose_num_workers(self) -> int:
+        if self.config.num_workers is not None:
+            return self.config.num_workers
+        if self.processes.device.type == "cpu":
+            return 1
+        return max(1, min(_MAX_WORKERS, (os.cpu_count() or 1) // self.processes.count))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Encoded:
+    """A batch and what is kept of it."""
+
+    batch: CropBatch
+    kept: dict[str, Tensor]
+
+
+def _cut(visited: range, batch_size: int) -> list[range]:
+    return [visited[start : start + batch_size] for start in range(0, len(visited), batch_size)]
+
+
+def _prepare_folder(config: EncodeConfig, recipe: Recipe, device: torch.device) -> None:
+    """Write what can be written first, and remove what a killed process left behind."""
+    for leftover in config.out.glob(".*.part"):
+        leftover.unlink(missing_ok=True)
+    identity = {"fingerprint": recipe.fingerprint, "data_fingerprint": recipe.data_fingerprint}
+    write_json(config.out / CONFIG, to_plain(config) | {"command": "encode"} | identity)
+    write_environment(config.out, device=device, seed=None)
+
+
+def _figures(index: CacheIndex) -> dict[str, float | int]:
+    figures: dict[str, float | int] = {
+        "num_images": index.num_images,
+        "num_broken": index.num_broken,
+        "num_shards": len(index.shards),
+        "num_bytes": sum(entry.num_bytes for entry in index.shards),
+    }
+    if index.statistics is not None:
+        measured = index.statistics
+        mean, std = LatentStatistics(mean=measured.mean, std=measured.std).overall()
+        figures |= {"latent_mean": mean, "latent_std": std}
+        for channel, (channel_mean, channel_std) in enumerate(zip(measured.mean, measured.std, strict=True)):
+            figures |= {f"latent_mean_{channel}": channel_mean, f"latent_std_{channel}": channel_std}
+    return figures

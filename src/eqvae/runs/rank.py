@@ -1,0 +1,135 @@
+"""`eqvae rank`: which autoencoder's latents a generator learns best, and which measures would have told without one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from eqvae.artifacts import CONFIG, claim_output_folder, to_plain, write_json
+from eqvae.paper.autoencoders import evaluation, untouched
+from eqvae.paper.cells import gfid_cell
+from eqvae.paper.execution import execute
+from eqvae.paper.generators import distance_key
+from eqvae.paper.planned import Plan, PlannedRun
+from eqvae.paper.ranking_results import RANKING, Contestant, write_ranking
+from eqvae.runs.reproduce import ReproduceConfig, check_inputs, make_setting, split_name
+from eqvae.paper.setting import Family, Setting
+from eqvae.paper.settings import SETTINGS
+from eqvae.runtime.device import choose_device
+from eqvae.runtime.processes import join_processes
+from eqvae.errors import UserError
+from eqvae.runtime.journal import write_environment
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankConfig:
+    """Rank autoencoders by how well one small generator learns their latents: same budget, seeds and normalization."""
+
+    autoencoders: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[NAME=]AUTOENCODER ...")]
+    """Two or more presets, hub ids or paths, all continuous or all discrete."""
+
+    out: Path
+    """Root of the runs, resumed when called again; `ranking.md` and `ranking.json` are written there."""
+
+    scale: Literal["tiny", "paper"] = "tiny"
+    """`tiny`: a 4M generator on CIFAR-10. `paper`: DiT-B, 400,000 steps, ImageNet."""
+
+    generator: Literal["dit", "sit"] = "dit"
+    """What is trained on continuous latents; on tokens it is a MaskGIT."""
+
+    data: str | None = None
+    """DATA of the generators; None: CIFAR-10's or ImageNet's training images from the hub."""
+
+    reference_data: str | None = None
+    """What samples are measured against: DATA, or ADM's reference batch, which `paper` needs."""
+
+    validation_data: str | None = None
+    """DATA that autoencoders are evaluated on; None: `reference_data` for `tiny`, ImageNet's validation images."""
+
+    image_size: int | None = None
+    """Side of all images, in px; None: 32 for `tiny`, 256 for `paper`."""
+
+    max_steps: int | None = None
+    """Of each generator; None: the scale's."""
+
+    seeds: int | None = None
+    """Seeds of each generator; None: 3 for `tiny`, 1 for `paper`."""
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+
+
+def rank(config: RankConfig, settings: Mapping[str, Setting] = SETTINGS) -> Path:
+    """Do what is left of the runs, and write the ranking."""
+    setting, contestants = make_contestants(config, settings)
+    plan = Plan.of(run for runs in _by_seed(contestants) for run in runs)
+    device = choose_device(config.device)
+    claim_output_folder(config.out, "rank")
+    plan.check_saved()
+    check_inputs(plan)
+    processes = join_processes(device)
+    processes.wait()
+    if processes.is_first:
+        config.out.mkdir(parents=True, exist_ok=True)
+        write_json(config.out / CONFIG, to_plain(config) | {"command": "rank"})
+        write_environment(config.out, device=processes.device, seed=None)
+
+    def write(run: PlannedRun | None = None) -> None:
+        write_ranking(contestants, config.out, metric=distance_key(setting), scale=setting.name)
+
+    execute(plan, config.out, processes, after_each=write)
+    if processes.is_first:
+        write()
+    return config.out / f"{RANKING}.md"
+
+
+def make_contestants(
+    config: RankConfig, settings: Mapping[str, Setting] = SETTINGS
+) -> tuple[Setting, tuple[Contestant, ...]]:
+    """Plan what each autoencoder has to go through."""
+    names = [split_name(given)[0] for given in config.autoencoders]
+    if len(names) < 2:
+        raise UserError("a ranking needs two autoencoders or more", "Name them: eqvae rank AUTOENCODER AUTOENCODER ...")
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two autoencoders are called '{name}'", "Give names: NAME=AUTOENCODER")
+    setting = make_setting(
+        ReproduceConfig(
+            items=(), out=config.out, scale=config.scale, data=config.data, reference_data=config.reference_data,
+            validation_data=config.validation_data, autoencoder=config.autoencoders, seeds=config.seeds,
+            device=config.device,
+        ),
+        settings,
+    )  # fmt: skip
+    if config.image_size is not None:
+        setting = _with_image_size(setting, config.image_size)
+    arms = [untouched(setting, name) for name in names]
+    if len({arm.base.is_discrete for arm in arms}) > 1:
+        listed = ", ".join(arm.name for arm in arms if arm.base.is_discrete)
+        raise UserError(f"some autoencoders are discrete ({listed}), others not", "Rank each kind by itself")
+    family: Family = "maskgit" if arms[0].base.is_discrete else config.generator
+    return setting, tuple(
+        Contestant(
+            name=arm.name,
+            distance=gfid_cell(setting, family, "b", arm, max_steps=config.max_steps),
+            evaluation=evaluation(setting, arm),
+        )
+        for arm in arms
+    )
+
+
+def _by_seed(contestants: Sequence[Contestant]) -> list[tuple[PlannedRun, ...]]:
+    """Evaluations first, then each contestant's first seed, and so on: something can be compared early."""
+    seeds = zip(*(each.distance.runs for each in contestants), strict=True)
+    return [tuple(each.evaluation for each in contestants), *seeds]
+
+
+def _with_image_size(setting: Setting, image_size: int) -> Setting:
+    return replace(
+        setting,
+        encoding=replace(setting.encoding, image_size=image_size),
+        evaluation=replace(setting.evaluation, image_size=image_size),
+        reference=replace(setting.reference, image_size=image_size),
+    )

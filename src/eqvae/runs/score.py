@@ -1,0 +1,230 @@
+"""The score run: samples and a reference in, `metrics.json` out. FID, sFID, KID, Inception Score, precision, recall."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from eqvae.artifacts import CONFIG, METRICS, check_writable, claim_output_folder, to_plain, write_json
+from eqvae.artifacts.adm_archive import has_images, moments_in
+from eqvae.metrics.comparison import check_comparable, check_enough, score_features
+from eqvae.networks.features import INCEPTION, FeatureExtractor, load_features
+from eqvae.images.sample_sets import ImageSet, open_reference, open_samples
+from eqvae.metrics.statistics import (
+    FeatureStatistics,
+    Provenance,
+    compute_statistics,
+    holds_statistics,
+    with_adm_moments,
+)
+from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, check_ranges
+from eqvae.runtime.device import Precision, choose_device, place
+from eqvae.runtime.processes import Processes, join_processes
+from eqvae.errors import UserError
+from eqvae.runtime.journal import Journal, write_environment
+
+__all__ = ["ScoreConfig", "score", "score_features"]
+
+_RANGES = (
+    (AT_LEAST_1,
+     ("batch_size", "num_neighbours", "split_size", "kid_subsets", "num_images", "num_reference")),
+    (("at least 2", lambda value: value >= 2), ("kid_subset_size",)),
+    (NOT_NEGATIVE, ("num_workers", "seed")),
+)  # fmt: skip
+
+STATISTICS_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Score samples against a reference: FID, sFID, KID, Inception Score, precision and recall."""
+
+    samples: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SAMPLES")]
+    """An .npz in ADM's layout, an output folder of `eqvae sample`, or a folder of images, all of one size; they are
+    never cropped or resized."""
+
+    reference: str
+    """An .npz in ADM's layout (images, or `mu`, `sigma`, `mu_s`, `sigma_s`, or both), statistics that
+    --save-reference wrote, or any DATA, which is cropped to the samples' side as ADM does."""
+
+    out: Path
+    """Output folder; written anew when the same samples are scored again against the same reference."""
+
+    features: str = "inception"
+    """`inception`, `efficientnet-lite0` (works offline), or any model of timm; figures are named after them."""
+
+    weights: Path | None = None
+    """A file with the features' weights; None: the local cache or the network."""
+
+    num_images: int | None = None
+    """The first of the samples; None: all. FID falls as this grows: compare figures of equal numbers only."""
+
+    num_reference: int | None = None
+    """So many of the reference's images, at equal distances; None: all."""
+
+    num_neighbours: int = 3
+    """Of precision and recall."""
+
+    split_size: int = 5000
+    """Images in each split of the Inception Score, which grows with it."""
+
+    kid_subsets: int = 100
+    """Random subsets that KID is averaged over."""
+
+    kid_subset_size: int = 1000
+    """Images in each of them, or as many as there are."""
+
+    seed: int = 0
+    """Of KID's subsets."""
+
+    save_reference: Path | None = None
+    """Also write the reference's statistics here (.safetensors), for --reference of other scores."""
+
+    batch_size: int = 64
+    """Images at a time; changes no figure by more than rounding."""
+
+    precision: Precision = "fp32"
+    """Of the features' convolutions. `bf16` is twice as fast on processors that have it, and moved a Frechet distance
+    by 5% (benchmarks/score.py): compare figures of one precision only."""
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+
+    num_workers: int = 1
+    """Processes that decode images ahead; 0 decodes in this process."""
+
+
+def score(config: ScoreConfig) -> dict[str, Any]:
+    """Score and write `config.json`, `environment.json`, `journal.jsonl` and `metrics.json`."""
+    _check_config(config)
+    device = choose_device(config.device)
+    processes = join_processes(device)
+    samples = open_samples(config.samples)
+    sample_indices = _choose(samples, config.num_images, "--num-images", spread=False)
+    reference = _open(config, samples)
+    reference_indices = range(0)
+    if isinstance(reference, ImageSet):
+        reference_indices = _choose(reference, config.num_reference, "--num-reference", spread=True)
+        check_enough(reference.name, len(reference_indices), config.num_neighbours)
+    check_enough(samples.name, len(sample_indices), config.num_neighbours)
+    extractor = place(load_features(config.features, weights=config.weights), processes.device)
+    broken: list[str] = []
+    if isinstance(reference, FeatureStatistics):
+        check_comparable(samples=_expected(config, samples, extractor), reference=reference.provenance)
+        known = reference
+    else:
+        known = _read(reference, reference_indices, "reference", config, extractor, processes)
+        broken = reference.broken
+        if config.features == INCEPTION and (npz := Path(config.reference).expanduser()).suffix == ".npz":
+            known = with_adm_moments(known, npz) if moments_in(npz) else known
+    statistics = _read(samples, sample_indices, "samples", config, extractor, processes, keep_logits=True)
+    if not processes.is_first:
+        return {}
+    figures = score_features(
+        samples=statistics,
+        reference=known,
+        num_neighbours=config.num_neighbours,
+        split_size=config.split_size,
+        kid_subsets=config.kid_subsets,
+        kid_subset_size=config.kid_subset_size,
+        seed=config.seed,
+        device=processes.device,
+    )
+    if config.save_reference is not None:
+        known.save(config.save_reference)
+    config.out.mkdir(parents=True, exist_ok=True)
+    (config.out / METRICS).unlink(missing_ok=True)  # it comes back last: whoever finds it finds a whole score
+    write_json(config.out / CONFIG, to_plain(config) | {"command": "score"})
+    write_environment(config.out, device=processes.device, seed=config.seed)
+    journal = Journal(config.out, keep_up_to_step=-1)
+    for name in broken:
+        journal.write("broken_image", name=name)
+    write_json(config.out / METRICS, figures)
+    return figures
+
+
+def _check_config(config: ScoreConfig) -> None:
+    """Refuse what can be seen to be wrong before anything is read."""
+    check_ranges(config, _RANGES)
+    saved = claim_output_folder(config.out, "score")
+    for name in ("samples", "reference", "features") if saved is not None else ():
+        now = to_plain(getattr(config, name))
+        if saved is not None and saved.get(name) != now:
+            raise UserError(
+                f"--out '{config.out}' holds a score of {name} '{saved.get(name)}', not '{now}'",
+                "Choose another --out, or remove that folder",
+            )
+    path = config.save_reference
+    if path is not None:
+        if path.suffix != STATISTICS_SUFFIX:
+            raise UserError(f"--save-reference '{path}' must end in {STATISTICS_SUFFIX}", "Rename it")
+        if path.exists() and not holds_statistics(path):
+            raise UserError(f"--save-reference '{path}' exists and holds something else", "Choose another file")
+        check_writable(path.parent, "--save-reference")
+
+
+def _open(config: ScoreConfig, samples: ImageSet) -> ImageSet | FeatureStatistics:
+    """Open the reference: its images, or statistics where a file holds no images."""
+    path = Path(config.reference).expanduser()
+    if path.suffix == STATISTICS_SUFFIX:
+        known = FeatureStatistics.load(path)
+    elif path.suffix == ".npz" and moments_in(path) and not has_images(path):
+        known = with_adm_moments(None, path)
+    else:
+        return open_reference(config.reference, image_size_px=samples.image_size_px)
+    if config.num_reference is not None:
+        raise UserError(
+            f"--num-reference {config.num_reference} has no place: '{path}' holds statistics of all its images",
+            "Leave it out",
+        )
+    check_comparable(samples=_expected(config, samples, None), reference=known.provenance)
+    return known
+
+
+def _expected(config: ScoreConfig, samples: ImageSet, extractor: FeatureExtractor | None) -> Provenance:
+    """Say where the samples' statistics will come from, as far as it is known before they are read."""
+    return Provenance(
+        data=samples.name,
+        fingerprint="",
+        features=config.features,
+        weights_fingerprint=None if extractor is None else extractor.weights_fingerprint,
+        image_size_px=samples.image_size_px,
+        precision=config.precision,
+    )
+
+
+def _choose(images: ImageSet, wanted: int | None, flag: str, *, spread: bool) -> range:
+    """Choose the first images, or as many at equal distances: a folder tree begins with one class."""
+    if wanted is None:
+        return range(len(images))
+    if wanted > len(images):
+        raise UserError(f"{flag} {wanted} asks for more than the {len(images)} images of '{images.name}'")
+    return range(0, len(images), len(images) // wanted)[:wanted] if spread else range(wanted)
+
+
+def _read(
+    images: ImageSet,
+    indices: range,
+    title: str,
+    config: ScoreConfig,
+    extractor: FeatureExtractor,
+    processes: Processes,
+    *,
+    keep_logits: bool = False,
+) -> FeatureStatistics:
+    """Extract the features of one set, and show how far it has come."""
+    num_own = -(-len(indices) // processes.count)
+    with processes.progress(title, total=num_own, unit="image") as progress:
+        return compute_statistics(
+            extractor,
+            images,
+            indices=indices,
+            device=processes.device,
+            processes=processes,
+            precision=config.precision,
+            batch_size=config.batch_size,
+            num_workers=config.num_workers,
+            keep_logits=keep_logits,
+            on_batch=progress.advance if progress is not None else lambda num_images: None,
+        )

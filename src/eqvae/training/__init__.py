@@ -1,0 +1,1 @@
+"""How a run goes: steps, checkpoints, averages of weights."""

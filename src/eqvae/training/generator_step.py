@@ -1,0 +1,142 @@
+"""One optimizer step of a generator as a function of an explicit state."""
+
+import contextlib
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from eqvae.errors import NotFiniteError
+from eqvae.generators.checkpoints import Backbone
+from eqvae.generators.protocol import Latents, Objective
+from eqvae.runs.train_config import TrainConfig
+from eqvae.runtime.device import Precision, autocast
+from eqvae.training.checkpoint import load_optimizer_tensors, optimizer_tensors, sub_state
+from eqvae.training.ema import Ema, PowerEma
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingBatch:
+    """One process's part of a global batch."""
+
+    latents: Latents
+    """Normalized, without noise; or tokens."""
+
+    labels: Int64[Tensor, " n"]
+
+    draws: dict[str, Tensor] = field(default_factory=dict)
+    """This process's rows of all random numbers of the step, and what else the objective looks at (REPA's teacher)."""
+
+
+class Learner(nn.Module):
+    """The transformer together with its objective: the forward pass is the loss, which is what processes share."""
+
+    def __init__(self, transformer: Backbone, objective: Objective, precision: Precision) -> None:
+        """Join them."""
+        super().__init__()
+        self.transformer, self.objective, self.precision = transformer, objective, precision
+
+    def forward(self, latents: Latents, labels: Int64[Tensor, " n"], draws: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Compute the loss of each image."""
+        with autocast(latents.device, self.precision):
+            loss = self.objective.loss(self.transformer, latents, labels, draws)
+        return {"loss": loss.total, **loss.parts}
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """All that a resume needs; all other randomness follows from seed and step."""
+
+    learner: Learner
+    optimizer: Optimizer
+    average: Ema
+    power_averages: PowerEma | None
+    step: int = 0
+
+    @property
+    def transformer(self) -> Backbone:
+        """The weights in training."""
+        return self.learner.transformer
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Collect the state for a checkpoint."""
+        named = {f"model.{name}": value for name, value in self.transformer.state_dict().items()}
+        named |= {f"ema.{name}": value for name, value in self.average.state_dict().items()}
+        if self.power_averages is not None:
+            named |= {f"power.{name}": value for name, value in self.power_averages.state_dict().items()}
+        return named | optimizer_tensors(self.optimizer, "optimizer")
+
+    def load(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Put back what `tensors` collected."""
+        self.transformer.load_state_dict(sub_state(tensors, "model"))
+        self.average.load_state_dict(sub_state(tensors, "ema"))
+        if self.power_averages is not None:
+            self.power_averages.load_state_dict(sub_state(tensors, "power"))
+        load_optimizer_tensors(self.optimizer, "optimizer", tensors)
+        self.step = step
+
+
+def build_state(transformer: Backbone, objective: Objective, config: TrainConfig, device: torch.device) -> TrainState:
+    """Set up training from first weights."""
+    assert config.adam_beta2 is not None and config.weight_decay is not None  # it is resolved
+    learner = Learner(transformer.to(device).train(), objective, config.precision)
+    optimizer = AdamW(
+        learner.parameters(),
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        weight_decay=config.weight_decay,
+        fused=device.type in ("cpu", "cuda"),
+    )
+    return TrainState(
+        learner=learner,
+        optimizer=optimizer,
+        average=Ema(transformer, decay=config.ema_decay),
+        power_averages=PowerEma(transformer) if config.posthoc_ema else None,
+    )
+
+
+def train_step(state: TrainState, batch: TrainingBatch, config: TrainConfig, shared: nn.Module) -> dict[str, Tensor]:
+    """Take one step: the mean loss over the global batch, its gradient, AdamW, the averages."""
+    rows = torch.arange(len(batch.latents)).tensor_split(config.gradient_accumulation_steps)
+    sums: dict[str, Tensor] = {}
+    state.optimizer.zero_grad(set_to_none=True)
+    for index, part in enumerate(rows):
+        is_last = index == len(rows) - 1
+        alone = not is_last and isinstance(shared, nn.parallel.DistributedDataParallel)
+        own = slice(int(part[0]), int(part[-1]) + 1)
+        with shared.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
+            losses = shared(
+                batch.latents[own], batch.labels[own], {name: value[own] for name, value in batch.draws.items()}
+            )
+            (losses["loss"].sum() / len(batch.latents)).backward()
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + value.detach().sum() / len(batch.latents)
+    sums["gradient_norm"] = _clip(state.transformer, config.max_grad_norm or 0.0)
+    # The only wait for the device in a step: weights must not change before this is known.
+    if not bool(torch.isfinite(sums["loss"]) & torch.isfinite(sums["gradient_norm"])):
+        raise NotFiniteError(f"loss {float(sums['loss'])}, gradient norm {float(sums['gradient_norm'])}")
+    _warm_up(state.optimizer, state.step, config)
+    state.optimizer.step()
+    state.step += 1
+    state.average.update(state.transformer)
+    if state.power_averages is not None:
+        state.power_averages.update(state.transformer)
+    return sums
+
+
+def _clip(transformer: nn.Module, max_norm: float) -> Tensor:
+    """Measure the gradient's norm, and clip it where a limit is set."""
+    parameters = [parameter for parameter in transformer.parameters() if parameter.grad is not None]
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if max_norm > 0:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
+
+
+def _warm_up(optimizer: Optimizer, step: int, config: TrainConfig) -> None:
+    """Constant rate after a linear warm-up."""
+    factor = min((step + 1) / config.lr_warmup_steps, 1.0) if config.lr_warmup_steps else 1.0
+    for group in optimizer.param_groups:
+        group["lr"] = factor * config.learning_rate
