@@ -1,7 +1,7 @@
 """Images: sources, decoding, crops and batches."""
 
 from eqvae.images.crops import adm_crop, ldm_random_crop, to_images
-from eqvae.images.decoding import BrokenImageError, decode_image
+from eqvae.images.decoding import BrokenImageError, decode_image, open_picture
 from eqvae.images.loader import (
     CropBatch,
     ImageBatch,
@@ -24,6 +24,7 @@ __all__ = [
     "evaluation_batches",
     "ldm_random_crop",
     "open_images",
+    "open_picture",
     "to_images",
     "training_batches",
 ]

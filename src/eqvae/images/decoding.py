@@ -1,4 +1,4 @@
-"""Encoded images to 8-bit RGB: every mode that PIL reads, upright, transparency on white."""
+"""Encoded images to 8-bit RGB: raster formats alone, every mode that Pillow reads, upright, transparency on white."""
 
 import io
 import warnings
@@ -11,6 +11,9 @@ IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif")
 )
 """File names that count as images, in lower case."""
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""What Pillow may recognize, whatever a file is called: for PostScript it would start Ghostscript."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -28,6 +31,13 @@ class BrokenImageError(Exception):
     """An image that cannot be decoded; the line names it and says why."""
 
 
+def open_picture(content: bytes | Path) -> Image.Image:
+    """Open a picture by its header, not yet decoded; every picture that this package reads goes through here."""
+    Image.init()
+    formats = [name for name in _FORMATS if name in Image.OPEN]  # Pillow before 11.3 has no AVIF
+    return Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=formats)
+
+
 def decode_image(content: bytes | Path, name: str) -> Image.Image:
     """Decode one image to 8-bit RGB, upright."""
     # A decoder fed with damaged bytes raises almost anything (OSError, SyntaxError, struct.error, zlib.error, ...),
@@ -35,7 +45,7 @@ def decode_image(content: bytes | Path, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
+            with open_picture(content) as image:
                 image.load()
                 return _to_rgb(_to_upright(image))
     except Exception as error:
@@ -43,11 +53,11 @@ def decode_image(content: bytes | Path, name: str) -> Image.Image:
 
 
 def is_image(content: bytes | Path) -> bool:
-    """Tell from the header alone whether PIL knows the format."""
+    """Tell from the header alone whether this is a picture of a format that we read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content):
+            with open_picture(content):
                 return True
     except Exception:
         return False

@@ -8,7 +8,6 @@ from typing import final
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image
 from torch import Tensor
 
 from eqvae.artifacts.adm_archive import (
@@ -24,7 +23,7 @@ from eqvae.artifacts.adm_archive import (
     write_sample_set,
 )
 from eqvae.errors import UserError
-from eqvae.images import BrokenImageError, ImageSource, encoding_batches, open_images
+from eqvae.images import BrokenImageError, ImageSource, encoding_batches, open_images, open_picture
 
 __all__ = [
     "ImageSet",
@@ -179,7 +178,7 @@ def _size_px(source: ImageSource, index: int) -> tuple[int, int]:
     if not Path(label).is_file():
         return source.read(index).size
     try:
-        with Image.open(label) as image:
+        with open_picture(Path(label)) as image:
             return image.size
     except Exception as error:  # a damaged header raises almost anything
         raise BrokenImageError(f"'{label}' can't be decoded: {error}") from None

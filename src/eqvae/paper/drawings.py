@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from eqvae.artifacts import write_atomically
+from eqvae.images import open_picture
 from eqvae.paper.planned import PlannedRun
 from eqvae.report import draw_grid, latent_map_grid, read_folders, transform_grids
 from eqvae.report.charts import ACCENT, INK, PAPER_STYLE, SIZE_INCHES
@@ -104,7 +105,7 @@ def draw_sheets(
     for row in rows:
         own = []
         for sheet in row.sheets:
-            with Image.open(sheet) as picture:
+            with open_picture(sheet) as picture:
                 box = (first * step, first * step, (first + count) * step + 2, (first + count) * step + 2)
                 limit = (min(box[2], picture.width), min(box[3], picture.height))
                 part = picture.convert("RGB").crop((min(box[0], limit[0] - step), min(box[1], limit[1] - step), *limit))

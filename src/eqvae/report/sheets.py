@@ -10,6 +10,7 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from eqvae.errors import UserError
+from eqvae.images import open_picture
 from eqvae.report.generators import SampleSet, Training
 
 GAP_PX = 2
@@ -72,7 +73,7 @@ def sample_sheet(samples: SampleSet) -> Sheet:
 def read_sheet(sheet: Sheet) -> Image.Image:
     """Read a sheet, or of one with large pictures the first rows and columns."""
     try:
-        with Image.open(sheet.path) as file:
+        with open_picture(sheet.path) as file:
             picture = file.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"'{sheet.path}' is no readable picture ({error})", "Remove it or write it again") from None
