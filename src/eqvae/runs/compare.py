@@ -15,15 +15,15 @@ from matplotlib.figure import Figure
 from numpy import ndarray
 
 from eqvae.artifacts import CONFIG, claim_output_folder, to_plain, write_atomically, write_json
-from eqvae.report.comparison_charts import curves_figure, speed_up_figure
-from eqvae.report.comparison_text import comparison_markdown, headline_lines
+from eqvae.errors import UserError, nearest_name
 from eqvae.evidence.comparisons import ArmComparison, FinalDifference, RunComparison
 from eqvae.evidence.seed_intervals import NUM_RESAMPLES, mean_difference, resample
 from eqvae.evidence.speed_up import common_levels, headline, speed_ups
 from eqvae.evidence.training_arms import Arm, read_arms, recipes_own_fields
-from eqvae.runtime.run_folder import NOT_NEGATIVE, check_ranges
-from eqvae.errors import UserError, nearest_name
+from eqvae.report.comparison_charts import curves_figure, speed_up_figure
+from eqvae.report.comparison_text import comparison_markdown, headline_lines
 from eqvae.runtime.journal import write_environment
+from eqvae.runtime.run_folder import NOT_NEGATIVE, check_ranges
 
 COMPARISON = "comparison.json"
 PNG_DPI = 200

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from eqvae.runs.arguments import parse
 from eqvae.report.comparison_text import headline_lines
+from eqvae.runs.arguments import parse
 from eqvae.runs.compare import CompareConfig, compare_runs
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eqvae.autoencoders import load_autoencoder
-from eqvae.runs.arguments import parse
-from eqvae.runs.finetune_config import FinetuneConfig
-from eqvae.runs.finetune import finetune
-from eqvae.runs.evaluate import EvaluateConfig, evaluate
 from eqvae.report import write_report
+from eqvae.runs.arguments import parse
+from eqvae.runs.evaluate import EvaluateConfig, evaluate
+from eqvae.runs.finetune import finetune
+from eqvae.runs.finetune_config import FinetuneConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,15 +16,15 @@ from torch import Tensor
 
 from eqvae.artifacts import CONFIG, METRICS, claim_output_folder, hold_output_folder, read_json, to_plain, write_json
 from eqvae.autoencoders.protocol import Autoencoder, LatentStatistics
+from eqvae.errors import Interrupted, UserError
 from eqvae.images import CropBatch, ImageSource, check_broken, encoding_batches, open_images
 from eqvae.latents.coding import coding_of, encode_crops
-from eqvae.runs.encode_config import EncodeConfig, check_same_cache
 from eqvae.latents.index import CacheIndex
 from eqvae.latents.writing import Recipe, collect_index, finish_shard, open_whole_shard
+from eqvae.runs.encode_config import EncodeConfig, check_same_cache
 from eqvae.runtime.device import choose_device, place
-from eqvae.runtime.processes import Processes, join_processes
-from eqvae.errors import Interrupted, UserError
 from eqvae.runtime.journal import Journal, write_environment
+from eqvae.runtime.processes import Processes, join_processes
 from eqvae.runtime.signals import StopRequest, stop_on_signals
 
 _POLL_SEC = 0.2

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from eqvae.artifacts import claim_output_folder
 from eqvae.autoencoders import load_autoencoder
-from eqvae.runs.arguments import parse
 from eqvae.images import open_images
+from eqvae.runs.arguments import parse
 from eqvae.runs.encode import EncodeConfig, encode
 from eqvae.runtime.device import choose_device
 

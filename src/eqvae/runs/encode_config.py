@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from eqvae.latents.coding import MomentsDtype
-from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, check_ranges
-from eqvae.runtime.device import Precision
 from eqvae.errors import UserError
+from eqvae.latents.coding import MomentsDtype
+from eqvae.runtime.device import Precision
+from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from eqvae.artifacts import CONFIG, METRICS, PICTURES, SPECTRUM, claim_output_folder, to_plain, write_json
 from eqvae.autoencoders.protocol import Autoencoder
+from eqvae.errors import UserError
 from eqvae.images import evaluation_batches, open_images
 from eqvae.metrics.autoencoder import check_image_size, evaluate_autoencoder
 from eqvae.metrics.equivariance import evaluation_transforms
-from eqvae.networks.features import EFFICIENTNET_LITE0, INCEPTION, inception_is_cached, load_features
 from eqvae.metrics.measures import LatentGeometry, LatentSpectrum, Measure, ReconstructionDistance, TransformedDistance
 from eqvae.metrics.reconstruction import Lpips, lpips_is_cached
-from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, check_ranges
+from eqvae.networks.features import EFFICIENTNET_LITE0, INCEPTION, inception_is_cached, load_features
 from eqvae.runtime.device import Precision, choose_device, place
-from eqvae.errors import UserError
 from eqvae.runtime.journal import Journal, write_environment
 from eqvae.runtime.progress import Progress
+from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, check_ranges
 from eqvae.transforms import Interpolation
 
 _MIN_IMAGES_FOR_ALL = 3

@@ -5,20 +5,20 @@ from typing import Any
 
 from eqvae.artifacts import CONFIG, METRICS, claim_output_folder, hold_output_folder, read_json, to_plain, write_json
 from eqvae.autoencoders.protocol import Autoencoder
-from eqvae.losses.adversarial import MIN_IMAGE_SIZE_PX
-from eqvae.runs.finetune_config import FREE_TO_CHANGE, FinetuneConfig
-from eqvae.losses.reconstruction import ReconstructionLoss
-from eqvae.runs.finetune_run import CHECKPOINT, Run
-from eqvae.training.autoencoder_state import TrainState, build_state
+from eqvae.errors import UserError
 from eqvae.images import ImageSource, evaluation_batches, open_images, training_batches
+from eqvae.losses.adversarial import MIN_IMAGE_SIZE_PX
+from eqvae.losses.reconstruction import ReconstructionLoss
 from eqvae.metrics.autoencoder import check_image_size
 from eqvae.metrics.reconstruction import LPIPS_MIN_IMAGE_SIZE_PX
-from eqvae.training.checkpoint import read_checkpoint
-from eqvae.runtime.run_folder import check_same_run
+from eqvae.runs.finetune_config import FREE_TO_CHANGE, FinetuneConfig
+from eqvae.runs.finetune_run import CHECKPOINT, Run
 from eqvae.runtime.device import choose_device, place
-from eqvae.errors import UserError
 from eqvae.runtime.journal import Journal, write_environment
+from eqvae.runtime.run_folder import check_same_run
 from eqvae.runtime.signals import stop_on_signals
+from eqvae.training.autoencoder_state import TrainState, build_state
+from eqvae.training.checkpoint import read_checkpoint
 
 
 def finetune(config: FinetuneConfig, autoencoder: Autoencoder) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 from eqvae.artifacts import claim_output_folder
 from eqvae.autoencoders import load_autoencoder
-from eqvae.runs.arguments import parse
-from eqvae.runs.finetune_config import FinetuneConfig
-from eqvae.runs.finetune import finetune
-from eqvae.runs.finetune_plan import plan
 from eqvae.images import open_images
+from eqvae.runs.arguments import parse
+from eqvae.runs.finetune import finetune
+from eqvae.runs.finetune_config import FinetuneConfig
+from eqvae.runs.finetune_plan import plan
 from eqvae.runtime.device import choose_device
 
 

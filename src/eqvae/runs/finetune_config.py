@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 import tyro
 
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
-from eqvae.losses.reconstruction import Perceptual
-from eqvae.runtime.run_folder import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, check_ranges
-from eqvae.runtime.device import Precision
 from eqvae.errors import UserError, nearest_name
+from eqvae.losses.reconstruction import Perceptual
+from eqvae.runtime.device import Precision
+from eqvae.runtime.run_folder import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, check_ranges
 from eqvae.transforms import PRESETS, Interpolation, TransformSampler
 
 

@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eqvae.artifacts import to_plain
 from eqvae.autoencoders.protocol import Autoencoder
-from eqvae.runs.finetune_config import FinetuneConfig
 from eqvae.metrics.autoencoder import check_image_size
+from eqvae.runs.finetune_config import FinetuneConfig
 
 _BYTES_PER_PARAMETER = 4 + 4 + 8 + 4
 """Weight, gradient, two moments of AdamW, moving average; all fp32."""

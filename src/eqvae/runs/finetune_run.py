@@ -21,20 +21,20 @@ from eqvae.artifacts import (
     write_json,
 )
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, LatentStatistics
-from eqvae.losses.adversarial import Watchdog
-from eqvae.runs.finetune_config import FinetuneConfig
-from eqvae.losses.reconstruction import ReconstructionLoss
-from eqvae.training.autoencoder_state import TrainState, set_training
-from eqvae.training.autoencoder_step import StepRecord, train_step
-from eqvae.images import ImageBatch, ImageSource, evaluation_batches, training_batches
-from eqvae.metrics.autoencoder import LatentMoments, evaluate_autoencoder
-from eqvae.training.checkpoint import write_checkpoint
-from eqvae.runtime.device import autocast
 from eqvae.errors import Interrupted, NotFiniteError, UserError
+from eqvae.images import ImageBatch, ImageSource, evaluation_batches, training_batches
+from eqvae.losses.adversarial import Watchdog
+from eqvae.losses.reconstruction import ReconstructionLoss
+from eqvae.metrics.autoencoder import LatentMoments, evaluate_autoencoder
+from eqvae.runs.finetune_config import FinetuneConfig
+from eqvae.runtime.device import autocast
 from eqvae.runtime.journal import Journal, installed_version
 from eqvae.runtime.progress import Progress
 from eqvae.runtime.seeds import generator_for
 from eqvae.runtime.signals import StopRequest
+from eqvae.training.autoencoder_state import TrainState, set_training
+from eqvae.training.autoencoder_step import StepRecord, train_step
+from eqvae.training.checkpoint import write_checkpoint
 from eqvae.transforms import TransformSampler
 
 CHECKPOINT = "checkpoint.safetensors"

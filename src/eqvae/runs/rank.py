@@ -8,19 +8,19 @@ from typing import Annotated, Literal
 import tyro
 
 from eqvae.artifacts import CONFIG, claim_output_folder, to_plain, write_json
+from eqvae.errors import UserError
 from eqvae.paper.autoencoders import evaluation, untouched
 from eqvae.paper.cells import gfid_cell
 from eqvae.paper.execution import execute
 from eqvae.paper.generators import distance_key
 from eqvae.paper.planned import Plan, PlannedRun
 from eqvae.paper.ranking_results import RANKING, Contestant, write_ranking
-from eqvae.runs.reproduce import ReproduceConfig, check_inputs, make_setting, split_name
 from eqvae.paper.setting import Family, Setting
 from eqvae.paper.settings import SETTINGS
+from eqvae.runs.reproduce import ReproduceConfig, check_inputs, make_setting, split_name
 from eqvae.runtime.device import choose_device
-from eqvae.runtime.processes import join_processes
-from eqvae.errors import UserError
 from eqvae.runtime.journal import write_environment
+from eqvae.runtime.processes import join_processes
 
 
 @dataclass(frozen=True, kw_only=True)

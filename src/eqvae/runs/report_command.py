@@ -8,8 +8,8 @@ from typing import Annotated
 import tyro
 
 from eqvae.artifacts import check_writable
-from eqvae.runs.arguments import parse
 from eqvae.report import write_figures, write_report
+from eqvae.runs.arguments import parse
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,8 @@ import tyro
 from eqvae.artifacts import CONFIG, check_writable, claim_output_folder, read_json, to_plain, write_json
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.presets import PRESETS
-from eqvae.runs.finetune_config import FinetuneConfig
+from eqvae.errors import UserError, nearest_name
 from eqvae.images import open_images
-from eqvae.runs.encode_config import EncodeConfig
-from eqvae.runs.evaluate import EvaluateConfig
 from eqvae.images.sample_sets import open_reference
 from eqvae.paper.execution import execute
 from eqvae.paper.figures import FIGURES, PaperFigure
@@ -26,10 +24,12 @@ from eqvae.paper.settings import SETTINGS
 from eqvae.paper.table import Table
 from eqvae.paper.tables import TABLES
 from eqvae.report.folders import short_name
+from eqvae.runs.encode_config import EncodeConfig
+from eqvae.runs.evaluate import EvaluateConfig
+from eqvae.runs.finetune_config import FinetuneConfig
 from eqvae.runtime.device import choose_device
-from eqvae.runtime.processes import join_processes
-from eqvae.errors import UserError, nearest_name
 from eqvae.runtime.journal import write_environment
+from eqvae.runtime.processes import join_processes
 
 ALL = "all"
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from eqvae.runs.arguments import parse
 from eqvae.paper.estimates import describe_plan
+from eqvae.runs.arguments import parse
 from eqvae.runs.reproduce import ReproduceConfig, reproduce
 
 

@@ -8,15 +8,15 @@ import torch
 
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
+from eqvae.errors import UserError
 from eqvae.generators.export import Generator, GeneratorCard, build_generator, read_generator
+from eqvae.runs.sample_run import sample
 from eqvae.runs.train_run import SNAPSHOTS
 from eqvae.runtime.device import choose_device, place
 from eqvae.runtime.processes import join_processes
-from eqvae.training.ema import find_snapshots, reconstruct
-from eqvae.errors import UserError
 from eqvae.sampling.config import SampleConfig
 from eqvae.sampling.draw import Drawer
-from eqvae.runs.sample_run import sample
+from eqvae.training.ema import find_snapshots, reconstruct
 
 
 def sample_images(config: SampleConfig) -> dict[str, Any] | None:

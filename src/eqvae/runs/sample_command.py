@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from eqvae.runs.arguments import parse
 from eqvae.runs.sample import sample_images
-from eqvae.sampling.config import SampleConfig
 from eqvae.runs.sample_run import SAMPLES, SHEET
+from eqvae.sampling.config import SampleConfig
 
 
 def command(arguments: Sequence[str]) -> None:

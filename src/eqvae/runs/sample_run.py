@@ -24,11 +24,11 @@ from eqvae.artifacts import (
     write_tensors,
 )
 from eqvae.artifacts.adm_archive import SAMPLES, write_sample_set
-from eqvae.generators.export import GeneratorCard
-from eqvae.runtime.run_folder import check_same_run
-from eqvae.runtime.processes import Processes
 from eqvae.errors import Interrupted, UserError
+from eqvae.generators.export import GeneratorCard
 from eqvae.runtime.journal import write_environment
+from eqvae.runtime.processes import Processes
+from eqvae.runtime.run_folder import check_same_run
 from eqvae.runtime.signals import stop_on_signals
 from eqvae.sampling.config import FREE_TO_CHANGE
 from eqvae.sampling.draw import Drawer

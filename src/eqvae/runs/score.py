@@ -8,9 +8,9 @@ import tyro
 
 from eqvae.artifacts import CONFIG, METRICS, check_writable, claim_output_folder, to_plain, write_json
 from eqvae.artifacts.adm_archive import has_images, moments_in
-from eqvae.metrics.comparison import check_comparable, check_enough, score_features
-from eqvae.networks.features import INCEPTION, FeatureExtractor, load_features
+from eqvae.errors import UserError
 from eqvae.images.sample_sets import ImageSet, open_reference, open_samples
+from eqvae.metrics.comparison import check_comparable, check_enough, score_features
 from eqvae.metrics.statistics import (
     FeatureStatistics,
     Provenance,
@@ -18,11 +18,11 @@ from eqvae.metrics.statistics import (
     holds_statistics,
     with_adm_moments,
 )
-from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, check_ranges
+from eqvae.networks.features import INCEPTION, FeatureExtractor, load_features
 from eqvae.runtime.device import Precision, choose_device, place
-from eqvae.runtime.processes import Processes, join_processes
-from eqvae.errors import UserError
 from eqvae.runtime.journal import Journal, write_environment
+from eqvae.runtime.processes import Processes, join_processes
+from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, check_ranges
 
 __all__ = ["ScoreConfig", "score", "score_features"]
 

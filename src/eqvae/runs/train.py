@@ -11,27 +11,27 @@ from torch import Tensor
 from eqvae.artifacts import CONFIG, METRICS, claim_output_folder, hold_output_folder, read_json, to_plain, write_json
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
+from eqvae.errors import UserError
 from eqvae.generators.checkpoints import BackboneConfig, build_backbone
-from eqvae.runs.train_config import FREE_TO_CHANGE, TrainConfig, find_recipe
 from eqvae.generators.export import GeneratorCard, build_generator
 from eqvae.generators.interpolant import Interpolant
 from eqvae.generators.maskgit import MaskgitRecipe
 from eqvae.generators.presets import Recipe
 from eqvae.generators.protocol import LatentSpecification, Objective
 from eqvae.generators.repa import TEACHER_TOKENS
-from eqvae.runs.train_run import Run, transformer_flops
-from eqvae.training.generator_step import TrainingBatch, build_state
 from eqvae.latents.batches import training_batches, training_token_batches
 from eqvae.latents.cache import LatentBatch, LatentCache, TokenBatch, check_autoencoder
 from eqvae.latents.teaching import TeacherTokens, teach
+from eqvae.runs.train_config import FREE_TO_CHANGE, TrainConfig, find_recipe
+from eqvae.runs.train_run import Run, transformer_flops
 from eqvae.runs.watching import SampleWatch, load_reference
-from eqvae.runtime.run_folder import check_same_run
 from eqvae.runtime.device import choose_device, place
-from eqvae.runtime.processes import Processes, join_processes
-from eqvae.errors import UserError
 from eqvae.runtime.journal import Journal, installed_version, write_environment
+from eqvae.runtime.processes import Processes, join_processes
+from eqvae.runtime.run_folder import check_same_run
 from eqvae.runtime.seeds import generator_for
 from eqvae.runtime.signals import stop_on_signals
+from eqvae.training.generator_step import TrainingBatch, build_state
 
 _WEIGHTS = 2  # what a random stream is for
 

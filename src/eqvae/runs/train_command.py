@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 
 from eqvae.runs.arguments import parse
-from eqvae.runs.train_config import TrainConfig
 from eqvae.runs.train import describe_plan, train_generator
+from eqvae.runs.train_config import TrainConfig
 
 
 def command(arguments: Sequence[str]) -> None:

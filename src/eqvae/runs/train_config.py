@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from eqvae.errors import UserError, nearest_name
 from eqvae.generators.maskgit import MASKGIT_NAMES, LossTokens, MaskgitRecipe, parse_maskgit_recipe
 from eqvae.generators.masking import Schedule
 from eqvae.generators.presets import NAMES, Recipe, parse_recipe
-from eqvae.runtime.run_folder import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, check_ranges
 from eqvae.runtime.device import Precision
-from eqvae.errors import UserError, nearest_name
+from eqvae.runtime.run_folder import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)

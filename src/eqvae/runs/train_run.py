@@ -11,19 +11,19 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from eqvae.artifacts import JOURNAL, METRICS, read_journal, write_json
+from eqvae.errors import Interrupted, NotFiniteError, UserError
 from eqvae.generators.checkpoints import BackboneConfig, build_backbone
-from eqvae.runs.train_config import TrainConfig
 from eqvae.generators.export import GeneratorCard, Weights, write_generator
 from eqvae.generators.maskgit_transformer import MaskTransformerConfig
 from eqvae.generators.protocol import Objective
-from eqvae.training.generator_step import TrainingBatch, TrainState, train_step
-from eqvae.training.checkpoint import read_checkpoint, write_checkpoint
-from eqvae.runtime.processes import Processes
-from eqvae.errors import Interrupted, NotFiniteError, UserError
+from eqvae.runs.train_config import TrainConfig
 from eqvae.runtime.journal import Journal
+from eqvae.runtime.processes import Processes
 from eqvae.runtime.seeds import generator_for
 from eqvae.runtime.signals import StopRequest
 from eqvae.runtime.throughput import count_flops, matrix_peak_flops_per_sec
+from eqvae.training.checkpoint import read_checkpoint, write_checkpoint
+from eqvae.training.generator_step import TrainingBatch, TrainState, train_step
 
 CHECKPOINT = "checkpoint.safetensors"
 SNAPSHOTS = "snapshots"

@@ -7,18 +7,18 @@ from pathlib import Path
 import torch
 
 from eqvae.autoencoders.protocol import Autoencoder
-from eqvae.runs.train_config import TrainConfig
+from eqvae.errors import UserError
 from eqvae.generators.export import Generator
-from eqvae.networks.features import FeatureExtractor, load_features, metric_key
-from eqvae.metrics.frechet import FeatureMoments, frechet_distance
 from eqvae.images.sample_sets import open_reference
+from eqvae.metrics.frechet import FeatureMoments, frechet_distance
 from eqvae.metrics.statistics import FeatureStatistics, compute_statistics, holds_statistics
+from eqvae.networks.features import FeatureExtractor, load_features, metric_key
+from eqvae.runs.sample_run import contact_sheet, sheet_indices
+from eqvae.runs.train_config import TrainConfig
 from eqvae.runtime.device import place
 from eqvae.runtime.processes import Processes
-from eqvae.errors import UserError
 from eqvae.sampling.config import SampleConfig
 from eqvae.sampling.draw import Drawer
-from eqvae.runs.sample_run import contact_sheet, sheet_indices
 
 SAMPLES = "samples"
 """Folder of the contact sheets."""
