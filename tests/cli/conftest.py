@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from eqvae.artifacts import hold_output_folder
 from eqvae.cli import run
+from eqvae.runtime.run_folder import hold_output_folder
 
 
 @pytest.fixture(autouse=True)

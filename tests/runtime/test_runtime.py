@@ -15,8 +15,6 @@ from torch import nn
 from eqvae.artifacts import (
     CONFIG,
     JOURNAL,
-    claim_output_folder,
-    hold_output_folder,
     read_journal,
     read_json,
     write_atomically,
@@ -26,6 +24,7 @@ from eqvae.artifacts import (
 from eqvae.errors import UserError, nearest_name
 from eqvae.runtime.journal import Journal, write_environment
 from eqvae.runtime.progress import Progress
+from eqvae.runtime.run_folder import RunFolder, hold_output_folder
 from eqvae.runtime.seeds import generator_for
 from eqvae.runtime.signals import stop_on_signals
 from eqvae.training.checkpoint import (
@@ -320,15 +319,15 @@ def test_piped_progress_is_quiet_between_its_lines(capsys):
 
 
 def test_a_new_and_an_empty_folder_are_free(tmp_path):
-    assert claim_output_folder(tmp_path / "new", "finetune") is None
+    assert RunFolder.claim(tmp_path / "new", "finetune").saved is None
     assert not (tmp_path / "new").exists()
     (tmp_path / "empty").mkdir()
-    assert claim_output_folder(tmp_path / "empty", "finetune") is None
+    assert RunFolder.claim(tmp_path / "empty", "finetune").saved is None
 
 
 def test_a_folder_of_the_same_command_is_its_own(tmp_path):
     write_json(tmp_path / CONFIG, {"command": "finetune", "seed": 3})
-    assert claim_output_folder(tmp_path, "finetune") == {"command": "finetune", "seed": 3}
+    assert RunFolder.claim(tmp_path, "finetune").saved == {"command": "finetune", "seed": 3}
 
 
 def test_a_folder_is_held_by_one_and_waited_for(tmp_path):
@@ -351,7 +350,7 @@ def test_a_folder_whose_holder_was_killed_is_free(tmp_path):
     code = """
 import os, signal, sys
 from pathlib import Path
-from eqvae.artifacts import hold_output_folder
+from eqvae.runtime.run_folder import hold_output_folder
 with hold_output_folder(Path(sys.argv[1])):
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -367,26 +366,26 @@ with hold_output_folder(Path(sys.argv[1])):
 def test_a_folder_of_another_command_is_refused(tmp_path, content, says):
     write_json(tmp_path / CONFIG, content)
     with pytest.raises(UserError, match=says):
-        claim_output_folder(tmp_path, "finetune")
+        RunFolder.claim(tmp_path, "finetune")
 
 
 def test_anything_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="holds no 'eqvae finetune' run"):
-        claim_output_folder(tmp_path, "finetune")
+        RunFolder.claim(tmp_path, "finetune")
     with pytest.raises(UserError, match="thesis.tex"):
-        claim_output_folder(tmp_path / "thesis.tex", "finetune")
+        RunFolder.claim(tmp_path / "thesis.tex", "finetune")
     with pytest.raises(UserError, match="thesis.tex"):
-        claim_output_folder(tmp_path / "thesis.tex" / "run", "finetune")
+        RunFolder.claim(tmp_path / "thesis.tex" / "run", "finetune")
 
 
 def test_a_place_where_nothing_can_be_made_is_refused(tmp_path):
     with pytest.raises(UserError, match="--out '/proc/x/y' can't be written: '/proc' takes no files"):
-        claim_output_folder(Path("/proc/x/y"), "finetune")
+        RunFolder.claim(Path("/proc/x/y"), "finetune")
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
     with pytest.raises(UserError, match="is no folder"):
-        claim_output_folder(tmp_path / "nowhere" / "run", "finetune")
-    assert claim_output_folder(tmp_path / "a" / "b" / "c", "finetune") is None
+        RunFolder.claim(tmp_path / "nowhere" / "run", "finetune")
+    assert RunFolder.claim(tmp_path / "a" / "b" / "c", "finetune").saved is None
     assert [path.name for path in tmp_path.iterdir()] == ["nowhere"]
 
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from eqvae.artifacts import CONFIG, METRICS, claim_output_folder, hold_output_folder, read_json, to_plain, write_json
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
 from eqvae.images import ImageSource, evaluation_batches, open_images, training_batches
@@ -14,8 +13,9 @@ from eqvae.metrics.reconstruction import LPIPS_MIN_IMAGE_SIZE_PX
 from eqvae.runs.finetune_config import FREE_TO_CHANGE, FinetuneConfig
 from eqvae.runs.finetune_run import CHECKPOINT, Run
 from eqvae.runtime.device import choose_device, place
-from eqvae.runtime.journal import Journal, write_environment
-from eqvae.runtime.run_folder import check_same_run
+from eqvae.runtime.journal import Journal
+from eqvae.runtime.processes import join_processes
+from eqvae.runtime.run_folder import RunFolder
 from eqvae.runtime.signals import stop_on_signals
 from eqvae.training.autoencoder_state import TrainState, build_state
 from eqvae.training.checkpoint import read_checkpoint
@@ -30,25 +30,24 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder) -> dict[str, Any]
     source, validation_source = open_images(config.data), open_images(config.validation_data, split="evaluation")
     reconstruction_loss = place(ReconstructionLoss(config.perceptual, config.perceptual_weight), device)
     base_fingerprint = autoencoder.fingerprint()
-    identity = to_plain(config) | {"command": "finetune", "base_fingerprint": base_fingerprint}
-    saved = claim_output_folder(config.out, "finetune")
-    if saved is not None:
-        check_same_run(saved, config, FREE_TO_CHANGE)
-        if saved.get("base_fingerprint") != base_fingerprint:
-            raise UserError(
-                f"'{config.out}' holds a run that began from other weights than '{config.autoencoder}' has now",
-                "Give the same autoencoder to resume it, or another --out",
-            )
-        if (config.out / METRICS).exists():
-            return read_json(config.out / METRICS)
+    folder = RunFolder.claim(config.out, "finetune")
+    folder.check_same(config, FREE_TO_CHANGE)
+    if folder.differs(base_fingerprint=base_fingerprint):
+        raise UserError(
+            f"'{config.out}' holds a run that began from other weights than '{config.autoencoder}' has now",
+            "Give the same autoencoder to resume it, or another --out",
+        )
+    if folder.figures is not None:
+        return folder.figures
 
     state = build_state(autoencoder, config, device)
     numbers = _resume(state, config.out / CHECKPOINT)
     _read_once(config, source, validation_source)
-    config.out.mkdir(parents=True, exist_ok=True)
-    with hold_output_folder(config.out), stop_on_signals() as stop:
-        write_json(config.out / CONFIG, identity)
-        write_environment(config.out, device=device, seed=config.seed)
+    processes = join_processes(device)
+    with (
+        folder.hold(config, processes, seed=config.seed, base_fingerprint=base_fingerprint),
+        stop_on_signals() as stop,
+    ):
         run = Run(
             config=config,
             device=device,

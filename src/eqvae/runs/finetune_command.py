@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 
-from eqvae.artifacts import claim_output_folder
 from eqvae.autoencoders import load_autoencoder
 from eqvae.images import open_images
 from eqvae.runs.arguments import parse
@@ -11,6 +10,7 @@ from eqvae.runs.finetune import finetune
 from eqvae.runs.finetune_config import FinetuneConfig
 from eqvae.runs.finetune_plan import plan
 from eqvae.runtime.device import choose_device
+from eqvae.runtime.run_folder import RunFolder
 
 
 def command(arguments: Sequence[str]) -> None:
@@ -23,7 +23,7 @@ def command(arguments: Sequence[str]) -> None:
     choose_device(config.device)
     open_images(config.data)
     open_images(config.validation_data, split="evaluation")
-    claim_output_folder(config.out, "finetune")
+    RunFolder.claim(config.out, "finetune")
     figures = finetune(config, load_autoencoder(config.autoencoder))
     before, after = figures["before_equivariance_error_rotation"], figures["equivariance_error_rotation"]
     before_scale, after_scale = figures["before_equivariance_error_scale"], figures["equivariance_error_scale"]

@@ -32,8 +32,8 @@ class Journal:
             file.write(line + "\n")
 
 
-def write_environment(folder: Path, *, device: torch.device, seed: int | None) -> None:
-    """Write `environment.json`: versions, device, commit, date, seed."""
+def write_environment(folder: Path, *, device: torch.device, seed: int | None, num_processes: int = 1) -> None:
+    """Write `environment.json`: versions, device, processes, commit, date, seed."""
     write_json(
         folder / ENVIRONMENT,
         {
@@ -43,6 +43,7 @@ def write_environment(folder: Path, *, device: torch.device, seed: int | None) -
             "python": platform.python_version(),
             **{name: installed_version(name) for name in ("torch", "torchvision", "diffusers", "timm", "torchmetrics")},
             "device": device_name(device),
+            "num_processes": num_processes,
             "num_threads": torch.get_num_threads(),
             "platform": platform.platform(),
             "command": ["eqvae", *sys.argv[1:]],
