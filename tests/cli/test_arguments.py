@@ -3,10 +3,10 @@
 import pytest
 
 from eqvae.runs.arguments import parse
-from eqvae.runs.encode_config import EncodeConfig
+from eqvae.runs.encode import EncodeConfig
+from eqvae.runs.sample import SampleConfig
 from eqvae.runs.score import ScoreConfig
 from eqvae.runs.train_config import TrainConfig
-from eqvae.sampling.config import SampleConfig
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ from PIL import Image
 
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.latents import LatentCache
-from eqvae.runs.encode import encode
-from eqvae.runs.encode_config import EncodeConfig
+from eqvae.runs.encode import EncodeConfig, encode
 
 
 @pytest.fixture

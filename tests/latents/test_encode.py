@@ -16,8 +16,7 @@ from eqvae.errors import Interrupted, UserError
 from eqvae.latents import LatentCache
 from eqvae.latents.index import INDEX
 from eqvae.runs import encode as encode_module
-from eqvae.runs.encode import encode
-from eqvae.runs.encode_config import EncodeConfig
+from eqvae.runs.encode import EncodeConfig, encode
 
 Configure = Callable[..., EncodeConfig]
 SHARDS = ("shard-00000.safetensors", "shard-00001.safetensors", "shard-00002.safetensors")
@@ -145,7 +144,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import pytest, torch
-from eqvae.runs import encode as encoding, encode_config as configuration
+from eqvae.runs import encode as encoding
 sys.path.insert(0, sys.argv[1])
 import conftest
 write, calls = Path.write_bytes, []
@@ -157,7 +156,7 @@ def die_half_way(path, content):
     return write(path, content)
 Path.write_bytes = die_half_way
 torch.set_num_threads(1)
-encoding.encode(configuration.EncodeConfig(
+encoding.encode(encoding.EncodeConfig(
     autoencoder="small", data=sys.argv[2], out=Path(sys.argv[3]), image_size=16, batch_size=3, shard_size=4,
     precision="fp32", dtype="float32", device="cpu", num_workers=0), conftest.SmallAutoencoder())
 """

@@ -17,10 +17,10 @@ from eqvae.artifacts import read_json
 from eqvae.errors import UserError
 from eqvae.images import adm_crop, open_images
 from eqvae.images.sample_sets import write_sample_set
-from eqvae.metrics.comparison import check_comparable
+from eqvae.metrics.comparison import check_comparable, score_features
 from eqvae.metrics.statistics import FeatureStatistics, Provenance
 from eqvae.networks.features import load_features
-from eqvae.runs.score import ScoreConfig, score, score_features
+from eqvae.runs.score import ScoreConfig, score
 
 SMALL, LITE = "test_resnet", "efficientnet_lite0"
 

@@ -35,17 +35,15 @@ from eqvae.paper.costs import (
     score_cost,
     train_cost,
 )
-from eqvae.runs.encode import encode
-from eqvae.runs.encode_config import EncodeConfig
+from eqvae.runs.encode import EncodeConfig, encode
 from eqvae.runs.evaluate import EvaluateConfig, evaluate
 from eqvae.runs.finetune import finetune
 from eqvae.runs.finetune_config import FinetuneConfig
-from eqvae.runs.sample import sample_images
+from eqvae.runs.sample import SampleConfig, sample
 from eqvae.runs.score import ScoreConfig
 from eqvae.runs.train import train_generator
 from eqvae.runs.train_config import TrainConfig
 from eqvae.runtime.processes import Processes
-from eqvae.sampling.config import SampleConfig
 from eqvae.training.autoencoder_state import build_state
 from eqvae.training.autoencoder_step import train_step
 
@@ -423,7 +421,7 @@ def test_a_generator_and_its_samples_are_as_large_as_estimated(
     assert plain == pytest.approx(6 * 4 * num_parameters, rel=0.02)
     drawing = sampling(num_samples=20, num_steps=2, device="cpu")
     drawing = replace(drawing, run=str(tmp_path / "run"), out=tmp_path / "samples")
-    sample_images(drawing)
+    sample(drawing)
     written = num_bytes(tmp_path / "samples" / "samples.npz")
     assert sample_cost(drawing, recipe, sizes, "cpu").disk_bytes == pytest.approx(written, rel=0.001)
 

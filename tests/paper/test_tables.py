@@ -14,7 +14,7 @@ from eqvae.paper.planned import Plan, PlannedRun
 from eqvae.paper.setting import Setting, describe_base
 from eqvae.paper.settings import PAPER, TINY
 from eqvae.paper.tables import TABLES, table1, table2, table4, table5, table7, table8, table9, table11
-from eqvae.runs.encode_config import EncodeConfig
+from eqvae.runs.encode import EncodeConfig
 from eqvae.runs.finetune_config import FinetuneConfig
 from eqvae.runs.train_config import TrainConfig
 

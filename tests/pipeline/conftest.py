@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from eqvae.autoencoders import load_autoencoder
-from eqvae.runs.encode import encode
-from eqvae.runs.encode_config import EncodeConfig
+from eqvae.runs.encode import EncodeConfig, encode
 from eqvae.runs.train_config import TrainConfig
 
 TINY = "untrained:tiny-kl"

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from eqvae.errors import Interrupted, UserError
-from eqvae.runs.sample import sample_images
+from eqvae.runs.sample import SampleConfig, sample
 from eqvae.runs.train import train_generator
 from eqvae.runs.train_config import TrainConfig
-from eqvae.sampling.config import SampleConfig
 
 
 @pytest.fixture
@@ -28,7 +27,7 @@ def draw(tmp_path: Path, run: TrainConfig) -> Callable[..., np.ndarray]:
 
     def make(name: str, **options: object) -> np.ndarray:
         settings = {"num_samples": 6, "num_steps": 3, "batch_size": 4, "precision": "fp32", "device": "cpu"}
-        sample_images(SampleConfig(run=str(run.out), out=tmp_path / name, **settings | options))
+        sample(SampleConfig(run=str(run.out), out=tmp_path / name, **settings | options))
         with np.load(tmp_path / name / "samples.npz", allow_pickle=False) as archive:
             return archive["arr_0"]
 
@@ -71,9 +70,9 @@ def test_a_run_that_is_not_finished(configure, monkeypatch, tmp_path):
         context.setattr("eqvae.runs.train_run.Run._finish", stop)
         train_generator(config)
     assert (
-        sample_images(
-            SampleConfig(run=str(config.out), out=tmp_path / "drawn", num_samples=2, num_steps=2, device="cpu")
-        )["num_samples"]
+        sample(SampleConfig(run=str(config.out), out=tmp_path / "drawn", num_samples=2, num_steps=2, device="cpu"))[
+            "num_samples"
+        ]
         == 2
     )
 
@@ -95,7 +94,7 @@ def test_no_snapshots(configure, tmp_path):
     config = configure("plain", max_steps=1)
     train_generator(config)
     with pytest.raises(UserError, match="no snapshots.*--posthoc-ema"):
-        sample_images(SampleConfig(run=str(config.out), out=tmp_path / "out", sigma_rel=0.1, device="cpu"))
+        sample(SampleConfig(run=str(config.out), out=tmp_path / "out", sigma_rel=0.1, device="cpu"))
 
 
 def test_unconditional(configure, unlabelled_latents, tmp_path):
@@ -103,7 +102,7 @@ def test_unconditional(configure, unlabelled_latents, tmp_path):
     train_generator(config)
     options = SampleConfig(run=str(config.out), out=tmp_path / "out", num_samples=3, num_steps=2, device="cpu")
     with pytest.raises(UserError, match="nothing to guide by"):
-        sample_images(replace(options, guidance_scale=2.0))
-    sample_images(options)
+        sample(replace(options, guidance_scale=2.0))
+    sample(options)
     with np.load(options.out / "samples.npz", allow_pickle=False) as archive:
         assert {name: archive[name].shape for name in archive} == {"arr_0": (3, 64, 64, 3)}

@@ -13,11 +13,10 @@ from eqvae.cli import run
 from eqvae.errors import UserError
 from eqvae.generators.export import read_generator
 from eqvae.latents import LatentCache
-from eqvae.runs.sample import sample_images
+from eqvae.runs.sample import SampleConfig, sample
 from eqvae.runs.train import describe_plan, train_generator
 from eqvae.runs.train_config import TrainConfig
 from eqvae.runs.train_run import CHECKPOINT
-from eqvae.sampling.config import SampleConfig
 
 
 @pytest.fixture
@@ -80,7 +79,7 @@ def test_sampling(configure_maskgit, tmp_path):
 
     def draw(name: str, **options: object) -> np.ndarray:
         settings = {"num_samples": 6, "batch_size": 4, "precision": "fp32", "device": "cpu"}
-        sample_images(SampleConfig(run=str(config.out), out=tmp_path / name, **settings | options))
+        sample(SampleConfig(run=str(config.out), out=tmp_path / name, **settings | options))
         with np.load(tmp_path / name / "samples.npz", allow_pickle=False) as archive:
             assert archive["arr_1"].tolist() == [0, 1] * 3
             return archive["arr_0"]
@@ -104,8 +103,8 @@ def test_without_classes(configure_maskgit, unlabelled_tokens, tmp_path):
     train_generator(config)
     options = SampleConfig(run=str(config.out), out=tmp_path / "out", num_samples=2, device="cpu")
     with pytest.raises(UserError, match="nothing to guide by"):
-        sample_images(replace(options, guidance_scale=2.0))
-    assert sample_images(options)["num_samples"] == 2
+        sample(replace(options, guidance_scale=2.0))
+    assert sample(options)["num_samples"] == 2
 
 
 def test_the_command_line_does_not_notice(tokens, data, tmp_path, capsys):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from eqvae.errors import UserError
-from eqvae.sampling.config import SampleConfig
+from eqvae.runs.sample import SampleConfig
 
 
 def configure(**options) -> SampleConfig:

@@ -14,7 +14,7 @@ from eqvae.generators.interpolant import Interpolant
 from eqvae.generators.maskgit_transformer import MaskTransformer, MaskTransformerConfig
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.generators.transformer import Transformer, TransformerConfig
-from eqvae.sampling.config import SampleConfig
+from eqvae.runs.sample import SampleConfig
 from eqvae.sampling.draw import Drawer
 
 SIT = Interpolant(time_of_data=1)

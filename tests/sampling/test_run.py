@@ -17,11 +17,10 @@ from eqvae.errors import Interrupted, UserError
 from eqvae.generators.export import Generator, GeneratorCard
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.generators.transformer import Transformer, TransformerConfig
-from eqvae.runs import sample_run as run_module
-from eqvae.runs.sample_run import PARTS, SAMPLES, SHEET, contact_sheet, sample, sheet_indices
+from eqvae.runs import sample as run_module
+from eqvae.runs.sample import PARTS, SAMPLES, SHEET, SampleConfig, draw_samples
 from eqvae.runtime.processes import Processes
-from eqvae.sampling.config import SampleConfig
-from eqvae.sampling.draw import Drawer
+from eqvae.sampling.draw import Drawer, contact_sheet, sheet_indices
 
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
 
@@ -34,6 +33,8 @@ class KilledError(Exception):
 class NumberDrawer(Drawer):
     """Image i is of the one colour i; counts what it draws, and may be killed."""
 
+    config: SampleConfig
+
     drawn: list[int] = field(default_factory=list)
 
     die_after: int | None = None
@@ -45,6 +46,10 @@ class NumberDrawer(Drawer):
         self.drawn.extend(indices)
         colours: Int64[Tensor, " n"] = torch.tensor(indices)
         return colours.to(torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4)
+
+
+def sample(drawer: NumberDrawer, processes: Processes) -> dict:
+    return draw_samples(drawer, drawer.config, processes)
 
 
 @pytest.fixture

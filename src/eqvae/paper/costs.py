@@ -20,14 +20,14 @@ from eqvae.paper import disk_sizes, flop_counts
 from eqvae.paper.devices import DEVICES, Device
 from eqvae.paper.finetuning_flops import finetuning_flops
 from eqvae.paper.flop_counts import Architecture, area_of, backbone_flops, coding_flops, feature_flops
-from eqvae.runs.encode_config import EncodeConfig
+from eqvae.runs.encode import EncodeConfig
 from eqvae.runs.evaluate import EvaluateConfig
 from eqvae.runs.finetune_config import FinetuneConfig
-from eqvae.runs.sample_run import sheet_indices
+from eqvae.runs.sample import SampleConfig
 from eqvae.runs.score import ScoreConfig
 from eqvae.runs.train_config import TrainConfig, find_recipe
 from eqvae.runtime.device import Precision
-from eqvae.sampling.config import SampleConfig
+from eqvae.sampling.draw import sheet_indices
 
 __all__ = [
     "DEVICES",

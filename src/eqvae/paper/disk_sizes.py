@@ -21,7 +21,7 @@ from eqvae.latents.shards import DTYPES, MIRRORED
 from eqvae.networks.features import INCEPTION
 from eqvae.networks.inception import NUM_SPATIAL_CHANNELS
 from eqvae.paper.flop_counts import META, Architecture, feature_flops, meta_autoencoder
-from eqvae.runs.encode_config import EncodeConfig
+from eqvae.runs.encode import EncodeConfig
 from eqvae.runs.finetune_config import FinetuneConfig
 from eqvae.runs.train_config import TrainConfig
 from eqvae.training.autoencoder_state import build_state as build_finetuning_state

@@ -12,13 +12,13 @@ from eqvae.paper.planned import Plan, PlannedRun
 from eqvae.paper.reference import ReferenceConfig
 from eqvae.paper.setting import Setting
 from eqvae.paper.settings import SETTINGS
-from eqvae.runs.encode_config import EncodeConfig
+from eqvae.runs.encode import EncodeConfig
 from eqvae.runs.evaluate import EvaluateConfig
 from eqvae.runs.finetune_config import FinetuneConfig
 from eqvae.runs.reproduce import ReproduceConfig, make_items, make_setting
+from eqvae.runs.sample import SampleConfig
 from eqvae.runs.score import ScoreConfig
 from eqvae.runs.train_config import TrainConfig
-from eqvae.sampling.config import SampleConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from eqvae.paper.generators import distance_key, generator, recipe_name, sample_
 from eqvae.paper.planned import PlannedRun
 from eqvae.paper.setting import Family, Setting
 from eqvae.paper.table import Cell, Column, Row, Table, by_seed, columns
-from eqvae.runs.sample_run import SHEET
+from eqvae.runs.sample import SHEET
 from eqvae.runs.watching import SAMPLES
 
 _WATCHES = {"50K": 1 / 8, "100K": 1 / 4, "400K": 1.0}

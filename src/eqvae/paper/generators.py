@@ -8,7 +8,7 @@ from eqvae.paper.autoencoders import PlannedAutoencoder, latents, untouched
 from eqvae.paper.planned import PlannedRun
 from eqvae.paper.reference import STATISTICS
 from eqvae.paper.setting import Family, Normalization, Setting
-from eqvae.sampling.config import SampleConfig
+from eqvae.runs.sample import SampleConfig
 
 Size = Literal["b", "xl", "maskgit"]
 

@@ -11,16 +11,14 @@ from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
 from eqvae.latents.normalization import FIXED
 from eqvae.paper.reference import ReferenceConfig, write_reference
-from eqvae.runs.encode import encode
-from eqvae.runs.encode_config import EncodeConfig
+from eqvae.runs.encode import EncodeConfig, encode
 from eqvae.runs.evaluate import EvaluateConfig, evaluate
 from eqvae.runs.finetune import finetune
 from eqvae.runs.finetune_config import FinetuneConfig
-from eqvae.runs.sample import sample_images
+from eqvae.runs.sample import SampleConfig, sample
 from eqvae.runs.score import ScoreConfig, score
 from eqvae.runs.train import train_generator
 from eqvae.runs.train_config import TrainConfig
-from eqvae.sampling.config import SampleConfig
 
 Config = FinetuneConfig | EvaluateConfig | ReferenceConfig | EncodeConfig | TrainConfig | SampleConfig | ScoreConfig
 
@@ -145,7 +143,7 @@ def perform(run: PlannedRun) -> None:
         case TrainConfig() as config:
             train_generator(config)
         case SampleConfig() as config:
-            sample_images(config)
+            sample(config)
         case ScoreConfig() as config:
             score(config)
 

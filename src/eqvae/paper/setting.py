@@ -15,12 +15,12 @@ from eqvae.autoencoders.presets import PRESETS, UNTRAINED
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.networks.features import INCEPTION
 from eqvae.paper.reference import ReferenceConfig
-from eqvae.runs.encode_config import EncodeConfig
+from eqvae.runs.encode import EncodeConfig
 from eqvae.runs.evaluate import EvaluateConfig
 from eqvae.runs.finetune_config import FinetuneConfig
+from eqvae.runs.sample import SampleConfig
 from eqvae.runs.score import ScoreConfig
 from eqvae.runs.train_config import TrainConfig
-from eqvae.sampling.config import SampleConfig
 
 Family = Literal["dit", "sit", "repa-sit", "maskgit"]
 Normalization = Literal["measured", "fixed"]

@@ -9,12 +9,12 @@ from pathlib import Path
 from eqvae.networks.features import EFFICIENTNET_LITE0, INCEPTION
 from eqvae.paper.reference import ReferenceConfig
 from eqvae.paper.setting import GIVEN_LATER, Setting
-from eqvae.runs.encode_config import EncodeConfig
+from eqvae.runs.encode import EncodeConfig
 from eqvae.runs.evaluate import EvaluateConfig
 from eqvae.runs.finetune_config import FinetuneConfig
+from eqvae.runs.sample import SampleConfig
 from eqvae.runs.score import ScoreConfig
 from eqvae.runs.train_config import TrainConfig
-from eqvae.sampling.config import SampleConfig
 
 _TEMPLATE = Path()
 

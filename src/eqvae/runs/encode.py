@@ -1,4 +1,4 @@
-"""The encoding run: an autoencoder and images in, a latent cache out.
+"""`eqvae encode`: an autoencoder and images in, a latent cache out.
 
 Shards are dealt to processes in turn. A batch never crosses a shard's border, so that the cache's bytes do not depend
 on how many processes wrote it or where it was interrupted; shards that are whole are kept.
@@ -7,42 +7,134 @@ on how many processes wrote it or where it was interrupted; shards that are whol
 import contextlib
 import itertools
 import os
+import shlex
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+import tyro
 from torch import Tensor
 
 from eqvae.artifacts import CONFIG, METRICS, claim_output_folder, hold_output_folder, read_json, to_plain, write_json
+from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder, LatentStatistics
 from eqvae.errors import Interrupted, UserError
 from eqvae.images import CropBatch, ImageSource, check_broken, encoding_batches, open_images
-from eqvae.latents.coding import coding_of, encode_crops
+from eqvae.latents.coding import MomentsDtype, coding_of, encode_crops
 from eqvae.latents.index import CacheIndex
 from eqvae.latents.writing import Recipe, collect_index, finish_shard, open_whole_shard
-from eqvae.runs.encode_config import EncodeConfig, check_same_cache
-from eqvae.runtime.device import choose_device, place
+from eqvae.runtime.device import Precision, choose_device, place
 from eqvae.runtime.journal import Journal, write_environment
 from eqvae.runtime.processes import Processes, join_processes
+from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, check_ranges
 from eqvae.runtime.signals import StopRequest, stop_on_signals
 
 _POLL_SEC = 0.2
 _MAX_WORKERS = 16
+_NAMED_OTHERWISE = frozenset(("autoencoder", "data", "out", "device", "num_workers"))
+_FIXED = ("image_size", "num_images", "shard_size", "mirror", "dtype", "precision", "label_column")
+_SHOWN = ("latent_mean", "latent_std")
 
 
-def encode(config: EncodeConfig, autoencoder: Autoencoder) -> dict[str, float | int] | None:
-    """Write a latent cache, with `config.json`, `environment.json`, `journal.jsonl` and `metrics.json`.
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig:
+    """Write an autoencoder's latents of images and mirror images into a cache for generators."""
+
+    autoencoder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="AUTOENCODER")]
+    """Preset, hub id or path; a fine-tuning run's folder stands for the model it exported."""
+
+    data: str
+    """`photos`, an image folder, `*.parquet`, tar shards or `hf:NAME[:SPLIT]`."""
+
+    out: Path
+    """Output folder; the same command run again keeps the shards that are whole and makes the others."""
+
+    image_size: int = 256
+    """Side of the centre crops, in px (ADM's preprocessing)."""
+
+    num_images: int | None = None
+    """The first images of the data; None: all."""
+
+    batch_size: int = 32
+    """Images at a time; a shard's last batch may be smaller."""
+
+    shard_size: int = 1024
+    """Images for each file; an interruption loses the unfinished files."""
+
+    mirror: bool = True
+    """Encode the mirror image of each image too."""
+
+    dtype: MomentsDtype = "float16"
+    """Of the stored means and standard deviations."""
+
+    precision: Precision = "bf16"
+    """Autocast precision of the encoder; `bf16` moves latents by about 0.5% of their deviation (tiny-kl, 128 px), which
+    is as much as its posterior is wide."""
+
+    label_column: str | None = None
+    """Column of a table that holds the labels; None: look for one; `none`: no labels."""
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+
+    num_workers: int | None = None
+    """Processes that read images ahead; 0 reads in this process; None: 1 on a CPU, else this process's cores."""
+
+    def check(self, stride: int) -> None:
+        """Check what can be checked without reading data."""
+        check_ranges(
+            self,
+            ((AT_LEAST_1, ("image_size", "num_images", "batch_size", "shard_size")), (NOT_NEGATIVE, ("num_workers",))),
+        )
+        if self.image_size % stride:
+            below = max(self.image_size // stride, 1) * stride
+            raise UserError(
+                f"--image-size {self.image_size} is not divisible by the stride {stride}",
+                f"Use {below} or {below + stride}, for example",
+            )
+
+    def command_line(self) -> str:
+        """Write the command line that makes the same cache, without `--out` and what changes no result."""
+        words = ["eqvae", "encode", self.autoencoder, "--data", self.data]
+        for each in fields(self):
+            value, flag = getattr(self, each.name), each.name.replace("_", "-")
+            if each.name in _NAMED_OTHERWISE or value == each.default:
+                continue
+            words += (
+                [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+            )
+        return shlex.join(words)
+
+
+def command(config: EncodeConfig) -> str | None:
+    """Encode and say what the cache holds."""
+    figures = encode(config)
+    if figures is None:
+        return None
+    rate = f" at {figures['images_per_sec']:.3g} images/s" if "images_per_sec" in figures else ""
+    latent = ", ".join(f"{name.replace('_', ' ')} {figures[name]:.4f}" for name in _SHOWN if name in figures)
+    size = f"{figures['num_images']} images{rate}, {figures['num_bytes'] / 1e6:.1f} MB"
+    return f"{size}; {latent or 'tokens'}; cache in '{config.out}'"
+
+
+def encode(config: EncodeConfig, autoencoder: Autoencoder | None = None) -> dict[str, float | int] | None:
+    """Write a latent cache; the first process returns its figures.
 
     Started by torchrun or `accelerate launch`, each process makes every count-th shard.
     """
-    config.check(autoencoder.stride)
-    processes = join_processes(choose_device(config.device))
+    device = choose_device(config.device)
     source = open_images(config.data, label_column=config.label_column)
+    claim_output_folder(config.out, "encode")
+    autoencoder = autoencoder or load_autoencoder(config.autoencoder)  # last: it may be gigabytes from the hub
+    config.check(autoencoder.stride)
+    processes = join_processes(device)
     recipe = plan(config, autoencoder, source)
     saved = claim_output_folder(config.out, "encode")
     if saved is not None:
-        check_same_cache(saved, config, recipe.fingerprint, recipe.data_fingerprint)
+        _check_same_cache(saved, config, recipe.fingerprint, recipe.data_fingerprint)
     processes.wait()  # the folder is as all of them found it until here
     if processes.is_first:
         config.out.mkdir(parents=True, exist_ok=True)
@@ -78,7 +170,7 @@ def plan(config: EncodeConfig, autoencoder: Autoencoder, source: ImageSource) ->
         precision=config.precision,
         num_visited=num_images,
         shard_size=config.shard_size,
-        command=config.command(),
+        command=config.command_line(),
     )
 
 
@@ -258,3 +350,23 @@ def _figures(index: CacheIndex) -> dict[str, float | int]:
         for channel, (channel_mean, channel_std) in enumerate(zip(measured.mean, measured.std, strict=True)):
             figures |= {f"latent_mean_{channel}": channel_mean, f"latent_std_{channel}": channel_std}
     return figures
+
+
+def _check_same_cache(saved: dict[str, Any], config: EncodeConfig, fingerprint: str, data_fingerprint: str) -> None:
+    """Refuse to mix two caches in one folder; data and autoencoders may have moved meanwhile."""
+    mend = "Choose another --out, or remove that folder"
+    for name, own, now in (
+        ("fingerprint", "autoencoder", fingerprint),
+        ("data_fingerprint", "data", data_fingerprint),
+    ):
+        if saved.get(name) != now:
+            before, other = saved.get(own), getattr(config, own)
+            what = f"{own} '{before}'" + (f", not '{other}'" if before != other else ", which has changed since")
+            raise UserError(f"--out '{config.out}' holds a latent cache of {what}", mend)
+    for name in _FIXED:
+        if saved.get(name) != getattr(config, name):
+            raise UserError(
+                f"--out '{config.out}' holds a latent cache with --{name.replace('_', '-')} {saved.get(name)}, "
+                f"not {getattr(config, name)}",
+                mend,
+            )

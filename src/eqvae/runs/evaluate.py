@@ -1,4 +1,4 @@
-"""The evaluation run: an autoencoder and images in, `metrics.json` and pictures out."""
+"""`eqvae evaluate`: an autoencoder and images in, `metrics.json` and pictures out."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import tyro
 from torch import Tensor
 
 from eqvae.artifacts import CONFIG, METRICS, PICTURES, SPECTRUM, claim_output_folder, to_plain, write_json
+from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
 from eqvae.images import evaluation_batches, open_images
@@ -26,6 +27,13 @@ from eqvae.transforms import Interpolation
 
 _MIN_IMAGES_FOR_ALL = 3
 """TwoNN looks at two neighbours of each latent."""
+
+_SHOWN = frozenset(
+    {"equivariance_error_rotation", "equivariance_error_scale", "psnr_db", "ssim", "lpips", "latent_std",
+     "token_agreement_rotation", "token_agreement_scale", "codebook_usage", "codebook_perplexity",
+     "intrinsic_dimension", "spectrum_excess_db"}
+)  # fmt: skip
+_SHOWN_DISTANCES = ("rfid", "rfd_", "ifid", "ifd_")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +93,20 @@ class EvaluateConfig:
     """Processes that read images ahead; 0 reads in this process."""
 
 
-def evaluate(config: EvaluateConfig, autoencoder: Autoencoder) -> dict[str, float | int]:
+def command(config: EvaluateConfig) -> str | None:
+    """Measure and list the main figures."""
+    figures = evaluate(config)
+    shown = [name for name in figures if name in _SHOWN or name.startswith(_SHOWN_DISTANCES)]
+    lines = [f"{name:36} {figures[name]:.4f}" for name in shown]
+    return "\n".join([*lines, f"{'num_images':36} {figures['num_images']:.0f}"])
+
+
+def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> dict[str, float | int]:
     """Measure and write `config.json`, `environment.json`, `metrics.json` and `pictures.safetensors`.
 
     Args:
-        config: What to measure on.
-        autoencoder: What to measure.
+        config: What to measure, and on what.
+        autoencoder: What `config.autoencoder` names, where it is loaded already.
 
     Returns:
         The figures of `metrics.json`.
@@ -99,13 +115,14 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder) -> dict[str, floa
         UserError: If the input is wrong, or the folder holds another evaluation; nothing is written then.
     """
     check_ranges(config, ((AT_LEAST_1, ("num_images", "batch_size", "num_pictures")), (NOT_NEGATIVE, ("num_workers",))))
-    check_image_size(config.image_size, autoencoder.stride, quarters=True)
-    fingerprint = autoencoder.fingerprint()
-    saved = claim_output_folder(config.out, "evaluate")
-    if saved is not None:
-        _check_same_evaluation(saved, config, fingerprint)
     device = choose_device(config.device)
     source = open_images(config.data, split="evaluation")
+    saved = claim_output_folder(config.out, "evaluate")
+    autoencoder = autoencoder or load_autoencoder(config.autoencoder)  # last: it may be gigabytes from the hub
+    check_image_size(config.image_size, autoencoder.stride, quarters=True)
+    fingerprint = autoencoder.fingerprint()
+    if saved is not None:
+        _check_same_evaluation(saved, config, fingerprint)
     num_images = len(source) if config.num_images is None else config.num_images
     if num_images > len(source):
         raise UserError(f"--num-images {num_images} asks for more than the {len(source)} images of '{config.data}'")

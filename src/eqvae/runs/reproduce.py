@@ -24,7 +24,7 @@ from eqvae.paper.settings import SETTINGS
 from eqvae.paper.table import Table
 from eqvae.paper.tables import TABLES
 from eqvae.report.folders import short_name
-from eqvae.runs.encode_config import EncodeConfig
+from eqvae.runs.encode import EncodeConfig
 from eqvae.runs.evaluate import EvaluateConfig
 from eqvae.runs.finetune_config import FinetuneConfig
 from eqvae.runtime.device import choose_device

@@ -1,26 +1,95 @@
-"""`eqvae sample`: a trained generator and its decoder handed to a sampling run."""
+"""`eqvae sample`: draws a sample set in parts that survive an interruption, and puts them into one .npz."""
 
-from dataclasses import replace
+import shutil
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import numpy as np
 import torch
+import tyro
 
+from eqvae.artifacts import (
+    CONFIG,
+    METRICS,
+    claim_output_folder,
+    hold_output_folder,
+    read_json,
+    read_tensors,
+    to_plain,
+    write_json,
+    write_tensors,
+)
+from eqvae.artifacts.adm_archive import SAMPLES, write_sample_set
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
-from eqvae.errors import UserError
-from eqvae.generators.export import Generator, GeneratorCard, build_generator, read_generator
-from eqvae.runs.sample_run import sample
+from eqvae.errors import Interrupted, UserError
+from eqvae.generators.export import Generator, GeneratorCard, Weights, build_generator, read_generator
 from eqvae.runs.train_run import SNAPSHOTS
 from eqvae.runtime.device import choose_device, place
-from eqvae.runtime.processes import join_processes
-from eqvae.sampling.config import SampleConfig
-from eqvae.sampling.draw import Drawer
+from eqvae.runtime.journal import write_environment
+from eqvae.runtime.processes import Processes, join_processes
+from eqvae.runtime.run_folder import AT_LEAST_1, check_ranges, check_same_run
+from eqvae.runtime.signals import stop_on_signals
+from eqvae.sampling.config import SamplerConfig
+from eqvae.sampling.draw import Drawer, contact_sheet, sheet_indices
 from eqvae.training.ema import find_snapshots, reconstruct
 
+SHEET = "samples.png"
+PARTS = "parts"
 
-def sample_images(config: SampleConfig) -> dict[str, Any] | None:
-    """Draw a sample set."""
+IMAGES_PER_PART = 256
+"""An interruption loses at most so many images of each process."""
+
+FREE_TO_CHANGE = frozenset({"out", "batch_size", "device", "autoencoder"})
+"""Fields that may differ between a sampling run and its continuation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(SamplerConfig):
+    """Draw images from a trained generator into an .npz that ADM's evaluator and `eqvae score` read."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The folder of `eqvae train`."""
+
+    out: Path
+    """Output folder; the same command run again goes on with what lies there."""
+
+    num_samples: int = 50_000
+    """Images; 50,000 in ADM's protocol."""
+
+    batch_size: int = 64
+    """Images at a time; changes no image."""
+
+    weights: Weights = "ema"
+    """Averaged weights, or those in training."""
+
+    sigma_rel: float | None = None
+    """Averaged weights of this horizon instead, after `eqvae train --posthoc-ema` (arXiv:2312.02696)."""
+
+    autoencoder: str | None = None
+    """The decoder, where it is no longer where `eqvae encode` found it."""
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+
+    def check(self) -> None:
+        """Check what can be checked without the generator."""
+        check_ranges(self, ((AT_LEAST_1, ("num_samples", "batch_size")),))
+        super().check()
+
+
+def command(config: SampleConfig) -> str | None:
+    """Draw samples and say where they are."""
+    figures = sample(config)
+    if figures is None:
+        return None
+    return f"{figures['num_samples']} samples in '{config.out / SAMPLES}', a sheet of them in '{config.out / SHEET}'"
+
+
+def sample(config: SampleConfig) -> dict[str, Any] | None:
+    """Draw a sample set; the first process returns its figures."""
     config.check()
     processes = join_processes(choose_device(config.device))
     run = Path(config.run)
@@ -35,8 +104,89 @@ def sample_images(config: SampleConfig) -> dict[str, Any] | None:
         device=processes.device,
         weak=_on(weak, processes.device) if weak is not None else None,
     )
-    figures = sample(drawer, processes)
+    figures = draw_samples(drawer, config, processes)
     return figures if processes.is_first else None
+
+
+def draw_samples(drawer: Drawer, config: SampleConfig, processes: Processes) -> dict[str, Any]:
+    """Draw a sample set, or go on where an earlier call stopped."""
+    config = replace(config, num_steps=drawer.num_steps)
+    identity = to_plain(config) | {"command": "sample", "generator": to_plain(drawer.generator.card)}
+    saved = claim_output_folder(config.out, "sample")
+    if saved is not None:
+        check_same_run(saved, config, FREE_TO_CHANGE)
+        if GeneratorCard.from_plain(saved["generator"]) != drawer.generator.card:  # or older, with fewer fields
+            raise UserError(
+                f"'{config.out}' holds samples of '{config.run}' at step {saved['generator']['num_steps']}, not "
+                f"{drawer.generator.card.num_steps}",
+                "Choose another --out, or remove that folder",
+            )
+        if (config.out / METRICS).exists():
+            return read_json(config.out / METRICS)
+    processes.wait()
+    if processes.is_first:
+        config.out.mkdir(parents=True, exist_ok=True)
+    with hold_output_folder(config.out, hold=processes.is_first):
+        if processes.is_first:
+            write_json(config.out / CONFIG, identity)
+            write_environment(config.out, device=drawer.device, seed=config.seed)
+        processes.wait()
+        rate = _draw_parts(drawer, config, processes)
+        processes.wait()
+        figures = {"num_samples": config.num_samples, "images_per_sec": float(sum(processes.gather(rate)))}
+        if processes.is_first:
+            _join_parts(drawer, config)
+            write_json(config.out / METRICS, figures)
+            shutil.rmtree(config.out / PARTS)  # last: a process killed before goes on from them
+        processes.wait()
+        return figures
+
+
+def _draw_parts(drawer: Drawer, config: SampleConfig, processes: Processes) -> float:
+    """Draw this process's parts that are not there yet; returns images per second."""
+    parts = range(0, config.num_samples, IMAGES_PER_PART)[processes.rank :: processes.count]
+    num_own = sum(len(_indices(config.num_samples, first)) for first in parts)
+    num_drawn, began_sec = 0, time.perf_counter()
+    with stop_on_signals() as stop, processes.progress("sample", total=num_own, unit="image") as progress:
+        for first in parts:
+            indices, path = _indices(config.num_samples, first), _part(config.out, first)
+            if not path.exists():
+                images = []
+                for start in range(0, len(indices), config.batch_size):
+                    batch = indices[start : start + config.batch_size]
+                    images.append(drawer.images(batch).permute(0, 2, 3, 1).cpu())
+                    num_drawn += len(batch)
+                    if stop:
+                        raise Interrupted(f"{stop.signal_name}; the same command goes on from '{config.out}'")
+                write_tensors(path, {"images": torch.cat(images)})
+            if progress is not None:
+                progress.advance(len(indices))
+    return num_drawn / (time.perf_counter() - began_sec)
+
+
+def _join_parts(drawer: Drawer, config: SampleConfig) -> None:
+    """Write the .npz and the contact sheet."""
+    size_px = drawer.generator.card.image_size_px
+    whole = config.out / PARTS / "images.npy"
+    images = np.lib.format.open_memmap(
+        whole, mode="w+", dtype=np.uint8, shape=(config.num_samples, size_px, size_px, 3)
+    )
+    for first in range(0, config.num_samples, IMAGES_PER_PART):
+        part = read_tensors(_part(config.out, first))[0]["images"].numpy()
+        images[first : first + len(part)] = part
+    has_labels = drawer.num_classes > 0
+    labels = drawer.labels(range(config.num_samples)).numpy() if has_labels else None
+    write_sample_set(config.out / SAMPLES, images, labels)
+    shown = sheet_indices(config.num_samples, drawer.num_classes if config.classes == "balanced" else 0)
+    contact_sheet(torch.from_numpy(images[shown]).permute(0, 3, 1, 2), config.out / SHEET)
+
+
+def _indices(num_samples: int, first: int) -> range:
+    return range(first, min(first + IMAGES_PER_PART, num_samples))
+
+
+def _part(out: Path, first: int) -> Path:
+    return out / PARTS / f"{first:08d}.safetensors"
 
 
 def _load_decoder(card: GeneratorCard, name: str | None) -> Autoencoder:

@@ -1,4 +1,4 @@
-"""The score run: samples and a reference in, `metrics.json` out. FID, sFID, KID, Inception Score, precision, recall."""
+"""`eqvae score`: samples and a reference in, `metrics.json` out. FID, sFID, KID, Inception Score, precision, recall."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,6 @@ from eqvae.runtime.device import Precision, choose_device, place
 from eqvae.runtime.journal import Journal, write_environment
 from eqvae.runtime.processes import Processes, join_processes
 from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, check_ranges
-
-__all__ = ["ScoreConfig", "score", "score_features"]
 
 _RANGES = (
     (AT_LEAST_1,
@@ -93,6 +91,21 @@ class ScoreConfig:
 
     num_workers: int = 1
     """Processes that decode images ahead; 0 decodes in this process."""
+
+
+def command(config: ScoreConfig) -> str | None:
+    """Score and list the figures."""
+    figures = score(config)
+    if not figures:
+        return None
+    lines = [
+        f"{name:32} {value:.0f}" if isinstance(value, int) else f"{name:32} {value:.6g}"
+        for name, value in figures.items()
+        if isinstance(value, int | float)
+    ]
+    if left_out := figures["provenance"]["left_out"]:
+        lines.append(f"left out: {', '.join(left_out)}; '{config.reference}' holds moments that don't give them")
+    return "\n".join(lines)
 
 
 def score(config: ScoreConfig) -> dict[str, Any]:

@@ -13,12 +13,11 @@ from eqvae.images.sample_sets import open_reference
 from eqvae.metrics.frechet import FeatureMoments, frechet_distance
 from eqvae.metrics.statistics import FeatureStatistics, compute_statistics, holds_statistics
 from eqvae.networks.features import FeatureExtractor, load_features, metric_key
-from eqvae.runs.sample_run import contact_sheet, sheet_indices
 from eqvae.runs.train_config import TrainConfig
 from eqvae.runtime.device import place
 from eqvae.runtime.processes import Processes
-from eqvae.sampling.config import SampleConfig
-from eqvae.sampling.draw import Drawer
+from eqvae.sampling.config import SamplerConfig
+from eqvae.sampling.draw import Drawer, contact_sheet, sheet_indices
 
 SAMPLES = "samples"
 """Folder of the contact sheets."""
@@ -57,12 +56,9 @@ class SampleWatch:
         drawer = Drawer(
             generator=generator,
             autoencoder=self.autoencoder,
-            config=SampleConfig(
-                run=str(config.out), out=config.out, num_steps=config.watch_steps, seed=config.seed,
-                precision=config.precision,
-            ),
+            config=SamplerConfig(num_steps=config.watch_steps, seed=config.seed, precision=config.precision),
             device=device,
-        )  # fmt: skip
+        )
         if self.processes.is_first:
             shown = sheet_indices(config.num_watch_samples, drawer.num_classes)
             parts = [drawer.images(shown[start : start + _BATCH_SIZE]) for start in range(0, len(shown), _BATCH_SIZE)]

@@ -1,13 +1,10 @@
-"""The configuration of a sampling run. Every field is a flag of `eqvae sample`."""
+"""How images are drawn: every field is a flag of `eqvae sample`."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from eqvae.errors import UserError
-from eqvae.generators.export import Weights
 from eqvae.generators.masking import Schedule
 from eqvae.runtime.device import Precision
 from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, check_ranges
@@ -18,23 +15,11 @@ Sampler = Literal["ddpm", "ddim", "euler", "heun", "dopri5", "sde", "confidence"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig:
-    """Draw images from a trained generator into an .npz that ADM's evaluator and `eqvae score` read."""
-
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The folder of `eqvae train`."""
-
-    out: Path
-    """Output folder; the same command run again goes on with what lies there."""
-
-    num_samples: int = 50_000
-    """Images; 50,000 in ADM's protocol."""
+class SamplerConfig:
+    """A sampler, what it is guided by, and the classes and noise of its images."""
 
     num_steps: int | None = None
     """Sampling steps; None: 250, or for MaskGIT 8 with `confidence` and 32 with `halton`, as published."""
-
-    batch_size: int = 64
-    """Images at a time; changes no image."""
 
     seed: int = 0
     """With an image's index, of its noise."""
@@ -97,27 +82,15 @@ class SampleConfig:
     choice_temperature: float = 4.5
     """MaskGIT: noise in the choice of the tokens to fill at the first step, with `confidence`; 0 for none."""
 
-    weights: Weights = "ema"
-    """Averaged weights, or those in training."""
-
-    sigma_rel: float | None = None
-    """Averaged weights of this horizon instead, after `eqvae train --posthoc-ema` (arXiv:2312.02696)."""
-
-    autoencoder: str | None = None
-    """The decoder, where it is no longer where `eqvae encode` found it."""
-
     precision: Precision = "bf16"
     """Of the transformer; samplers and decoder compute in fp32."""
-
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
 
     def check(self) -> None:
         """Check what can be checked without the generator."""
         check_ranges(
             self,
             (
-                (AT_LEAST_1, ("num_samples", "num_steps", "batch_size", "guidance_channels", "top_k")),
+                (AT_LEAST_1, ("num_steps", "guidance_channels", "top_k")),
                 (POSITIVE, ("rtol", "atol", "temperature")),
                 (NOT_NEGATIVE, ("seed", "guidance_scale", "ddim_eta", "diffusion_norm", "choice_temperature")),
             ),
@@ -138,7 +111,3 @@ class SampleConfig:
             raise UserError(
                 f"--classes '{self.classes}' is not known", "Use balanced, random, or a list such as 3,7,9"
             ) from None
-
-
-FREE_TO_CHANGE = frozenset({"out", "batch_size", "device", "autoencoder"})
-"""Fields that may differ between a sampling run and its continuation."""

@@ -2,20 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int64, UInt8
+from PIL import Image
 from torch import Tensor
 
-from eqvae.artifacts import to_uint8
+from eqvae.artifacts import to_uint8, write_atomically
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.errors import UserError
 from eqvae.generators.diffusion import GaussianDiffusion
 from eqvae.generators.export import Generator, GeneratorCard
 from eqvae.generators.protocol import Latents
 from eqvae.runtime.device import Precision, autocast
-from eqvae.sampling.config import SampleConfig, Sampler
+from eqvae.sampling.config import Sampler, SamplerConfig
 from eqvae.sampling.diffusion import ddim, ddpm
 from eqvae.sampling.guidance import autoguidance, classifier_free_guidance
 from eqvae.sampling.labels import balanced_labels, listed_labels, random_labels
@@ -36,6 +38,8 @@ _ONLY_LATENTS = (
 )  # fmt: skip
 """Flags that would change nothing with the other kind of generator."""
 
+_SHEET_SIDE = 10
+
 
 @dataclass(frozen=True, kw_only=True)
 class Drawer:
@@ -47,7 +51,7 @@ class Drawer:
     autoencoder: Autoencoder
     """Its decoder, on `device`."""
 
-    config: SampleConfig
+    config: SamplerConfig
 
     device: torch.device
 
@@ -65,7 +69,7 @@ class Drawer:
                 f"--sampler {self.config.sampler} is not for '{card.recipe}'", f"Use {' or '.join(fitting)}"
             )
         for name in _ONLY_LATENTS if card.models_tokens else _ONLY_TOKENS:
-            if getattr(self.config, name) != getattr(SampleConfig, name):
+            if getattr(self.config, name) != getattr(SamplerConfig, name):
                 flag = name.replace("_", "-")
                 raise UserError(f"--{flag} {getattr(self.config, name)} is not for '{card.recipe}'", "Leave it out")
         if self.config.guidance_scale != 1.0 and self.num_classes == 0 and self.weak is None:
@@ -192,6 +196,24 @@ class Drawer:
             last = GaussianDiffusion().num_steps - 1
             return low * last, high * last
         return (low, high) if interpolant.time_of_data == 0 else (1.0 - high, 1.0 - low)
+
+
+def contact_sheet(images: UInt8[Tensor, "n 3 h w"], path: Path, *, num_columns: int = _SHEET_SIDE) -> None:
+    """Draw images side by side."""
+    from torchvision.utils import make_grid
+
+    grid = make_grid(images.cpu(), nrow=num_columns, padding=2, pad_value=255)
+    picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
+    write_atomically(path, lambda temporary: picture.save(temporary, format="png"))
+
+
+def sheet_indices(num_samples: int, num_classes: int) -> list[int]:
+    """Choose the images of a contact sheet: with balanced labels, a row for each of the first classes."""
+    num_rows = min(num_classes, _SHEET_SIDE) if num_classes > 1 else 0
+    by_class = [row + num_classes * column for row in range(num_rows) for column in range(_SHEET_SIDE)]
+    if by_class and max(by_class) < num_samples:
+        return by_class
+    return list(range(min(num_samples, _SHEET_SIDE**2)))
 
 
 def _latents_and_process(card: GeneratorCard) -> tuple[Any, ...]:
