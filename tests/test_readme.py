@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eqvae.cli import run
-from eqvae.runs.arguments import parse
+from eqvae.cli import parse, run
 from eqvae.runs.compare import CompareConfig
 from eqvae.runs.convert_command import ConvertConfig
 from eqvae.runs.rank import RankConfig

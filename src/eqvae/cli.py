@@ -1,11 +1,24 @@
-"""`eqvae COMMAND ...`: finds the command, runs it, turns errors into exit codes."""
+"""`eqvae COMMAND ...`: from arguments to a configuration, from a configuration to its run, from errors to exit codes.
 
+`eqvae.runs.NAME` holds `NameConfig` and `command`, which does the run and returns the lines to print.
+"""
+
+import contextlib
 import importlib
+import io
+import re
 import sys
 import warnings
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from eqvae.errors import Interrupted, UserError, nearest_name
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 COMMANDS = {
     "demo": "the whole story on built-in photographs, minutes on two CPU cores",
@@ -19,7 +32,7 @@ COMMANDS = {
     "rank": "order autoencoders by how well the same small generator learns their latents",
     "reproduce": "tables and figures of the paper: plan, run or resume, write them",
     "report": "one HTML page from the folders that the other commands wrote",
-    "convert": "write an autoencoder in diffusers' format, or under CompVis' (LDM's) names",
+    "convert": "from one published layout to another: autoencoders and generators",
 }
 
 USAGE = """usage: eqvae COMMAND [...]
@@ -30,6 +43,8 @@ EQ-VAE: equivariance-regularized latent spaces for image generation (arXiv:2502.
 
 'eqvae COMMAND --help' lists a command's flags."""
 
+Config = TypeVar("Config")
+
 
 def main() -> None:
     """Run the command line and exit: 0 done, 2 wrong input, 130 interrupted and resumable."""
@@ -37,23 +52,27 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command."""
+    """Run one command, given what follows `eqvae` on the command line; returns the exit code."""
     try:
         return _dispatch(list(arguments))
     except UserError as error:
-        print(f"eqvae: {error}", file=sys.stderr)  # noqa: T201
+        _complain(str(error))
         return 2
     except OSError as error:
         where = f": '{error.filename}'" if error.filename else ""
         mend = "Check the path, its permissions and the space left" if error.errno else ""
-        print(f"eqvae: {UserError(f'{error.strerror or error}{where}', mend)}", file=sys.stderr)  # noqa: T201
+        _complain(str(UserError(f"{error.strerror or error}{where}", mend)))
         return 2
     except Interrupted as stop:
-        print(f"eqvae: interrupted, {stop}", file=sys.stderr)  # noqa: T201
+        _complain(f"interrupted, {stop}")
         return 130
     except KeyboardInterrupt:
-        print("eqvae: interrupted", file=sys.stderr)  # noqa: T201
+        _complain("interrupted")
         return 130
+
+
+def _complain(line: str) -> None:
+    print(f"eqvae: {line}", file=sys.stderr)  # noqa: T201
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -72,6 +91,132 @@ def _dispatch(arguments: list[str]) -> int:
         raise UserError(f"eqvae has no command '{command}'", nearest_name(command, COMMANDS))
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # of the libraries; what a user should know is said by our own lines
-    module = importlib.import_module(f"eqvae.runs.{command}_command")
-    module.command(rest)
+    module: ModuleType = importlib.import_module(f"eqvae.runs.{command}")
+    if not hasattr(module, "command"):  # being moved
+        importlib.import_module(f"eqvae.runs.{command}_command").command(rest)
+        return 0
+    said = module.command(parse(getattr(module, f"{command.title()}Config"), command, rest))
+    if said is not None:
+        print(said)  # noqa: T201
     return 0
+
+
+def parse(config_type: type[Config], command: str, arguments: Sequence[str]) -> Config:
+    """Turn a command's arguments into its configuration; every mistake is one line.
+
+    `--config FILE.yaml` is read first, flags override it. A boolean flag may stand alone: `--flip` is `--flip True`,
+    and `--no-flip` is `--flip False`.
+    """
+    import tyro
+
+    fields = flag_types(config_type)
+    arguments = _with_config_file(fields, command, _spell_out_booleans(fields, arguments))
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            config, unknown = tyro.cli(
+                config_type, prog=f"eqvae {command}", args=arguments, return_unknown_args=True,
+                config=(tyro.conf.FlagConversionOff,),
+            )  # fmt: skip
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(_one_line(said.getvalue()), f"See 'eqvae {command} --help'") from None
+    if unknown:
+        flag = unknown[0].split("=")[0]
+        raise UserError(f"eqvae {command} does not know '{unknown[0]}'", nearest_name(flag, map(_flag, fields)))
+    return config
+
+
+def flag_types(config_type: Any) -> dict[str, Any]:
+    """Map the names of all fields to their types; the fields of a nested configuration stand for themselves."""
+    types: dict[str, Any] = {}
+    for name, kind in get_type_hints(config_type, include_extras=True).items():
+        bare = get_args(kind)[0] if hasattr(kind, "__metadata__") else kind
+        types |= flag_types(bare) if is_dataclass(bare) else {name: kind}
+    return types
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _spell_out_booleans(fields: dict[str, Any], arguments: Sequence[str]) -> list[str]:
+    """Give each boolean flag its value, so that from here on every flag has exactly one."""
+    flags = {_flag(name) for name, kind in fields.items() if kind in (bool, bool | None)}
+    spelled: list[str] = []
+    rest = deque(arguments)
+    while rest:
+        argument = rest.popleft()
+        flag = argument.replace("_", "-")
+        if flag in flags:
+            has_value = bool(rest) and rest[0].lower() in ("true", "false", "none")
+            spelled += [flag, rest.popleft().capitalize() if has_value else "True"]
+        elif flag.startswith("--no-") and (opposite := "--" + flag.removeprefix("--no-")) in flags:
+            spelled += [opposite, "False"]
+        else:
+            spelled.append(argument)
+    return spelled
+
+
+def _with_config_file(fields: dict[str, Any], command: str, arguments: list[str]) -> list[str]:
+    """Replace `--config FILE` by the flags that the file stands for, put first so that others override them."""
+    for index, argument in enumerate(arguments):
+        if argument == "--config" or argument.startswith("--config="):
+            inline = argument.startswith("--config=")
+            if not inline and index + 1 == len(arguments):
+                raise UserError("--config needs a file", "Give a YAML file")
+            name = argument.split("=", 1)[1] if inline else arguments[index + 1]
+            rest = arguments[:index] + arguments[index + (1 if inline else 2) :]
+            return _merge(fields, command, Path(name), rest)
+    return arguments
+
+
+def _merge(fields: dict[str, Any], command: str, path: Path, rest: list[str]) -> list[str]:
+    import tyro
+
+    flags: list[str] = []
+    positional: list[str] = []
+    for key, value in _read_yaml(path).items():
+        name = str(key).replace("-", "_")
+        if name not in fields:
+            raise UserError(
+                f"'{path}' has a key '{key}' that eqvae {command} does not know", nearest_name(name, fields)
+            )
+        if tyro.conf.Positional in getattr(fields[name], "__metadata__", ()):
+            positional = [] if _has_positional(rest) else [str(value)]
+        else:
+            flags += [_flag(name), str(value)]
+    return positional + flags + rest
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"--config '{path}' can't be read ({error.strerror})", "Check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config '{path}' is no YAML ({error})", "Write it as 'name: value' lines") from None
+    if not isinstance(content, dict):
+        raise UserError(f"--config '{path}' holds no 'name: value' lines", "Write one line for each field")
+    return content
+
+
+def _has_positional(arguments: list[str]) -> bool:
+    """Whether an argument is neither a flag nor a flag's value; every flag has one value."""
+    belongs_to_flag = False
+    for argument in arguments:
+        if not belongs_to_flag and not argument.startswith("-"):
+            return True
+        belongs_to_flag = not belongs_to_flag and "=" not in argument
+    return False
+
+
+def _one_line(box: str) -> str:
+    """Take the sentences out of the box that the command line library draws around its errors."""
+    lines = [re.sub(r"[\u2500-\u257f]", " ", line).strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+    text = " ".join(line for line in lines if line)
+    text = re.split(r"Argument helptext:|For full helptext|To see full helptext", text)[0]
+    return text.strip(" .:") or "the arguments can't be parsed"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from eqvae.runs.arguments import parse
+from eqvae.cli import parse
 from eqvae.runs.encode import EncodeConfig
 from eqvae.runs.sample import SampleConfig
 from eqvae.runs.score import ScoreConfig

@@ -206,7 +206,7 @@ def test_a_boolean_flag_may_stand_alone(tmp_path, capsys, position):
     ],
 )
 def test_a_boolean_that_may_be_none(arguments, expected):
-    from eqvae.runs.arguments import parse
+    from eqvae.cli import parse
     from eqvae.runs.evaluate import EvaluateConfig
 
     config = parse(EvaluateConfig, "evaluate", [*arguments, "sd-vae", "--data", "photos", "--out", "x"])

@@ -1,13 +1,11 @@
 """`eqvae demo`: the packaged autoencoder fine-tuned on built-in photographs, measured before and after, reported."""
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from eqvae.autoencoders import load_autoencoder
 from eqvae.report import write_report
-from eqvae.runs.arguments import parse
 from eqvae.runs.evaluate import EvaluateConfig, evaluate
 from eqvae.runs.finetune import finetune
 from eqvae.runs.finetune_config import FinetuneConfig
@@ -27,9 +25,8 @@ class DemoConfig:
     """Of the fine-tuning."""
 
 
-def command(arguments: Sequence[str]) -> None:
+def command(config: DemoConfig) -> str:
     """Run the demo; run again, it resumes."""
-    config = parse(DemoConfig, "demo", arguments)
     training = FinetuneConfig(
         autoencoder="tiny-kl",
         data="photos",
@@ -59,7 +56,7 @@ def command(arguments: Sequence[str]) -> None:
     page = config.out / "report.html"
     _say("4/4  drawing the report")
     write_report([before, after, training.out], page)
-    print(  # noqa: T201
+    return (
         f"equivariance error {figures['equivariance_error_rotation']:.3f} (rotation), "
         f"{figures['equivariance_error_scale']:.3f} (scale), PSNR {figures['psnr_db']:.2f} dB\n{page}"
     )
