@@ -30,7 +30,8 @@ from eqvae.images.sample_sets import open_samples, write_sample_set
 from eqvae.metrics.frechet import frechet_distance
 from eqvae.metrics.precision_recall import precision_recall
 from eqvae.metrics.statistics import compute_statistics
-from eqvae.networks.features import FeatureExtractor, efficientnet_lite0_weights, load_features
+from eqvae.networks.features import FeatureExtractor, load_features
+from eqvae.networks.pretrained import efficientnet_lite0_weights
 from eqvae.runtime.device import Precision, choose_device, place
 from eqvae.runtime.processes import join_processes
 from machine import describe_machine

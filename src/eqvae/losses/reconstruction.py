@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eqvae.metrics.reconstruction import Lpips
-from eqvae.networks.features import EfficientNetLite0
+from eqvae.networks.pretrained import EfficientNetLite0, Lpips
 
 Perceptual = Literal["lpips", "efficientnet-lite0", "none"]
 

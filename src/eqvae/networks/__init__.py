@@ -1,1 +1,1 @@
-"""Pretrained networks: Inception, EfficientNet, REPA's teachers."""
+"""Pretrained networks: image features by name, LPIPS, REPA's teachers."""

@@ -1,7 +1,7 @@
 """Frozen image features: Inception-v3 for FID, EfficientNet-Lite0 where there is no network, any timm model by name."""
 
-import difflib
 import hashlib
+import io
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -14,26 +14,23 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from eqvae.errors import UserError, nearest_name
-from eqvae.networks.efficientnet import EfficientNetLite0, efficientnet_lite0_weights, fuse_for_inference
-from eqvae.networks.inception import InceptionV3, find_inception_weights, read_inception_weights
-
-__all__ = [
-    "EFFICIENTNET_LITE0",
-    "INCEPTION",
-    "EfficientNetLite0",
-    "FeatureExtractor",
-    "Features",
-    "Measure",
-    "efficientnet_lite0_weights",
-    "inception_is_cached",
-    "load_features",
-    "metric_key",
-]
+from eqvae.networks.pretrained import (
+    EFFICIENTNET_LITE0,
+    check_timm_name,
+    efficientnet_lite0_weights,
+    fuse_for_inference,
+    load_timm_model,
+    read_inception_weights,
+    timm_normalization,
+)
 
 INCEPTION = "inception"
-EFFICIENTNET_LITE0 = "efficientnet-lite0"
+
+NUM_SPATIAL_CHANNELS = 7
+"""Of Inception's `mixed_6/conv`; with 17 x 17 positions that makes 2023 numbers, about as many as the pooled ones."""
 
 _EFFICIENTNET_LITE0_SIZE_PX = 224
 _IMAGES_AT_ONCE_ON_CPU = 8
@@ -103,11 +100,6 @@ def load_features(name: str, *, weights: Path | None = None) -> FeatureExtractor
     return _build(name, weights).to(memory_format=torch.channels_last)
 
 
-def inception_is_cached() -> bool:
-    """Whether Inception's weights lie in PyTorch's local cache."""
-    return find_inception_weights() is not None
-
-
 def _build(name: str, weights: Path | None) -> FeatureExtractor:
     if name == INCEPTION:
         return InceptionFeatures(weights)
@@ -117,35 +109,55 @@ def _build(name: str, weights: Path | None) -> FeatureExtractor:
         if weights is not None:
             raise UserError(f"--weights '{weights}' has no place: --features {name} brings its own", "Leave it out")
         return EfficientNetLite0Features()
-    if not timm.is_model(name):
-        known = [INCEPTION, EFFICIENTNET_LITE0, *timm.list_models()]
-        near = difflib.get_close_matches(name, known, n=1)
-        mend = nearest_name(name, near) if near else f"Known: {INCEPTION}, {EFFICIENTNET_LITE0}, and timm's models"
-        raise UserError(f"--features '{name}' is not known", mend)
+    check_timm_name(name, "--features", (INCEPTION, EFFICIENTNET_LITE0))
     return TimmFeatures(name, weights)
 
 
 @final
 class InceptionFeatures(FeatureExtractor):
-    """Inception-v3 with TensorFlow's weights, resized to 299 px as TensorFlow 1 did it; see `inception.py`."""
+    """Inception-v3 as FID knows it: TensorFlow's network of 2015-12-05, resized as TensorFlow 1 did it, to 299 px.
+
+    What is read from torch-fidelity's port is what ADM's evaluator reads (openai/guided-diffusion, evaluator.py):
+
+        ADM's graph                             here
+        pool_3:0                                the 2048 pooled numbers
+        mixed_6/conv:0, channels 0 ... 6        output of `Mixed_6d.branch1x1` after its ReLU; TensorFlow counts the
+                                                mixed blocks from 0, so that mixed_6 is torchvision's Mixed_6d
+        pool_3 times softmax/logits/MatMul's w  logits without the bias: ADM multiplies by the weight and adds nothing
+    """
 
     def __init__(self, weights: Path | None = None) -> None:
         """Load the weights."""
         super().__init__()
         state = read_inception_weights(weights)
+        # torch-fidelity unpickles whatever file it is given: it gets tensors that were read without, written again.
+        file = io.BytesIO()
+        torch.save(dict(state), file)
+        file.seek(0)
         try:
-            self.network = InceptionV3(state)
+            self.network = FeatureExtractorInceptionV3(
+                "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=file
+            )
         except RuntimeError as error:
             what = " ".join(str(error).split())[:200]
             raise UserError(
                 f"The weights are not those of torch-fidelity's Inception-v3 ({what})", "Check --weights"
             ) from None
         self.name, self.weights_fingerprint = INCEPTION, _digest(state)
+        self._spatial: Tensor | None = None
+        self.network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
+
+    def _keep_spatial(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Keep the channels of each position together, as ADM's arrays have them."""
+        del module, inputs
+        self._spatial = output[:, :NUM_SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
 
     def forward(self, images: UInt8[Tensor, "n 3 h w"]) -> Features:
         """Compute 2048 pooled and 2023 spatial numbers, and 1008 logits without bias."""
-        outputs = self.network(images)
-        return Features(pooled=outputs.pooled, spatial=outputs.spatial, logits=outputs.logits)
+        pooled, logits = self.network(images)
+        spatial, self._spatial = self._spatial, None
+        assert spatial is not None
+        return Features(pooled=pooled.float(), spatial=spatial.float(), logits=logits.float())
 
 
 @final
@@ -189,26 +201,17 @@ class TimmFeatures(FeatureExtractor):
         super().__init__()
         if weights is None:
             _check_has_weights(name)
-        overlay = None if weights is None else {"file": str(weights)}
-        try:
-            # With its classifier, taken off afterwards: asked for none, timm would let any entry be missing.
-            network: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
-        except Exception as error:  # timm, the hub and torch.load each raise their own
-            what = " ".join(str(error).split())[:200] or type(error).__name__
-            if weights is not None:
-                raise UserError(f"'{weights}' holds no weights of timm's '{name}' ({what})", "Check both") from None
-            raise UserError(
-                f"timm's '{name}' has no weights in the local cache, and the network does not give them ({what})",
-                f"Name a file with --weights, or use --features {EFFICIENTNET_LITE0}, which works offline",
-            ) from None
+        # With its classifier, taken off afterwards: asked for none, timm would let any entry be missing.
+        network = load_timm_model(name, weights, flag="--features", weights_flag="--weights")
         network.reset_classifier(0)
-        self.network = network.requires_grad_(False).eval()
+        self.network = network
         self.name, self.weights_fingerprint = name, _digest(network.state_dict())
         config = timm.data.resolve_model_data_config(network)
         self._size = tuple(config["input_size"][-2:])
         self._interpolation = "bicubic" if config["interpolation"] == "bicubic" else "bilinear"
-        self.register_buffer("mean", 255.0 * torch.tensor(config["mean"]).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", 255.0 * torch.tensor(config["std"]).view(-1, 1, 1), persistent=False)
+        mean, std = timm_normalization(network)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
 
     def forward(self, images: UInt8[Tensor, "n 3 h w"]) -> Features:
         """Compute the pooled features."""

@@ -4,7 +4,6 @@ They stand here, beside the other pretrained features, because generators see no
 tokens over, computed for each batch or read from a cache (`eqvae.generators.repa`).
 """
 
-import difflib
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, final
@@ -15,8 +14,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from eqvae.errors import UserError, nearest_name
-from eqvae.networks.features import EFFICIENTNET_LITE0, efficientnet_lite0_weights
+from eqvae.errors import UserError
+from eqvae.networks.pretrained import (
+    EFFICIENTNET_LITE0,
+    check_timm_name,
+    efficientnet_lite0_maps,
+    load_timm_model,
+    timm_normalization,
+)
 
 DINOV2_B = "vit_base_patch14_dinov2.lvd142m"
 """REPA's teacher."""
@@ -73,10 +78,7 @@ def load_teacher(name: str = DINOV2_B, *, grid: tuple[int, int], weights: Path |
         if weights is not None:
             raise UserError(f"--teacher-weights has no place: --teacher {name} brings its own", "Leave it out")
         return EfficientNetLite0Teacher(grid)
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, [EFFICIENTNET_LITE0, *timm.list_models()], n=1)
-        mend = nearest_name(name, near) if near else f"Known: {EFFICIENTNET_LITE0}, and timm's models"
-        raise UserError(f"--teacher '{name}' is not known", mend)
+    check_timm_name(name, "--teacher", (EFFICIENTNET_LITE0,))
     return TimmTeacher(name, grid, weights)
 
 
@@ -87,10 +89,8 @@ class EfficientNetLite0Teacher(Teacher):
     def __init__(self, grid: tuple[int, int]) -> None:
         """Load the weights from the installed package."""
         super().__init__()
-        self.network = timm.create_model("efficientnet_lite0", features_only=True, out_indices=(_EFFICIENTNET_STAGE,))
-        missing = self.network.load_state_dict(efficientnet_lite0_weights(), strict=False).missing_keys
-        assert not missing, missing  # later stages' entries are the only ones left over
-        self.requires_grad_(False).eval()
+        self.network = efficientnet_lite0_maps((_EFFICIENTNET_STAGE,))
+        self.eval()
         (self.channels,), (stride,) = self.network.feature_info.channels(), self.network.feature_info.reduction()
         self.name, self.grid, self.image_size = EFFICIENTNET_LITE0, grid, (stride * grid[0], stride * grid[1])
 
@@ -102,6 +102,9 @@ class EfficientNetLite0Teacher(Teacher):
 @final
 class TimmTeacher(Teacher):
     """A vision model of timm: a transformer's patch tokens after the last norm, or the last map of another network."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, name: str, grid: tuple[int, int], weights: Path | None = None) -> None:
         """Load the model."""
@@ -116,26 +119,14 @@ class TimmTeacher(Teacher):
         self.image_size = (stride * grid[0], stride * grid[1])
         # Models with fixed positions are built for this size; timm resizes their positions when it loads weights.
         sized: dict[str, Any] = {"img_size": self.image_size} if hasattr(probe, "patch_embed") else {}
-        overlay = None if weights is None else {"file": str(weights)}
-        try:
-            self.network = timm.create_model(
-                name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **sized
-            )
-        except Exception as error:  # timm, the hub and torch.load each raise their own
-            what = " ".join(str(error).split())[:200] or type(error).__name__
-            if weights is not None:
-                raise UserError(f"'{weights}' holds no weights of timm's '{name}' ({what})", "Check both") from None
-            raise UserError(
-                f"timm's '{name}' has no weights in the local cache, and the network does not give them ({what})",
-                f"Name a file with --teacher-weights, or use --teacher {EFFICIENTNET_LITE0}, which works offline",
-            ) from None
-        self.requires_grad_(False).eval()
+        self.network = load_timm_model(
+            name, weights, flag="--teacher", weights_flag="--teacher-weights", num_classes=0, **sized
+        )
+        self.eval()
         self.name, self.grid, self.channels = name, grid, int(self.network.num_features)
-        config = timm.data.resolve_model_data_config(self.network)
-        self.mean: Tensor
-        self.std: Tensor
-        self.register_buffer("mean", 255.0 * torch.tensor(config["mean"]).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", 255.0 * torch.tensor(config["std"]).view(-1, 1, 1), persistent=False)
+        mean, std = timm_normalization(self.network)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
 
     def _tokens(self, x: Tensor) -> Tensor:
         features = self.network.forward_features((x - self.mean) / self.std)

@@ -14,8 +14,8 @@ from eqvae.generators.maskgit import MaskgitRecipe
 from eqvae.generators.presets import Recipe
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.metrics.equivariance import evaluation_transforms
-from eqvae.metrics.reconstruction import lpips_is_cached
-from eqvae.networks.features import EFFICIENTNET_LITE0, INCEPTION, inception_is_cached
+from eqvae.networks.features import INCEPTION
+from eqvae.networks.pretrained import EFFICIENTNET_LITE0, inception_is_cached, lpips_is_cached
 from eqvae.paper import disk_sizes, flop_counts
 from eqvae.paper.devices import DEVICES, Device
 from eqvae.paper.finetuning_flops import finetuning_flops

@@ -18,8 +18,7 @@ from eqvae.generators.checkpoints import BackboneConfig, build_backbone
 from eqvae.generators.presets import parse_recipe
 from eqvae.latents.coding import coding_of, encode_images
 from eqvae.latents.shards import DTYPES, MIRRORED
-from eqvae.networks.features import INCEPTION
-from eqvae.networks.inception import NUM_SPATIAL_CHANNELS
+from eqvae.networks.features import INCEPTION, NUM_SPATIAL_CHANNELS
 from eqvae.paper.flop_counts import META, Architecture, feature_flops, meta_autoencoder
 from eqvae.runs.encode import EncodeConfig
 from eqvae.runs.finetune_config import FinetuneConfig

@@ -19,8 +19,8 @@ from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.generators.checkpoints import BackboneConfig, build_backbone
 from eqvae.generators.transformer import TransformerConfig
 from eqvae.losses.reconstruction import Perceptual
-from eqvae.networks.efficientnet import STAGES
-from eqvae.networks.features import EFFICIENTNET_LITE0, INCEPTION
+from eqvae.networks.features import INCEPTION
+from eqvae.networks.pretrained import EFFICIENTNET_LITE0, STAGES
 from eqvae.runs.train_run import transformer_flops
 from eqvae.runtime.throughput import count_flops
 from eqvae.transforms import Compose, Scale, Transform

@@ -6,7 +6,8 @@ Comments say whose value it is where the paper is silent.
 from dataclasses import replace
 from pathlib import Path
 
-from eqvae.networks.features import EFFICIENTNET_LITE0, INCEPTION
+from eqvae.networks.features import INCEPTION
+from eqvae.networks.pretrained import EFFICIENTNET_LITE0
 from eqvae.paper.reference import ReferenceConfig
 from eqvae.paper.setting import GIVEN_LATER, Setting
 from eqvae.runs.encode import EncodeConfig

@@ -17,8 +17,8 @@ from eqvae.images import evaluation_batches, open_images
 from eqvae.metrics.autoencoder import check_image_size, evaluate_autoencoder
 from eqvae.metrics.equivariance import evaluation_transforms
 from eqvae.metrics.measures import LatentGeometry, LatentSpectrum, Measure, ReconstructionDistance, TransformedDistance
-from eqvae.metrics.reconstruction import Lpips, lpips_is_cached
-from eqvae.networks.features import EFFICIENTNET_LITE0, INCEPTION, inception_is_cached, load_features
+from eqvae.networks.features import INCEPTION, load_features
+from eqvae.networks.pretrained import EFFICIENTNET_LITE0, Lpips, inception_is_cached, lpips_is_cached
 from eqvae.runtime.device import Precision, choose_device, place
 from eqvae.runtime.journal import Journal, write_environment
 from eqvae.runtime.progress import Progress

@@ -9,7 +9,7 @@ from eqvae.images import ImageSource, evaluation_batches, open_images, training_
 from eqvae.losses.adversarial import MIN_IMAGE_SIZE_PX
 from eqvae.losses.reconstruction import ReconstructionLoss
 from eqvae.metrics.autoencoder import check_image_size
-from eqvae.metrics.reconstruction import LPIPS_MIN_IMAGE_SIZE_PX
+from eqvae.networks.pretrained import LPIPS_MIN_IMAGE_SIZE_PX
 from eqvae.runs.finetune_config import FREE_TO_CHANGE, FinetuneConfig
 from eqvae.runs.finetune_run import CHECKPOINT, Run
 from eqvae.runtime.device import choose_device, place

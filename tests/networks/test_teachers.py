@@ -5,7 +5,7 @@ import timm
 import torch
 
 from eqvae.errors import UserError
-from eqvae.networks.features import EfficientNetLite0
+from eqvae.networks.pretrained import EfficientNetLite0
 from eqvae.networks.teachers import DINOV2_B, load_teacher
 
 VIT = "vit_tiny_patch16_224"

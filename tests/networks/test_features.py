@@ -11,15 +11,16 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from eqvae.errors import UserError
 from eqvae.images import adm_crop, open_images, to_images
-from eqvae.networks.efficientnet import ConvolutionReLU6, fuse_for_inference
-from eqvae.networks.features import (
+from eqvae.networks.features import load_features, metric_key
+from eqvae.networks.pretrained import (
+    INCEPTION_WEIGHTS_FILE,
+    ConvolutionReLU6,
     EfficientNetLite0,
     efficientnet_lite0_weights,
+    fuse_for_inference,
     inception_is_cached,
-    load_features,
-    metric_key,
+    read_inception_weights,
 )
-from eqvae.networks.inception import WEIGHTS_FILE, read_inception_weights
 from eqvae.runtime.device import autocast
 
 
@@ -104,7 +105,7 @@ def test_a_fused_convolution_is_the_same_with_and_without_its_kernel(monkeypatch
         y = layer(x)
         with autocast(torch.device("cpu"), "bf16"):
             assert layer(x).dtype == torch.bfloat16
-        monkeypatch.setattr("eqvae.networks.efficientnet._has_fused_kernel", lambda: False)
+        monkeypatch.setattr("eqvae.networks.pretrained._has_fused_kernel", lambda: False)
         torch.testing.assert_close(y, layer(x))
     assert float(y.max()) == 6.0 if has_relu6 else float(y.max()) > 6.0
 
@@ -149,7 +150,7 @@ def test_inception_s_weights_from_the_cache_and_as_safetensors(untrained_incepti
     from safetensors.torch import save_file
 
     state = torch.load(untrained_inception, weights_only=True)
-    cached = tmp_path / "torch" / "hub" / "checkpoints" / WEIGHTS_FILE
+    cached = tmp_path / "torch" / "hub" / "checkpoints" / INCEPTION_WEIGHTS_FILE
     cached.parent.mkdir(parents=True)
     torch.save(state, cached)
     save_file(state, tmp_path / "inception.safetensors")
@@ -166,7 +167,7 @@ def test_inception_without_weights_says_where_they_go(no_network, tmp_path):
     assert not inception_is_cached()
     line = str(caught.value)
     assert "\n" not in line
-    assert WEIGHTS_FILE in line
+    assert INCEPTION_WEIGHTS_FILE in line
     assert str(tmp_path / "torch" / "hub" / "checkpoints") in line
     assert "--features efficientnet-lite0" in line
     assert not list((tmp_path / "torch" / "hub" / "checkpoints").iterdir())
