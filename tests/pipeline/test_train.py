@@ -12,7 +12,7 @@ from eqvae.errors import UserError
 from eqvae.generators.checkpoints import load_generator, read_generator_weights
 from eqvae.generators.export import read_generator
 from eqvae.generators.presets import parse_recipe
-from eqvae.images.sample_sets import open_reference
+from eqvae.images.image_sets import open_reference
 from eqvae.latents import LatentCache
 from eqvae.metrics.statistics import compute_statistics
 from eqvae.networks.features import load_features

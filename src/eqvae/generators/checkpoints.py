@@ -9,8 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from eqvae.artifacts import read_tensors
-from eqvae.artifacts.weights import load_strictly
+from eqvae.artifacts import load_strictly, read_tensors
 from eqvae.errors import UserError
 from eqvae.generators.maskgit_transformer import MaskTransformer, MaskTransformerConfig, published_weights
 from eqvae.generators.transformer import Transformer, TransformerConfig

@@ -13,7 +13,7 @@ from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.presets import PRESETS
 from eqvae.errors import UserError, nearest_name
 from eqvae.images import open_images
-from eqvae.images.sample_sets import open_reference
+from eqvae.images.image_sets import open_reference
 from eqvae.paper.execution import execute
 from eqvae.paper.figures import FIGURES, PaperFigure
 from eqvae.paper.planned import Plan, PlannedRun

@@ -10,30 +10,18 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from eqvae.artifacts.adm_archive import (
+from eqvae.artifacts import SAMPLE_SET
+from eqvae.artifacts.sample_sets import (
     IMAGES_KEY,
-    SAMPLES,
     check_header,
     moments_in,
     open_member,
     read_header,
-    read_sample_set,
     reading,
     skip,
-    write_sample_set,
 )
 from eqvae.errors import UserError
 from eqvae.images import BrokenImageError, ImageSource, encoding_batches, open_images, open_picture
-
-__all__ = [
-    "ImageSet",
-    "NpzImages",
-    "SourceImages",
-    "open_reference",
-    "open_samples",
-    "read_sample_set",
-    "write_sample_set",
-]
 
 
 class ImageSet(ABC):
@@ -123,7 +111,7 @@ def open_samples(path: Path) -> ImageSet:
     path = path.expanduser()
     if not path.exists():
         raise UserError(f"Samples '{path}' do not exist", "Give an .npz, an output folder of eqvae sample, or images")
-    npz = path / SAMPLES if (path / SAMPLES).is_file() else path
+    npz = path / SAMPLE_SET if (path / SAMPLE_SET).is_file() else path
     if npz.suffix == ".npz":
         if moments_in(npz):
             raise UserError(
@@ -137,7 +125,7 @@ def open_samples(path: Path) -> ImageSet:
 def open_reference(reference: str, *, image_size_px: int) -> ImageSet:
     """Open the images of REFERENCE."""
     path = Path(reference).expanduser()
-    npz = path / SAMPLES if (path / SAMPLES).is_file() else path
+    npz = path / SAMPLE_SET if (path / SAMPLE_SET).is_file() else path
     if npz.suffix != ".npz":
         return SourceImages(open_images(reference, split="train"), image_size_px, cropped=True)
     if not npz.is_file():

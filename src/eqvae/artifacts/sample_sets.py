@@ -15,11 +15,8 @@ from typing import final
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from eqvae.artifacts import write_atomically
+from eqvae.artifacts.files import write_atomically
 from eqvae.errors import UserError
-
-SAMPLES = "samples.npz"
-"""What `eqvae sample` writes into its output folder."""
 
 IMAGES_KEY, LABELS_KEY = "arr_0", "arr_1"
 MOMENT_KEYS = ("mu", "sigma", "mu_s", "sigma_s")

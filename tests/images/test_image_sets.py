@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from eqvae.artifacts.adm_archive import moments_in
+from eqvae.artifacts.sample_sets import moments_in, read_sample_set, write_sample_set
 from eqvae.errors import UserError
 from eqvae.images import adm_crop, decode_image
-from eqvae.images.sample_sets import open_reference, open_samples, read_sample_set, write_sample_set
+from eqvae.images.image_sets import open_reference, open_samples
 
 
 @pytest.fixture

@@ -1,14 +1,16 @@
-"""Pictures that a report draws."""
+"""Records that a command leaves for others: pictures, the card of an exported model, what a conversion wrote."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from eqvae.artifacts.files import read_tensors, write_tensors
+from eqvae.artifacts.files import read_tensors, write_json, write_tensors
+from eqvae.artifacts.names import MODEL_CARD
 
 
 def to_uint8(x: Float[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h w"]:
@@ -63,3 +65,51 @@ class Pictures:
             decoded_transformed=tuple(tensors[f"decoded_transformed.{index}"] for index in range(len(names))),
             transforms=names,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """`eqvae.json` beside an exported autoencoder: where it comes from and what was measured on it."""
+
+    base: str
+    """The autoencoder that training started from: preset, hub id or path."""
+
+    base_fingerprint: str
+    """Digest of its weights."""
+
+    fingerprint: str
+    """Digest of the weights beside this file."""
+
+    data: str
+    """What it was trained on."""
+
+    num_steps: int
+    """Optimizer steps."""
+
+    recipe: dict[str, Any]
+    """The complete configuration of the run."""
+
+    latent_mean: tuple[float, ...]
+    """Per channel, raw latents."""
+
+    latent_std: tuple[float, ...]
+    """Per channel, raw latents."""
+
+    figures: dict[str, float]
+    """Measured at the end of the run; `before_` marks the base."""
+
+    eqvae_version: str
+
+    def write(self, folder: Path) -> None:
+        """Write into the model's folder."""
+        write_json(folder / MODEL_CARD, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """What a conversion between published layouts wrote."""
+
+    path: Path
+
+    advice: tuple[str, ...]
+    """What whoever loads it has to know or to set, one line each."""
