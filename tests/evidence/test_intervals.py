@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eqvae.evidence.seed_intervals import mean_difference, percentile_interval, resample
+from eqvae.evidence.intervals import mean_difference, percentile_interval, resample
 
 
 @pytest.mark.parametrize("num_seeds", [2, 3, 5])

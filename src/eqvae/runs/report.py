@@ -1,6 +1,5 @@
-"""`eqvae report DIR ... --out FILE.html`."""
+"""`eqvae report`: one page from the folders that the other commands wrote."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +8,6 @@ import tyro
 
 from eqvae.artifacts import check_writable
 from eqvae.report import write_figures, write_report
-from eqvae.runs.arguments import parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +25,23 @@ class ReportConfig:
     """Also write each figure as a file of its own (PNG, SVG) into this folder."""
 
 
-def command(arguments: Sequence[str]) -> None:
-    """Write the page and say where."""
-    config = parse(ReportConfig, "report", arguments)
+def command(config: ReportConfig) -> str:
+    """Write the page and return where it is."""
+    report(config)
+    return str(config.out)
+
+
+def report(config: ReportConfig) -> None:
+    """Write one page about finished or running work, and its figures; no model runs.
+
+    Args:
+        config: The folders to draw, and where to write.
+
+    Raises:
+        UserError: If a folder is missing, unfinished or of another kind, or a target can't be written.
+    """
     if config.figures is not None:  # before the page is drawn and written
         check_writable(config.figures, "--figures")
     write_report(config.folders, config.out)
     if config.figures is not None:
         write_figures(config.folders, config.figures)
-    print(config.out)  # noqa: T201

@@ -35,13 +35,10 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """Resamples of the seeds of two arms."""
+    """Resamples of the seeds of two arms: the share of each seed, row by row drawn together."""
 
     base: Float64[ndarray, "b s"]
-    """Share of each seed in each resample."""
-
     arm: Float64[ndarray, "b t"]
-    """The same; row by row drawn together with the base's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +54,12 @@ class Difference:
     difference: float
     """Negative: the arm is better."""
 
-    interval: Interval | None
+    interval: Interval | None = None
     """95%; None where an arm has only one seed."""
 
-    method: Literal["paired t", "Welch's t"] | None
+    method: Literal["paired t", "Welch's t"] | None = None
 
-    shown: bool
+    shown: bool = False
     """Whether the interval excludes zero."""
 
 
@@ -94,18 +91,10 @@ def percentile_interval(low: Float64[ndarray, " b"], high: Float64[ndarray, " b"
 
 def mean_difference(base: Float64[ndarray, " s"], arm: Float64[ndarray, " t"], *, paired: bool) -> Difference:
     """Compare the means of two arms."""
-    difference = float(arm.mean() - base.mean())
-    found = Difference(
-        base=float(base.mean()),
-        arm=float(arm.mean()),
-        num_seeds=min(len(base), len(arm)),
-        difference=difference,
-        interval=None,
-        method=None,
-        shown=False,
-    )
-    if found.num_seeds < 2:
-        return found
+    means, difference = (float(base.mean()), float(arm.mean())), float(arm.mean() - base.mean())
+    known = Difference(base=means[0], arm=means[1], num_seeds=min(len(base), len(arm)), difference=difference)
+    if known.num_seeds < 2:
+        return known
     if paired:
         error, freedom = _standard_error(arm - base), len(arm) - 1.0
     else:
@@ -115,7 +104,7 @@ def mean_difference(base: Float64[ndarray, " s"], arm: Float64[ndarray, " t"], *
         freedom = error**4 / float(parts.sum()) if error else 1.0  # Welch and Satterthwaite
     margin = error * float(stats.t.ppf((1.0 + CONFIDENCE) / 2.0, freedom))
     return replace(
-        found,
+        known,
         interval=Interval(low=difference - margin, high=difference + margin),
         method="paired t" if paired else "Welch's t",
         shown=abs(difference) > margin,

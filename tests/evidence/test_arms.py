@@ -10,8 +10,8 @@ import pytest
 
 from eqvae.artifacts import read_json, write_json
 from eqvae.errors import UserError
-from eqvae.evidence.training_arms import read_arms, recipes_own_fields
-from eqvae.report.training_curves import read_curve
+from eqvae.evidence.arms import read_arms, recipes_own_fields
+from eqvae.evidence.curves import read_curve
 
 Q = "fd_efficientnet_lite0"
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eqvae.evidence.seed_intervals import resample
+from eqvae.evidence.intervals import resample
 from eqvae.evidence.speed_up import MeanCurves, SeedCurves, common_levels, headline, reach, speed_ups
 
 GRID = 1e4 * np.array([1.0, 1.5, 2.2, 3.0, 4.5, 7.0, 10.0])

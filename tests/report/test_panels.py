@@ -5,14 +5,13 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from eqvae.evidence.curves import run_panels
-from eqvae.report.contents import read_folders
-from eqvae.report.panels import MAX_POINTS, Panel, Series, draw_panel, draw_panels, smooth
+from eqvae.report.folders import read_folders
+from eqvae.report.panels import MAX_POINTS, Panel, Series, draw_panel, draw_panels, run_panels, smooth
 
 
 @pytest.fixture
 def groups(run_folder):
-    return {group.title: {panel.title: panel for panel in group.panels} for group in run_panels(read(run_folder))}
+    return {title: {panel.title: panel for panel in panels} for title, panels in run_panels(read(run_folder)).items()}
 
 
 def read(folder):
@@ -51,7 +50,7 @@ def test_charts_are_well_formed_and_take_the_pages_colours(groups):
 def test_values_that_are_no_numbers_are_left_out(run_folder):
     with (run_folder / "journal.jsonl").open("a") as journal:
         journal.write('\n{"kind": "train", "step": 50, "reconstruction": NaN, "l1": null, "branch": "equivariance"}\n')
-    panels = {panel.title: panel for group in run_panels(read(run_folder)) for panel in group.panels}
+    panels = {panel.title: panel for group in run_panels(read(run_folder)).values() for panel in group}
     assert max(panels["Reconstruction"].series[1].steps) == 39
 
 
