@@ -1,7 +1,7 @@
 """How much faster a training step of a DiT is than in a plain script, and whether the cache's reader keeps up.
 
-    python benchmarks/train_generator.py [--batch-size 16] [--num-steps 3] [--repeats 3] [--threads N] [--json FILE]
-    python benchmarks/train_generator.py --recipe dit-xl-2 --batch-size 128 --num-steps 20 --compile --no-reference
+    python benchmarks/train.py [--batch-size 16] [--num-steps 3] [--repeats 3] [--threads N] [--json FILE]
+    python benchmarks/train.py --recipe dit-xl-2 --batch-size 128 --num-steps 20 --compile --no-reference
 
 The reference is written out below, from the description of the public training scripts: eager fp32, attention by
 explicit products, one `.npy` of a latent and one of a label for each image behind a DataLoader, AdamW as PyTorch builds
@@ -31,7 +31,7 @@ import tyro
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from eqvae.generators.presets import PUBLISHED_LATENTS, Recipe, parse_recipe
+from eqvae.generators.families import PUBLISHED_LATENTS, Recipe, find_recipe
 from eqvae.generators.protocol import Objective
 from eqvae.generators.transformer import Transformer, TransformerConfig
 from eqvae.latents import LatentCache, training_batches
@@ -283,7 +283,7 @@ def compare(options: Options, recipe: Recipe, cache: LatentCache, folder: Path) 
         Medians and all turns of each variant.
     """
     device = choose_device(options.device)
-    objective = recipe.objective(PUBLISHED_LATENTS.num_classes)
+    objective = recipe.objective(PUBLISHED_LATENTS)
     first = Transformer(recipe.transformer(PUBLISHED_LATENTS), generator=generator_for(SEED))
     check_the_reference(first)
     variants = {"ours": prepare_ours(first, objective, options, cache, "bf16")}
@@ -353,7 +353,7 @@ def main(options: Options) -> None:
         SystemExit: If the recipe is no DiT.
     """
     torch.set_num_threads(options.threads)
-    device, recipe = choose_device(options.device), parse_recipe(options.recipe)
+    device, recipe = choose_device(options.device), find_recipe(options.recipe)
     if recipe.family != "dit":
         raise SystemExit(f"'{recipe}' is no DiT, which the reference is")
     description = describe_machine(__file__, options, device=device, packages=("numpy", "safetensors"))

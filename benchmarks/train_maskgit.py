@@ -32,8 +32,10 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from train import FilePerImage, PlainAttention
 
-from eqvae.generators.maskgit import MaskgitObjective, MaskgitRecipe, parse_maskgit_recipe
+from eqvae.generators.families import Recipe, find_recipe
+from eqvae.generators.maskgit import MaskgitObjective
 from eqvae.generators.maskgit_transformer import MaskTransformer, MaskTransformerConfig
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.latents import LatentCache, training_token_batches
@@ -47,7 +49,6 @@ from eqvae.runtime.seeds import generator_for
 from eqvae.runtime.throughput import matrix_peak_flops_per_sec
 from eqvae.training.generator_step import TrainingBatch, build_state, train_step
 from machine import describe_machine, measure_apart, peak_mib
-from train_generator import FilePerImage, PlainAttention
 
 SEED = 0
 
@@ -108,9 +109,9 @@ class Options:
         return self.maskgit.transformer(self.tokens)
 
     @property
-    def maskgit(self) -> MaskgitRecipe:
+    def maskgit(self) -> Recipe:
         """Size and objective."""
-        return parse_maskgit_recipe(self.recipe)
+        return find_recipe(self.recipe)
 
 
 PASSED_ON = ("recipe", "side", "num_codes", "num_classes", "batch_size", "num_steps", "threads", "device")

@@ -11,9 +11,8 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from eqvae.errors import Interrupted, UserError, nearest_name
 
@@ -130,11 +129,9 @@ def parse(config_type: type[Config], command: str, arguments: Sequence[str]) -> 
 
 def flag_types(config_type: Any) -> dict[str, Any]:
     """Map the names of all fields to their types; the fields of a nested configuration stand for themselves."""
-    types: dict[str, Any] = {}
-    for name, kind in get_type_hints(config_type, include_extras=True).items():
-        bare = get_args(kind)[0] if hasattr(kind, "__metadata__") else kind
-        types |= flag_types(bare) if is_dataclass(bare) else {name: kind}
-    return types
+    from eqvae.runtime.run_folder import flat_fields
+
+    return {field.name: field.annotation for field in flat_fields(config_type)}
 
 
 def _flag(name: str) -> str:

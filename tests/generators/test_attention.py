@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from eqvae.generators.attention import MAX_WRITTEN_OUT_TOKENS, attend
+from eqvae.generators.transformer import MAX_WRITTEN_OUT_TOKENS, attend
 from eqvae.runtime.seeds import generator_for
 
 

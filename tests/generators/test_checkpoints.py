@@ -2,13 +2,16 @@
 
 import argparse
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
 
 from eqvae.artifacts import write_tensors
 from eqvae.errors import UserError
-from eqvae.generators.checkpoints import fit_config, join_legacy_blocks, load_generator, read_generator_weights
+from eqvae.generators.checkpoints import load_transformer, read_official
+from eqvae.generators.families import find_recipe
+from eqvae.generators.protocol import LatentSpecification
 
 
 def _forward(transformer):
@@ -20,8 +23,8 @@ def _forward(transformer):
 def test_ours_come_back(build_transformer, tmp_path):
     transformer = build_transformer(teacher_channels=7, projector_width=16)
     write_tensors(tmp_path / "ema.safetensors", transformer.state_dict())
-    state = read_generator_weights(tmp_path / "ema.safetensors")
-    loaded = load_generator(transformer.config, state, source="ema.safetensors")
+    state = read_official(tmp_path / "ema.safetensors")["ema"]
+    loaded = load_transformer(transformer.config, state, source="ema.safetensors")
     assert torch.equal(_forward(loaded), _forward(transformer))
     assert not loaded.training
     trained = {name for name, parameter in loaded.named_parameters() if parameter.requires_grad}
@@ -34,34 +37,43 @@ def test_training_checkpoints_hold_two_sets_of_weights(build_transformer, tmp_pa
     states["model"] = {f"module._orig_mod.{name}": value for name, value in states["model"].items()}
     others = {"opt": {"state": {}, "param_groups": []}, "args": argparse.Namespace(model="DiT-XL/2"), "steps": 7}
     torch.save(states | others, tmp_path / "0000007.pt")
-    state = read_generator_weights(tmp_path / "0000007.pt", which)
+    state = read_official(tmp_path / "0000007.pt")[which]
     assert set(state) == set(build_transformer(qk_norm=which == "model").state_dict())
 
 
 def test_a_plain_state_dict_in_half_precision(build_transformer, tmp_path):
     state = {name: value.half() for name, value in build_transformer().state_dict().items()}
     torch.save(state, tmp_path / "DiT.pt")
-    read = read_generator_weights(tmp_path / "DiT.pt")
+    read = read_official(tmp_path / "DiT.pt")["ema"]
     assert all(value.dtype == torch.float32 for value in read.values())
     assert all(torch.equal(read[name], state[name].float()) for name in state)
 
 
-def test_a_config_fits_itself_to_weights(build_transformer):
-    preset = build_transformer().config
+def test_a_file_with_one_set_of_weights_is_sampled_from_it(build_transformer, tmp_path):
+    torch.save({"model": build_transformer().state_dict(), "opt": {}}, tmp_path / "raw.pt")
+    assert read_official(tmp_path / "raw.pt").keys() == {"ema"}
+
+
+def test_a_config_fits_itself_to_weights():
+    latents = LatentSpecification(channels=3, height=4, width=4, num_classes=5)
+    recipe = find_recipe("dit-ti-2")
     for changes in ({}, {"out_channels": 3}, {"qk_norm": True}, {"teacher_channels": 7, "projector_width": 16}):
-        transformer = build_transformer(**changes)
-        config = fit_config(preset, transformer.state_dict())
-        assert config == transformer.config
-        load_generator(config, transformer.state_dict(), source="here")
+        config = replace(recipe.transformer(latents), **changes)
+        weights = config.build().state_dict()
+        assert recipe.fit(weights, codebook_size=None) == config
+        load_transformer(config, weights, source="here")
+    unconditional = recipe.transformer(replace(latents, num_classes=0))
+    assert recipe.fit(unconditional.build().state_dict(), codebook_size=None) == unconditional
+    tokens, maskgit = replace(latents, channels=11), find_recipe("maskgit-ti")
+    assert maskgit.fit(maskgit.transformer(tokens).build().state_dict(), codebook_size=11).latents == tokens
 
 
-def test_repas_early_checkpoints_count_blocks_again(build_transformer):
+def test_repas_early_checkpoints_count_blocks_again(build_transformer, tmp_path):
     transformer = build_transformer()
-    early = {}
-    for name, value in transformer.state_dict().items():
-        early[name.replace("blocks.2.", "decoder_blocks.0.")] = value
-    joined = join_legacy_blocks(early, encoder_depth=2)
-    assert torch.equal(_forward(load_generator(transformer.config, joined, source="early.pt")), _forward(transformer))
+    early = {name.replace("blocks.2.", "decoder_blocks.0."): value for name, value in transformer.state_dict().items()}
+    torch.save(early, tmp_path / "early.pt")
+    joined = read_official(tmp_path / "early.pt")["ema"]
+    assert torch.equal(_forward(load_transformer(transformer.config, joined, source="early.pt")), _forward(transformer))
 
 
 def test_weights_that_do_not_fit_are_named(build_transformer):
@@ -71,7 +83,7 @@ def test_weights_that_do_not_fit_are_named(build_transformer):
     state["extra.weight"] = torch.zeros(1)
     state["pos_embed"] = torch.zeros(1, 5, 24)
     with pytest.raises(UserError) as caught:
-        load_generator(transformer.config, state, source="wrong.pt")
+        load_transformer(transformer.config, state, source="wrong.pt")
     message = str(caught.value)
     for part in (
         "'wrong.pt'",
@@ -93,7 +105,7 @@ def test_a_file_that_holds_code_is_refused(tmp_path, capsys):
     torch.save({"ema": _Code()}, tmp_path / "evil2.pt")
     for name in ("evil.pt", "evil2.pt"):
         with pytest.raises(UserError, match="refused|no weight file"):
-            read_generator_weights(tmp_path / name)
+            read_official(tmp_path / name)
     assert capsys.readouterr().out == ""
 
 
@@ -111,11 +123,11 @@ def test_broken_files_are_named(tmp_path, name, content, says):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=says) as caught:
-        read_generator_weights(tmp_path / name)
+        read_official(tmp_path / name)
     assert name in str(caught.value)
 
 
 def test_a_file_without_weights_is_named(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "numbers.pt")
     with pytest.raises(UserError, match="numbers.pt' holds no named weights"):
-        read_generator_weights(tmp_path / "numbers.pt")
+        read_official(tmp_path / "numbers.pt")

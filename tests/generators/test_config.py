@@ -4,14 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from eqvae.artifacts import to_plain
 from eqvae.errors import UserError
 from eqvae.runs.train_config import FREE_TO_CHANGE, TrainConfig
-from eqvae.runtime.run_folder import check_same_run
+from eqvae.runtime.run_folder import check_same_run, flat, from_flat
 
 
 def configure(recipe: str = "dit-ti-4", **options) -> TrainConfig:
-    return TrainConfig(recipe=recipe, latents=Path("latents"), out=Path("out"), **options)
+    return from_flat(TrainConfig, recipe=recipe, latents=Path("latents"), out=Path("out"), **options)
 
 
 @pytest.mark.parametrize(("recipe", "norm"), [("dit-b-2", 0.0), ("sit-b-2", 0.0), ("REPA-SiT-b-2", 1.0)])
@@ -35,8 +34,23 @@ def test_runs_from_before_maskgit_resume():
     resolved = configure().resolved()
     assert (resolved.adam_beta2, resolved.weight_decay, resolved.lr_warmup_steps) == (0.999, 0.0, 0)
     new = {"schedule", "label_smoothing", "loss_tokens"}
-    saved = {name: value for name, value in to_plain(resolved).items() if name not in new}
+    saved = {name: value for name, value in flat(resolved).items() if name not in new}
     check_same_run(saved, resolved, FREE_TO_CHANGE)
+
+
+def test_a_run_has_the_fields_of_its_own_family():
+    of_dit, of_maskgit = flat(configure("dit-ti-4").resolved()), flat(configure("maskgit-ti").resolved())
+    assert of_dit.keys() - of_maskgit.keys() == {"normalization", "posterior", "qk_norm"}
+    assert of_maskgit.keys() - of_dit.keys() == {"schedule", "label_smoothing", "loss_tokens"}
+    of_sit, of_repa = flat(configure("sit-ti-4").resolved()), flat(configure("repa-sit-ti-4").resolved())
+    assert of_sit.keys() - of_dit.keys() == {"path", "prediction", "loss_weight"}
+    of_repas_own = {"teacher", "teacher_weights", "cache_teacher", "repa_weight", "repa_depth", "data"}
+    assert of_repa.keys() - of_sit.keys() == of_repas_own
+    # Before, every run wrote down the fields of all families; such a run resumes.
+    everything = of_dit | of_maskgit | of_sit | of_repa
+    for recipe in ("dit-ti-4", "sit-ti-4", "repa-sit-ti-4", "maskgit-ti"):
+        resolved = configure(recipe).resolved()
+        check_same_run(everything | flat(resolved), resolved, FREE_TO_CHANGE)
 
 
 def test_resolving_twice_changes_nothing():
@@ -55,6 +69,7 @@ def test_resolving_twice_changes_nothing():
      ({"watch_steps": 1}, "--watch-steps is 1. It must be in 2 ... 1000"), ({"watch_steps": 1001}, "--watch-steps"),
      ({"reference": "x", "num_watch_samples": 1}, "--num-watch-samples is 1"),
      ({"path": "gvp"}, "--path gvp is SiT's"), ({"prediction": "noise"}, "train a SiT"),
+     ({"teacher": "efficientnet-lite0"}, "--teacher efficientnet-lite0 is REPA's, and 'dit-ti-4' is no REPA"),
      ({"schedule": "cosine"}, "--schedule cosine is MaskGIT's, and 'dit-ti-4'"),
      ({"recipe": "maskgit-ti", "repa_weight": 1.0}, "--repa-weight 1.0 is REPA's, and 'maskgit-ti' is no REPA"),
      ({"recipe": "maskgit-ti", "path": "gvp"}, "--path gvp is SiT's"),

@@ -8,8 +8,13 @@ import torch
 from scipy import stats
 
 from eqvae.errors import UserError
-from eqvae.generators.diffusion import DiffusionObjective, GaussianDiffusion, linear_betas
-from eqvae.generators.likelihoods import discretized_log_likelihood, gaussian_kl
+from eqvae.generators.diffusion import (
+    DiffusionObjective,
+    GaussianDiffusion,
+    discretized_log_likelihood,
+    gaussian_kl,
+    linear_betas,
+)
 from eqvae.generators.protocol import LatentSpecification
 
 SPECIFICATION = LatentSpecification(channels=2, height=3, width=5, num_classes=7)

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eqvae.errors import UserError
-from eqvae.generators.export import CARD, GENERATOR, GeneratorCard, read_generator, write_generator
+from eqvae.generators.checkpoints import CARD, GENERATOR, GeneratorCard, read_generator, write_generator
+from eqvae.generators.families import MASKGIT_SIZES, find_recipe
 from eqvae.generators.interpolant import Interpolant
-from eqvae.generators.maskgit import MASKGIT_SIZES, parse_maskgit_recipe
 from eqvae.generators.maskgit_transformer import MaskTransformer
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.generators.transformer import Transformer
@@ -25,10 +25,10 @@ ONLY_NAMES = {
 
 def card_of(transformer: Transformer, **changes) -> GeneratorCard:
     fields = {
-        "recipe": "sit-ti-2", "transformer": transformer.config, "interpolant": Interpolant(path="gvp"),
-        "shift": (0.1, -0.2, 0.3), "scale": (2.0, 0.5, 1.0), "autoencoder": "averaging",
-        "autoencoder_fingerprint": "0123", "image_size_px": 32, "class_names": ("a", "b", "c", "d", "e"),
-        "num_steps": 7, "eqvae_version": "0",
+        "family": "sit", "recipe": "sit-ti-2", "transformer": transformer.config,
+        "interpolant": Interpolant(path="gvp"), "shift": (0.1, -0.2, 0.3), "scale": (2.0, 0.5, 1.0),
+        "autoencoder": "averaging", "autoencoder_fingerprint": "0123", "image_size_px": 32,
+        "class_names": ("a", "b", "c", "d", "e"), "num_steps": 7, "eqvae_version": "0",
     }  # fmt: skip
     return GeneratorCard(**fields | changes)
 
@@ -72,8 +72,10 @@ def test_diffusion_without_classes(build_transformer, tmp_path: Path):
 
 def test_a_generator_of_tokens(tmp_path: Path):
     tokens = LatentSpecification(channels=24, height=4, width=6, num_classes=5)
-    transformer = MaskTransformer(parse_maskgit_recipe("maskgit-ti").transformer(tokens))
-    card = card_of(transformer, recipe="maskgit-ti", interpolant=None, shift=(), scale=(), schedule="cosine")
+    transformer = MaskTransformer(find_recipe("maskgit-ti").transformer(tokens))
+    card = card_of(
+        transformer, family="maskgit", recipe="maskgit-ti", interpolant=None, shift=(), scale=(), schedule="cosine"
+    )
     write_generator(tmp_path, card, {"ema": transformer.state_dict()})
     found = read_generator(tmp_path)
     assert (found.card, found.card.models_tokens) == (card, True)
@@ -84,10 +86,11 @@ def test_a_generator_of_tokens(tmp_path: Path):
         assert found.transformer.get_parameter(name).requires_grad
 
 
-def test_a_card_from_before_tokens(written):
+def test_a_card_from_before_tokens_and_families(written):
     run, _, card = written
     plain = json.loads((run / GENERATOR / CARD).read_text())
-    del plain["schedule"]
+    assert plain["family"] == "sit"
+    del plain["schedule"], plain["family"]
     (run / GENERATOR / CARD).write_text(json.dumps(plain))
     assert read_generator(run).card == card
     assert not card.models_tokens

@@ -11,15 +11,11 @@ from torch import nn
 
 from eqvae.artifacts import to_plain
 from eqvae.errors import UserError
-from eqvae.generators.checkpoints import load_generator, read_generator_weights
+from eqvae.generators.checkpoints import load_transformer, read_official
 from eqvae.generators.maskgit import (
-    MASKGIT_NAMES,
-    MASKGIT_SIZES,
-    PUBLISHED_TOKENS,
     MaskgitObjective,
-    parse_maskgit_recipe,
 )
-from eqvae.generators.maskgit_transformer import MaskTransformer, MaskTransformerConfig, published_weights
+from eqvae.generators.maskgit_transformer import MaskTransformer, MaskTransformerConfig
 from eqvae.generators.protocol import LatentSpecification
 
 TOKENS = LatentSpecification(channels=11, height=3, width=4, num_classes=5)
@@ -134,41 +130,21 @@ def test_a_published_checkpoint_is_read(tmp_path):
         {"iter": 7, "global_epoch": 1, "model_state_dict": state, "optimizer_state_dict": {"state": {}}},
         tmp_path / "current.pth",
     )
-    weights = published_weights(torch.load(tmp_path / "current.pth", weights_only=True))
+    weights = read_official(tmp_path / "current.pth")["ema"]
     twin = MaskTransformer(transformer.config)
     twin.load_state_dict(weights, strict=True)
     assert torch.allclose(twin(*_inputs()), transformer(*_inputs()), atol=0.05)
-    assert published_weights(transformer.state_dict()).keys() == weights.keys()
-    read = read_generator_weights(tmp_path / "current.pth")
-    loaded = load_generator(transformer.config, read, source="current.pth")
+    loaded = load_transformer(transformer.config, weights, source="current.pth")
     assert torch.equal(loaded(*_inputs()), twin(*_inputs()))
 
 
-def test_checkpoints_of_other_networks_are_refused():
-    with pytest.raises(UserError, match="holds no weights of a MaskGIT"):
-        published_weights({"model_state_dict": {"blocks.0": torch.zeros(1)}})
-    with pytest.raises(UserError, match="holds no weights of a MaskGIT"):
-        published_weights({"model_state_dict": 3})
+def test_checkpoints_of_other_networks_are_refused(tmp_path):
+    torch.save({"model_state_dict": 3}, tmp_path / "numbers.pth")
+    with pytest.raises(UserError, match="holds no named weights"):
+        read_official(tmp_path / "numbers.pth")
+    torch.save({"tok_emb.weight": torch.zeros(1), "cls_emb.weight": torch.zeros(1)}, tmp_path / "halton.pth")
     with pytest.raises(UserError, match="Halton-MaskGIT's network"):
-        published_weights({"tok_emb.weight": torch.zeros(1), "cls_emb.weight": torch.zeros(1)})
-
-
-@pytest.mark.parametrize("name", MASKGIT_NAMES)
-def test_presets_have_their_number_of_parameters(name):
-    recipe = parse_maskgit_recipe(name.upper())
-    assert str(recipe) == name
-    with torch.device("meta"):
-        transformer = MaskTransformer(recipe.transformer(PUBLISHED_TOKENS))
-    assert transformer.num_parameters() == MASKGIT_SIZES[recipe.size].num_parameters
-
-
-def test_the_base_size_is_the_published_one():
-    assert round(MASKGIT_SIZES["b"].num_parameters / 1e6, 3) == 174.161
-
-
-def test_unknown_presets_get_the_nearest_name():
-    with pytest.raises(UserError, match="there is no generator 'maskgit-ty'. Did you mean 'maskgit-ti'"):
-        parse_maskgit_recipe("maskgit-ty")
+        read_official(tmp_path / "halton.pth")
 
 
 def test_heads_must_be_whole():

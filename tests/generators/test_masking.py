@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from eqvae.generators.masking import masked_share, masks_from_uniform, num_masked, tokens_per_step
+from eqvae.generators.maskgit import masked_share, masks_from_uniform, num_masked, tokens_per_step
 
 CLOSED_FORMS = {
     "arccos": lambda r: math.acos(r) / (math.pi / 2),

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from eqvae.artifacts import read_journal, read_json, read_tensors
 from eqvae.errors import Interrupted, UserError
-from eqvae.generators.export import GeneratorCard, read_generator
+from eqvae.generators.checkpoints import GeneratorCard, read_generator
+from eqvae.generators.families import SIZES, find_recipe
 from eqvae.generators.interpolant import Interpolant, InterpolantObjective
-from eqvae.generators.presets import SIZES, parse_recipe
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.runs.train_config import TrainConfig
 from eqvae.runs.train_run import CHECKPOINT, SNAPSHOTS, Run, transformer_flops
@@ -66,7 +66,8 @@ class Session:
         stop, config = StopRequest(), self.config.resolved()
         transformer = self.build_transformer()
         card = GeneratorCard(
-            recipe="sit-ti-2", transformer=transformer.config, interpolant=Interpolant(), shift=(0.0,) * 3,
+            family="sit", recipe="sit-ti-2", transformer=transformer.config, interpolant=Interpolant(),
+            shift=(0.0,) * 3,
             scale=(1.0,) * 3, autoencoder="none", autoencoder_fingerprint="none", image_size_px=32, class_names=None,
             num_steps=0, eqvae_version="0",
         )  # fmt: skip
@@ -200,7 +201,7 @@ def test_the_seed_draws_times_and_noise(session):
 
 @pytest.mark.parametrize("name", ["dit-s-2", "dit-b-2"])
 def test_counted_operations_are_the_published_ones(name: str):
-    recipe = parse_recipe(name)
+    recipe = find_recipe(name)
     config = recipe.transformer(LatentSpecification(channels=4, height=32, width=32, num_classes=1000))
     assert transformer_flops(config) / 2e9 == pytest.approx(SIZES[recipe.size].gflops, rel=0.01)
 

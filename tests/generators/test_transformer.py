@@ -11,9 +11,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eqvae.artifacts import to_plain
 from eqvae.errors import UserError
-from eqvae.generators.embeddings import position_embedding, time_frequencies
 from eqvae.generators.protocol import LatentSpecification
-from eqvae.generators.transformer import Transformer, TransformerConfig, WithHidden
+from eqvae.generators.transformer import (
+    Transformer,
+    TransformerConfig,
+    WithHidden,
+    position_embedding,
+    time_frequencies,
+)
 
 UNCONDITIONAL = LatentSpecification(channels=3, height=4, width=6, num_classes=0)
 
@@ -89,7 +94,7 @@ def test_the_output_is_that_of_a_plain_forward_pass(build_transformer, changes):
     expected, after = _plain_forward(transformer.state_dict(), transformer.config, z, t, labels)
     assert torch.allclose(transformer(z, t, labels), expected, rtol=1e-5, atol=1e-5)
     for depth, tokens in enumerate(after, start=1):
-        answer = transformer.forward_with_hidden(z, t, labels, depth)
+        answer = transformer(z, t, labels, depth)
         assert isinstance(answer, WithHidden)
         assert torch.allclose(answer.hidden, tokens, rtol=1e-5, atol=1e-5)
         assert torch.equal(answer.output, transformer(z, t, labels))
@@ -145,7 +150,7 @@ def test_first_weights_make_blocks_the_identity_and_the_output_zero():
     )  # fmt: skip
     transformer = Transformer(config, generator=torch.Generator().manual_seed(0))
     z, t, labels = torch.randn(2, 4, 8, 8), torch.tensor([1.0, 500.0]), torch.tensor([0, 10])
-    answer = transformer.forward_with_hidden(z, t, labels, 2)
+    answer = transformer(z, t, labels, 2)
     assert answer.output.abs().max() == 0
     assert torch.equal(answer.hidden, transformer.x_embedder(z) + transformer.pos_embed)
     state = transformer.state_dict()

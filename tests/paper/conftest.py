@@ -13,8 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from eqvae.artifacts import to_plain, write_json
-from eqvae.generators.maskgit import MASKGIT_SIZES
-from eqvae.generators.presets import SIZES
+from eqvae.generators.families import MASKGIT_SIZES, SIZES
 from eqvae.networks.features import FeatureExtractor, Features
 from eqvae.paper.planned import PlannedRun
 from eqvae.paper.setting import Setting, describe_base

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import flop_registry
 from eqvae.autoencoders import build_autoencoder, load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
-from eqvae.generators.presets import PUBLISHED_LATENTS, SIZES, parse_recipe
-from eqvae.images.image_sets import open_reference
+from eqvae.generators.families import PUBLISHED_LATENTS, SIZES, find_recipe
+from eqvae.images.sample_sets import open_reference
 from eqvae.losses.reconstruction import ReconstructionLoss
 from eqvae.metrics.statistics import compute_statistics
 from eqvae.networks.features import load_features
@@ -41,7 +41,7 @@ from eqvae.runs.finetune import finetune
 from eqvae.runs.finetune_config import FinetuneConfig
 from eqvae.runs.sample import SampleConfig, sample
 from eqvae.runs.score import ScoreConfig
-from eqvae.runs.train import train_generator
+from eqvae.runs.train import train
 from eqvae.runs.train_config import TrainConfig
 from eqvae.runtime.processes import Processes
 from eqvae.training.autoencoder_state import build_state
@@ -84,13 +84,13 @@ def num_bytes(*paths: Path) -> int:
 @pytest.mark.parametrize("size", ["s", "b", "xl"])
 def test_transformers_cost_what_was_published(size: str) -> None:
     """Table 4 of arXiv:2212.09748: 6.06, 23.01 and 118.64 Gflops for DiT-S/2, -B/2 and -XL/2, a pair counted as one."""
-    config = parse_recipe(f"dit-{size}-2").transformer(PUBLISHED_LATENTS)
+    config = find_recipe(f"dit-{size}-2").transformer(PUBLISHED_LATENTS)
     flops = flop_counts.backbone_flops(config)
     assert flops / 2e9 == pytest.approx(SIZES[size].gflops, rel=0.001)
 
 
 def test_a_training_run_is_three_forward_passes_of_all_that_it_sees() -> None:
-    flops = flop_counts.backbone_flops(parse_recipe("dit-ti-2").transformer(PUBLISHED_LATENTS))
+    flops = flop_counts.backbone_flops(find_recipe("dit-ti-2").transformer(PUBLISHED_LATENTS))
     # Samples of 50 steps for the one contact sheet come on top.
     longer, shorter = (
         train_cost(training("dit-ti-2", max_steps=steps, sample_every=steps), QUICK, "h100").flops for steps in (30, 10)
@@ -413,7 +413,7 @@ def test_a_generator_and_its_samples_are_as_large_as_estimated(
         recipe=recipe, latents=tmp_path / "cache", out=tmp_path / "run", max_steps=1, batch_size=2, device="cpu",
         num_watch_samples=2, watch_steps=2, posthoc_ema=True,
     )  # fmt: skip
-    train_generator(config)
+    train(config)
     written = num_bytes(*(tmp_path / "run").rglob("*.safetensors"))
     assert train_cost(config, sizes, "cpu").disk_bytes == pytest.approx(written, rel=0.001)
     plain = train_cost(replace(config, posthoc_ema=False), sizes, "cpu").disk_bytes

@@ -10,6 +10,7 @@ from PIL import Image
 from eqvae.autoencoders import load_autoencoder
 from eqvae.runs.encode import EncodeConfig, encode
 from eqvae.runs.train_config import TrainConfig
+from eqvae.runtime.run_folder import from_flat
 
 TINY = "untrained:tiny-kl"
 TINY_VQ = "untrained:tiny-vq"
@@ -95,6 +96,6 @@ def configure(latents: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
             "log_every": 1, "checkpoint_every": 2, "sample_every": 100, "watch_steps": 2, "num_watch_samples": 8,
             "precision": "fp32", "device": "cpu", "learning_rate": 1e-3,
         }  # fmt: skip
-        return TrainConfig(**settings | options)
+        return from_flat(TrainConfig, **settings | options)
 
     return make

@@ -9,7 +9,7 @@ import pytest
 
 from eqvae.errors import Interrupted, UserError
 from eqvae.runs.sample import SampleConfig, sample
-from eqvae.runs.train import train_generator
+from eqvae.runs.train import train
 from eqvae.runs.train_config import TrainConfig
 
 
@@ -17,7 +17,7 @@ from eqvae.runs.train_config import TrainConfig
 def run(configure) -> TrainConfig:
     """A finished run of four steps with snapshots."""
     config = configure(posthoc_ema=True, sample_every=2, learning_rate=0.01)
-    train_generator(config)
+    train(config)
     return config
 
 
@@ -52,10 +52,10 @@ def test_horizons_after_training(draw):
 
 def test_autoguidance_by_another_run(draw, configure):
     weak = configure("weak", max_steps=1)
-    train_generator(weak)
+    train(weak)
     assert not np.array_equal(draw("guided", weak_run=weak.out, guidance_scale=2.0), draw("plain"))
     sit = configure("sit", max_steps=1, recipe="sit-ti-4")
-    train_generator(sit)
+    train(sit)
     with pytest.raises(UserError, match="--weak-run is a 'sit-ti-4'"):
         draw("refused", weak_run=sit.out)
 
@@ -68,7 +68,7 @@ def test_a_run_that_is_not_finished(configure, monkeypatch, tmp_path):
 
     with monkeypatch.context() as context, pytest.raises(Interrupted):
         context.setattr("eqvae.runs.train_run.Run._finish", stop)
-        train_generator(config)
+        train(config)
     assert (
         sample(SampleConfig(run=str(config.out), out=tmp_path / "drawn", num_samples=2, num_steps=2, device="cpu"))[
             "num_samples"
@@ -92,14 +92,14 @@ def test_what_does_not_fit(draw, run, tmp_path):
 
 def test_no_snapshots(configure, tmp_path):
     config = configure("plain", max_steps=1)
-    train_generator(config)
+    train(config)
     with pytest.raises(UserError, match="no snapshots.*--posthoc-ema"):
         sample(SampleConfig(run=str(config.out), out=tmp_path / "out", sigma_rel=0.1, device="cpu"))
 
 
 def test_unconditional(configure, unlabelled_latents, tmp_path):
     config = configure("plain", latents=unlabelled_latents, flip=False, max_steps=1)
-    train_generator(config)
+    train(config)
     options = SampleConfig(run=str(config.out), out=tmp_path / "out", num_samples=3, num_steps=2, device="cpu")
     with pytest.raises(UserError, match="nothing to guide by"):
         sample(replace(options, guidance_scale=2.0))

@@ -8,11 +8,11 @@ from torch.nn import functional as F
 
 from eqvae.artifacts import read_journal
 from eqvae.errors import UserError
-from eqvae.generators.export import read_generator
-from eqvae.generators.presets import parse_recipe
+from eqvae.generators.checkpoints import read_generator
+from eqvae.generators.families import find_recipe
 from eqvae.latents import LatentCache
-from eqvae.latents.teaching import TeacherTokens, teach
-from eqvae.runs.train import train_generator
+from eqvae.latents.teaching import TeacherTokens, read_teacher_tokens, teach, write_teacher_tokens
+from eqvae.runs.train import train
 from eqvae.runs.train_config import TrainConfig
 from eqvae.runtime.processes import Processes
 
@@ -21,7 +21,9 @@ REPA = {"recipe": "repa-sit-ti-4", "teacher": "efficientnet-lite0"}
 
 
 def tokens_of(config: TrainConfig) -> TeacherTokens:
-    return teach(config, LatentCache.open(config.latents), parse_recipe(config.recipe), ALONE)
+    cache, recipe = LatentCache.open(config.latents), find_recipe(config.recipe)
+    _, height, width = cache.latent_shape
+    return teach(config.repa, cache, (height // recipe.patch_size, width // recipe.patch_size), ALONE)
 
 
 def test_tokens_are_the_images(configure, latents: Path):
@@ -59,7 +61,7 @@ def test_cached_tokens_are_those_of_the_fly(configure, latents: Path):
 @pytest.mark.parametrize("cached", [False, True])
 def test_repa_trains(configure, cached: bool):
     config = configure(**REPA, cache_teacher=cached, max_steps=6, gradient_accumulation_steps=2)
-    train_generator(config)
+    train(config)
     records = [record for record in read_journal(config.out) if record["kind"] == "train"]
     for record in records:
         assert record["loss"] == pytest.approx(record["mse"] + 0.5 * record["repa"], rel=1e-4)
@@ -71,12 +73,37 @@ def test_repa_trains(configure, cached: bool):
 
 def test_other_images_are_refused(configure, other_data: Path, tmp_path: Path):
     with pytest.raises(UserError, match="holds other images than those.*Name the encoded images with --data"):
-        train_generator(configure(**REPA, data=str(other_data)))
+        train(configure(**REPA, data=str(other_data)))
     with pytest.raises(UserError, match="no/such"):
-        train_generator(configure(**REPA, data="no/such/folder"))
+        train(configure(**REPA, data="no/such/folder"))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_teacher_that_cannot_be_had(configure):
     with pytest.raises(UserError, match="--teacher efficientnet-lite0, which works offline"):
-        train_generator(configure(**REPA | {"teacher": "vit_tiny_patch16_224"}))
+        train(configure(**REPA | {"teacher": "vit_tiny_patch16_224"}))
+
+
+def _tokens(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("with_mirrored", [False, True])
+def test_the_token_cache_comes_back_in_bfloat16(tmp_path, with_mirrored):
+    tokens, mirrored = _tokens(5, 4, 3), _tokens(5, 4, 3, seed=1) if with_mirrored else None
+    write_teacher_tokens(tmp_path / "tokens.safetensors", tokens, teacher="t", mirrored=mirrored)
+    read = read_teacher_tokens(tmp_path / "tokens.safetensors", teacher="t", num_images=5)
+    assert torch.equal(read["tokens"], tokens.bfloat16())
+    assert set(read) == ({"tokens", "mirrored"} if with_mirrored else {"tokens"})
+
+
+def test_a_cache_of_something_else_is_refused(tmp_path):
+    path = tmp_path / "tokens.safetensors"
+    write_teacher_tokens(path, _tokens(5, 4, 3), teacher="dino")
+    with pytest.raises(UserError, match="tokens of 'dino', not of 'mae'"):
+        read_teacher_tokens(path, teacher="mae", num_images=5)
+    with pytest.raises(UserError, match="tokens of 5 images, the cache has 6"):
+        read_teacher_tokens(path, teacher="dino", num_images=6)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(UserError, match="truncated"):
+        read_teacher_tokens(path, teacher="dino", num_images=5)

@@ -11,10 +11,10 @@ import torch
 from eqvae.artifacts import read_journal, read_tensors
 from eqvae.cli import run
 from eqvae.errors import UserError
-from eqvae.generators.export import read_generator
+from eqvae.generators.checkpoints import read_generator
 from eqvae.latents import LatentCache
 from eqvae.runs.sample import SampleConfig, sample
-from eqvae.runs.train import describe_plan, train_generator
+from eqvae.runs.train import describe_plan, train
 from eqvae.runs.train_config import TrainConfig
 from eqvae.runs.train_run import CHECKPOINT
 
@@ -36,7 +36,7 @@ def losses(config: TrainConfig, name: str = "loss") -> list[float]:
 @pytest.mark.parametrize("loss_tokens", ["masked", "all"])
 def test_the_loss_falls(configure_maskgit, loss_tokens):
     config = configure_maskgit(max_steps=12, loss_tokens=loss_tokens, log_every=1)
-    figures = train_generator(config)
+    figures = train(config)
     found = losses(config, "cross_entropy")
     assert sum(found[-3:]) < 0.9 * sum(found[:3])
     assert figures["num_parameters"] == read_generator(config.out).transformer.num_parameters()
@@ -44,7 +44,7 @@ def test_the_loss_falls(configure_maskgit, loss_tokens):
 
 def test_the_card_says_all_that_sampling_needs(configure_maskgit, tokens):
     config = configure_maskgit(max_steps=1, schedule="square", precision="bf16")
-    train_generator(config)
+    train(config)
     card, index = read_generator(config.out).card, LatentCache.open(tokens).index
     assert (card.recipe, card.schedule, card.interpolant, card.shift) == ("maskgit-ti", "square", None, ())
     assert card.transformer.latents.shape == (index.codebook_size, 4, 4)
@@ -56,16 +56,16 @@ def test_the_card_says_all_that_sampling_needs(configure_maskgit, tokens):
 def test_resuming_is_exact_and_watched(configure_maskgit, data):
     settings = {"max_steps": 3, "sample_every": 3, "reference": str(data), "gradient_accumulation_steps": 2}
     straight = configure_maskgit("straight", **settings)
-    figures = train_generator(straight)
+    figures = train(straight)
     assert figures["fd_efficientnet_lite0"] > 0
-    assert train_generator(straight) == figures
+    assert train(straight) == figures
     early = configure_maskgit("early", **settings | {"max_steps": 2})
-    train_generator(early)
+    train(early)
     broken = configure_maskgit("broken", **settings)
     shutil.copytree(straight.out, broken.out)
     (broken.out / "metrics.json").unlink()
     shutil.copy(early.out / CHECKPOINT, broken.out / CHECKPOINT)
-    again = train_generator(broken)
+    again = train(broken)
     assert again["fd_efficientnet_lite0"] == figures["fd_efficientnet_lite0"]
     assert losses(broken) == losses(straight)
     one, other = (read_tensors(each.out / CHECKPOINT)[0] for each in (straight, broken))
@@ -75,7 +75,7 @@ def test_resuming_is_exact_and_watched(configure_maskgit, data):
 @pytest.mark.slow
 def test_sampling(configure_maskgit, tmp_path):
     config = configure_maskgit(max_steps=2, posthoc_ema=True, sample_every=2, learning_rate=0.01)
-    train_generator(config)
+    train(config)
 
     def draw(name: str, **options: object) -> np.ndarray:
         settings = {"num_samples": 6, "batch_size": 4, "precision": "fp32", "device": "cpu"}
@@ -100,7 +100,7 @@ def test_sampling(configure_maskgit, tmp_path):
 
 def test_without_classes(configure_maskgit, unlabelled_tokens, tmp_path):
     config = configure_maskgit(latents=unlabelled_tokens, flip=False, max_steps=1)
-    train_generator(config)
+    train(config)
     options = SampleConfig(run=str(config.out), out=tmp_path / "out", num_samples=2, device="cpu")
     with pytest.raises(UserError, match="nothing to guide by"):
         sample(replace(options, guidance_scale=2.0))
@@ -121,7 +121,7 @@ def test_the_command_line_does_not_notice(tokens, data, tmp_path, capsys):
 def test_recipe_and_cache_have_to_fit(configure_maskgit, tokens, latents, tmp_path):
     def fails(what: str, **options: object) -> None:
         with pytest.raises(UserError, match=what):
-            train_generator(configure_maskgit("refused", **options))
+            train(configure_maskgit("refused", **options))
         assert not (tmp_path / "refused").exists()
 
     fails("'maskgit-ti' models tokens; .* holds latents. Train a DiT or SiT on it", latents=latents)

@@ -9,14 +9,13 @@ import torch
 
 from eqvae.artifacts import read_journal, read_json, read_tensors, write_json
 from eqvae.errors import UserError
-from eqvae.generators.checkpoints import load_generator, read_generator_weights
-from eqvae.generators.export import read_generator
-from eqvae.generators.presets import parse_recipe
-from eqvae.images.image_sets import open_reference
+from eqvae.generators.checkpoints import load_transformer, read_generator
+from eqvae.generators.families import find_recipe
+from eqvae.images.sample_sets import open_reference
 from eqvae.latents import LatentCache
 from eqvae.metrics.statistics import compute_statistics
 from eqvae.networks.features import load_features
-from eqvae.runs.train import describe_plan, train_generator
+from eqvae.runs.train import describe_plan, train
 from eqvae.runs.train_run import CHECKPOINT
 from eqvae.runtime.processes import Processes
 
@@ -37,7 +36,7 @@ def test_every_process_of_sit_trains_and_is_sampled(configure, path, prediction,
     config = configure(
         recipe="sit-ti-8", path=path, prediction=prediction, loss_weight=loss_weight, max_steps=2, log_every=2
     )
-    figures = train_generator(config)
+    figures = train(config)
     assert figures["num_steps"] == 2
     assert torch.tensor(losses(config.out)).isfinite().all()
     interpolant = read_generator(config.out).card.interpolant
@@ -52,22 +51,22 @@ def test_the_loss_falls_on_what_is_easy_to_learn(configure, recipe):
     config = configure(
         recipe=recipe, max_steps=40, batch_size=16, num_watch_samples=2, posterior="mean", normalization="fixed:3"
     )
-    train_generator(config)
+    train(config)
     found = losses(config.out, "mse")
     assert sum(found[-8:]) < 0.85 * sum(found[:8])
 
 
 def test_bf16(configure):
     config = configure(precision="bf16", max_steps=1)
-    train_generator(config)
+    train(config)
     assert 0.5 < losses(config.out)[0] < 2.0
 
 
 def test_an_unlabelled_cache_trains_unconditionally(configure, unlabelled_latents):
     with pytest.raises(UserError, match="no mirror images.*--no-flip"):
-        train_generator(configure(latents=unlabelled_latents))
+        train(configure(latents=unlabelled_latents))
     config = configure("plain", latents=unlabelled_latents, flip=False)
-    train_generator(config)
+    train(config)
     generator = read_generator(config.out)
     assert generator.card.transformer.latents.num_classes == 0
     assert generator.transformer.y_embedder is None
@@ -75,62 +74,62 @@ def test_an_unlabelled_cache_trains_unconditionally(configure, unlabelled_latent
 
 def test_the_export_loads_under_the_published_names(configure, latents):
     config = configure(max_steps=2)
-    train_generator(config)
+    train(config)
     card = read_generator(config.out).card
     cache = LatentCache.open(latents)
     assert (card.recipe, card.image_size_px, card.class_names, card.num_steps) == ("dit-ti-4", 64, ("a", "b"), 2)
     assert (card.autoencoder, card.autoencoder_fingerprint) == ("untrained:tiny-kl", cache.index.fingerprint)
     z = torch.randn(2, 4, 8, 8)
     torch.testing.assert_close(card.denormalize(cache.normalize(z)), z, rtol=1e-4, atol=1e-5)
-    state = read_generator_weights(config.out / "generator" / "ema.safetensors")
+    state = read_tensors(config.out / "generator" / "ema.safetensors")[0]
     spec = card.transformer.latents
-    load_generator(parse_recipe("dit-ti-4").transformer(spec), state, source="export")
+    load_transformer(find_recipe("dit-ti-4").transformer(spec), state, source="export")
     tensors = read_tensors(config.out / CHECKPOINT)[0]
     assert all(torch.equal(tensors[f"ema.{name}"], value) for name, value in state.items())
 
 
 def test_fixed_normalization_and_posterior_means(configure):
     config = configure(normalization="fixed:0.18215", posterior="mean", flip=False, max_steps=1)
-    train_generator(config)
+    train(config)
     assert read_generator(config.out).card.scale == pytest.approx((1 / 0.18215,) * 4, rel=1e-5)
 
 
 def test_resuming_is_exact_and_watched_at_every_stretch(configure, data):
     watched = {"sample_every": 3, "reference": str(data), "max_steps": 5}
     straight = configure("straight", **watched)
-    figures = train_generator(straight)
+    figures = train(straight)
     records = [record for record in read_journal(straight.out) if record["kind"] == "validation"]
     assert [record["step"] for record in records] == [3, 5]
     assert all(record["training_sec"] > 0 and record["fd_efficientnet_lite0"] > 0 for record in records)
     assert figures["fd_efficientnet_lite0"] == records[-1]["fd_efficientnet_lite0"]
     sheets = sorted(path.name for path in (straight.out / "samples").iterdir())
     assert sheets == ["step_0000003.png", "step_0000005.png"]
-    assert train_generator(straight) == figures  # finished: nothing is done
+    assert train(straight) == figures  # finished: nothing is done
     # A run that lost all after its second step: the checkpoint of that step, and a journal that had gone on.
     broken = configure("broken", **watched)
     shutil.copytree(straight.out, broken.out)
     (broken.out / "metrics.json").unlink()
     shutil.rmtree(broken.out / "generator")
     early = configure("early", **watched | {"max_steps": 2})
-    train_generator(early)
+    train(early)
     shutil.copy(early.out / CHECKPOINT, broken.out / CHECKPOINT)
-    again = train_generator(broken)
+    again = train(broken)
     assert again["fd_efficientnet_lite0"] == figures["fd_efficientnet_lite0"]
     assert losses(broken.out) == losses(straight.out)
     one, other = (read_tensors(run.out / CHECKPOINT)[0] for run in (straight, broken))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
     # A finished run made longer is the long run; a shorter one is refused.
-    assert train_generator(configure("early", **watched))["num_steps"] == 5
+    assert train(configure("early", **watched))["num_steps"] == 5
     longer = read_tensors(early.out / CHECKPOINT)[0]
     assert all(torch.equal(one[name], longer[name]) for name in one)
     with pytest.raises(UserError, match="has taken 5 steps, more than --max-steps 4"):
-        train_generator(configure("early", **watched | {"max_steps": 4}))
+        train(configure("early", **watched | {"max_steps": 4}))
 
 
 def test_saved_statistics_as_reference(configure, data, tmp_path):
     config = configure(reference=str(data), max_steps=1)
-    figures = train_generator(config)
+    figures = train(config)
     images = open_reference(str(data), image_size_px=64)
     statistics = compute_statistics(
         load_features("efficientnet-lite0"),
@@ -141,18 +140,18 @@ def test_saved_statistics_as_reference(configure, data, tmp_path):
     )
     statistics.save(tmp_path / "saved")
     saved = configure("saved-reference", reference=str(tmp_path / "saved"), max_steps=1)
-    assert train_generator(saved)["fd_efficientnet_lite0"] == pytest.approx(figures["fd_efficientnet_lite0"], rel=1e-6)
+    assert train(saved)["fd_efficientnet_lite0"] == pytest.approx(figures["fd_efficientnet_lite0"], rel=1e-6)
     other = replace(statistics, provenance=replace(statistics.provenance, features="inception"))
     other.save(tmp_path / "other")
     with pytest.raises(UserError, match="statistics of inception. Use --features inception"):
-        train_generator(configure("refused", reference=str(tmp_path / "other"), max_steps=1))
+        train(configure("refused", reference=str(tmp_path / "other"), max_steps=1))
     assert not configure("refused").out.exists()
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(configure, tmp_path, data, odd_latents):
     def fails(what: str, **options: object) -> None:
         with pytest.raises(UserError, match=what):
-            train_generator(configure("refused", **options))
+            train(configure("refused", **options))
         assert not (tmp_path / "refused").exists()
 
     fails("Did you mean 'dit-ti-4'", recipe="dit-it-4")
@@ -168,16 +167,16 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(configure, tmp_
 
 def test_a_folder_that_holds_something_else(configure, latents):
     config = configure(max_steps=1)
-    train_generator(config)
+    train(config)
     with pytest.raises(UserError, match="--learning-rate 0.001, not 0.5"):
-        train_generator(replace(config, learning_rate=0.5))
-    train_generator(replace(config, log_every=7, checkpoint_every=3))
+        train(replace(config, learning_rate=0.5))
+    train(replace(config, log_every=7, checkpoint_every=3))
     saved = read_json(config.out / "config.json")
     write_json(config.out / "config.json", saved | {"latents_fingerprint": "another"})
     with pytest.raises(UserError, match="on latents of another autoencoder"):
-        train_generator(config)
+        train(config)
     with pytest.raises(UserError, match="belongs to 'eqvae encode'"):
-        train_generator(replace(config, out=latents))
+        train(replace(config, out=latents))
 
 
 def test_the_plan_of_a_published_size(configure):

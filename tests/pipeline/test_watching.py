@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from eqvae.autoencoders import load_autoencoder
-from eqvae.generators.export import read_generator
-from eqvae.runs.train import train_generator
+from eqvae.generators.checkpoints import read_generator
+from eqvae.runs.train import train
 from eqvae.runs.train_config import TrainConfig
 from eqvae.runs.watching import SampleWatch, load_reference
 from eqvae.runtime.processes import Processes
@@ -46,7 +46,7 @@ class Threads(Processes):
 def config(configure, data: Path) -> TrainConfig:
     """Of a run that has just exported its generator."""
     config = configure(reference=str(data), max_steps=1, num_watch_samples=4)
-    train_generator(replace(config, reference=None))
+    train(replace(config, reference=None))
     return config
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eqvae.errors import UserError
-from eqvae.generators.export import Generator, GeneratorCard
+from eqvae.generators.checkpoints import Generator, GeneratorCard
 from eqvae.generators.interpolant import Interpolant
 from eqvae.generators.maskgit_transformer import MaskTransformer, MaskTransformerConfig
 from eqvae.generators.protocol import LatentSpecification
@@ -32,7 +32,8 @@ def build_generator(interpolant: Interpolant | None = SIT, *, num_classes: int =
             if parameter.requires_grad:
                 parameter.normal_(0.0, 0.15, generator=generator)
     card = GeneratorCard(
-        recipe="dit-ti-2" if interpolant is None else "sit-ti-2", transformer=config, interpolant=interpolant,
+        family="dit" if interpolant is None else "sit", recipe="dit-ti-2" if interpolant is None else "sit-ti-2",
+        transformer=config, interpolant=interpolant,
         shift=(0.1, 0.0, -0.1), scale=(0.5, 0.5, 0.5), autoencoder="averaging", autoencoder_fingerprint="0",
         image_size_px=32, class_names=None, num_steps=1, eqvae_version="0",
     )  # fmt: skip
@@ -65,7 +66,13 @@ def build_token_generator(*, num_classes: int = 3) -> Generator:
         for parameter in transformer.parameters():
             parameter.normal_(0.0, 0.3, generator=generator)
     card = replace(
-        build_generator(None).card, recipe="maskgit-ti", transformer=config, shift=(), scale=(), schedule="cosine"
+        build_generator(None).card,
+        family="maskgit",
+        recipe="maskgit-ti",
+        transformer=config,
+        shift=(),
+        scale=(),
+        schedule="cosine",
     )
     return Generator(card=card, transformer=transformer.eval())
 

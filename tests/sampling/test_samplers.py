@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from eqvae.generators.diffusion import GaussianDiffusion
+from eqvae.generators.families import find_recipe
 from eqvae.generators.interpolant import Interpolant
-from eqvae.generators.presets import parse_recipe
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.generators.transformer import Transformer
 from eqvae.sampling import (
@@ -123,7 +123,7 @@ def test_the_state_stays_wide_around_a_backbone_that_autocasts(name):
 def test_a_transformers_images_depend_on_their_batch_by_rounding_only(name):
     sampler, process, settings = SAMPLERS[name]
     latents = LatentSpecification(channels=4, height=4, width=4, num_classes=10)
-    recipe = parse_recipe("dit-ti-2" if process is DIFFUSION else "repa-sit-ti-2")
+    recipe = find_recipe("dit-ti-2" if process is DIFFUSION else "repa-sit-ti-2")
     config = replace(recipe.transformer(latents), depth=2)
     transformer = Transformer(config, generator=torch.Generator().manual_seed(0)).eval()
     with torch.no_grad():  # the first weights' output is zero

@@ -7,14 +7,31 @@ Steps are counted from 0 as in the published code: `z_t` with t = 0 has been noi
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from eqvae.errors import UserError
-from eqvae.generators.likelihoods import discretized_log_likelihood, gaussian_kl
 from eqvae.generators.protocol import LatentSpecification, Loss, Objective, Predict, drop_labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class DitConfig:
+    """How DiT is trained; SiT and REPA, the same network on the same latents, share it."""
+
+    owner: ClassVar[str] = "DiT or SiT"
+
+    normalization: str = "measured"
+    """DiT, SiT: `measured`: by the cache's mean and standard deviation of each channel; `fixed:0.18215`: times that
+    factor."""
+
+    posterior: Literal["sample", "mean"] = "sample"
+    """DiT, SiT: train on a fresh sample of each posterior, or on its mean."""
+
+    qk_norm: bool = False
+    """DiT, SiT: normalize queries and keys of the attention."""
 
 
 def linear_betas(num_steps: int = 1000) -> Float64[Tensor, " steps"]:
@@ -190,6 +207,26 @@ class GaussianDiffusion:
     def _at(self, name: str, t: Tensor, z: Tensor) -> Tensor:
         values = self._on(t.device)[name][t]
         return values.to(torch.promote_types(z.dtype, torch.float32))[:, None, None, None]
+
+
+def gaussian_kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_log_variance: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of one diagonal Gaussian to another."""
+    ratio = log_variance - other_log_variance
+    return 0.5 * (ratio.exp() - 1 - ratio + (mean - other_mean).square() * (-other_log_variance).exp())
+
+
+def discretized_log_likelihood(
+    z: Float[Tensor, "n c h w"], mean: Float[Tensor, "n c h w"], log_std: Float[Tensor, "n _ _ _"]
+) -> Float[Tensor, "n c h w"]:
+    """Probability of 8-bit values under a Gaussian (Equation 13 of DDPM), with the published code's approximations."""
+
+    def cumulative(x: Tensor) -> Tensor:
+        return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x.pow(3))))
+
+    centred, inverse_std = z - mean, (-log_std).exp()
+    above, below = cumulative(inverse_std * (centred + 1 / 255)), cumulative(inverse_std * (centred - 1 / 255))
+    probability = torch.where(z < -0.999, above, torch.where(z > 0.999, 1 - below, above - below))
+    return probability.clamp(min=1e-12).log()
 
 
 @dataclass(frozen=True, kw_only=True)

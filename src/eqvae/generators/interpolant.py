@@ -12,7 +12,7 @@ SiT's code and checkpoints t = 1 is data and t = 0 noise. Here every t is the on
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -25,6 +25,22 @@ Path = Literal["linear", "gvp", "vp"]
 Prediction = Literal["velocity", "score", "noise"]
 LossWeight = Literal["none", "velocity", "likelihood"]
 TimeWeighting = Literal["uniform", "lognormal"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SitConfig:
+    """How SiT is trained, and REPA with it."""
+
+    owner: ClassVar[str] = "SiT"
+
+    path: Path = "linear"
+    """SiT: how data and noise are interpolated."""
+
+    prediction: Prediction = "velocity"
+    """SiT: what the network predicts."""
+
+    loss_weight: LossWeight = "none"
+    """SiT: weight of the score or noise loss over time."""
 
 
 class Coefficients(NamedTuple):

@@ -1,12 +1,11 @@
 """MaskGIT: hidden tokens are guessed from the others (Chang et al., arXiv:2202.04200).
 
-Named sizes: `maskgit-b`, `-l` and `-h` are "base", "big" and "huge" of Besnier & Chen's code (arXiv:2310.14400);
-`maskgit-ti` and `-s` are ours, for CPUs.
-
-They trained `maskgit-b` for 300 epochs of batch 512 by AdamW with rate 1e-4 after 2,500 steps of warm-up, betas 0.9 and
-0.96, weight decay 1e-5, gradients clipped to 1, and without averaged weights.
+A schedule gamma says how many tokens are masked (Section 3.1): it falls from gamma(0) = 1, all, to gamma(1) = 0. In
+training r is uniform and gamma(r) is the share of tokens to mask; in sampling r is the share of steps done. "arccos" is
+that of Besnier & Chen (arXiv:2310.14400), with which EQ-VAE's MaskGIT was trained; "cosine" is MaskGIT's own.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -15,9 +14,6 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from eqvae.errors import UserError, nearest_name
-from eqvae.generators.maskgit_transformer import MaskTransformerConfig
-from eqvae.generators.masking import Schedule, masks_from_uniform
 from eqvae.generators.protocol import LatentSpecification, Loss, Objective, drop_labels
 
 PredictTokens = Callable[[Tensor, Tensor], Tensor]
@@ -25,8 +21,33 @@ PredictTokens = Callable[[Tensor, Tensor], Tensor]
 
 The token `codes`, one after the last code, is the mask; the label `num_classes` means "no class"."""
 
+Schedule = Literal["arccos", "cosine", "linear", "square"]
+
+StepRule = Literal["remaining", "increments"]
+"""`remaining`: gamma says how many tokens are masked after a step (MaskGIT). `increments`: gamma, from its end to its
+start, says how many tokens a step fills relative to the other steps (the code of Besnier & Chen)."""
+
 LossTokens = Literal["masked", "all"]
 """`masked`: Equation 2 of MaskGIT. `all`: the code of Besnier & Chen, which learns to repeat visible tokens too."""
+
+_ROUNDING = 1e-9
+"""Taken off before rounding up, so that 6 tokens do not become 7 by the last bit of a fraction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskgitConfig:
+    """How MaskGIT is trained."""
+
+    owner: ClassVar[str] = "MaskGIT"
+
+    schedule: Schedule = "arccos"
+    """MaskGIT: how many tokens are masked."""
+
+    label_smoothing: float = 0.1
+    """MaskGIT: share of each target that is spread over all codes."""
+
+    loss_tokens: LossTokens = "masked"
+    """MaskGIT: whether the masked tokens count, or all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,92 +127,57 @@ def _mean_over(mask: Bool[Tensor, "n h w"], values: Float[Tensor, "n h w"]) -> F
     return (values * mask).flatten(1).sum(1) / mask.flatten(1).sum(1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class MaskgitSize:
-    """A size of the network."""
-
-    depth: int
-
-    hidden_size: int
-
-    num_heads: int
-
-    mlp_size: int
-
-    num_parameters: int
-    """With `PUBLISHED_TOKENS`; 174.161 million for `b` in the table of Besnier & Chen."""
+def masked_share(schedule: Schedule, r: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Evaluate gamma: arccos(r) / (pi / 2), cos(pi r / 2), 1 - r or 1 - r^2."""
+    match schedule:
+        case "arccos":
+            return r.arccos() * (2 / math.pi)
+        case "cosine":
+            return (r * (math.pi / 2)).cos().clamp(min=0.0)
+        case "linear":
+            return 1 - r
+        case "square":
+            return 1 - r.square()
 
 
-PUBLISHED_TOKENS = LatentSpecification(channels=1024, height=16, width=16, num_classes=1000)
-"""ImageNet at 256 px through the VQ-GAN with stride 16 and 1024 codes."""
-
-# fmt: off
-_ROWS = (
-    # size depth width heads mlp   parameters
-    ("ti", 8,    192,  3,    768,  4_630_634),
-    ("s",  12,   384,  6,    1536, 23_137_514),
-    ("b",  24,   768,  16,   3072, 174_160_874),
-    ("l",  32,   1024, 16,   3072, 341_953_002),
-    ("h",  48,   1024, 16,   3072, 509_921_770),
-)
-# fmt: on
-
-MASKGIT_SIZES: dict[str, MaskgitSize] = {
-    name: MaskgitSize(depth=depth, hidden_size=width, num_heads=heads, mlp_size=mlp, num_parameters=parameters)
-    for name, depth, width, heads, mlp, parameters in _ROWS
-}
-"""All sizes by name."""
-
-MASKGIT_NAMES: tuple[str, ...] = tuple(f"maskgit-{size}" for size in MASKGIT_SIZES)
-"""All presets."""
+def num_masked(schedule: Schedule, r: Float[Tensor, " n"], num_tokens: int) -> Int64[Tensor, " n"]:
+    """Count the tokens to mask: gamma(r) N, rounded up as in Section 3.1 of MaskGIT, and at least one."""
+    wanted = masked_share(schedule, r.double()) * num_tokens
+    return (wanted - _ROUNDING).ceil().long().clamp(1, num_tokens)
 
 
-@dataclass(frozen=True, kw_only=True)
-class MaskgitRecipe:
-    """A named MaskGIT: what to build and what to train it for."""
+def masks_from_uniform(
+    schedule: Schedule, share_uniform: Float[Tensor, " n"], cell_uniform: Float[Tensor, "n h w"]
+) -> Bool[Tensor, "n h w"]:
+    """Turn uniform numbers into masks: the cells with the smallest numbers are masked, exactly `num_masked` of them.
 
-    size: str
-    """One of `MASKGIT_SIZES`."""
-
-    family: ClassVar[Literal["maskgit"]] = "maskgit"
-
-    def __str__(self) -> str:
-        """The name that `parse_maskgit_recipe` reads."""
-        return f"{self.family}-{self.size}"
-
-    def objective(
-        self,
-        tokens: LatentSpecification,
-        *,
-        schedule: Schedule = "arccos",
-        label_dropout: float = 0.1,
-        label_smoothing: float = 0.1,
-        loss_tokens: LossTokens = "masked",
-    ) -> MaskgitObjective:
-        """Build what it is trained for."""
-        return MaskgitObjective(
-            codebook_size=tokens.channels,
-            num_classes=tokens.num_classes,
-            schedule=schedule,
-            label_dropout=label_dropout,
-            label_smoothing=label_smoothing,
-            loss_tokens=loss_tokens,
-        )
-
-    def transformer(self, tokens: LatentSpecification) -> MaskTransformerConfig:
-        """Describe the backbone."""
-        size = MASKGIT_SIZES[self.size]
-        return MaskTransformerConfig(
-            latents=tokens,
-            depth=size.depth,
-            hidden_size=size.hidden_size,
-            num_heads=size.num_heads,
-            mlp_size=size.mlp_size,
-        )
+    MaskGIT masks an exact number of tokens; the code of Besnier & Chen masks each with probability gamma(r), which has
+    the same mean and now and then leaves nothing to predict.
+    """
+    num_tokens = cell_uniform[0].numel()
+    counts = num_masked(schedule, share_uniform, num_tokens)
+    order = cell_uniform.flatten(1).argsort(dim=1, stable=True)
+    is_among_first = torch.arange(num_tokens, device=order.device) < counts[:, None]
+    return torch.zeros_like(is_among_first).scatter(1, order, is_among_first).reshape(cell_uniform.shape)
 
 
-def parse_maskgit_recipe(name: str) -> MaskgitRecipe:
-    """Read a preset's name."""
-    if name.lower() not in MASKGIT_NAMES:
-        raise UserError(f"there is no generator '{name}'", nearest_name(name.lower(), MASKGIT_NAMES))
-    return MaskgitRecipe(size=name.lower().removeprefix("maskgit-"))
+def tokens_per_step(
+    schedule: Schedule, num_tokens: int, num_steps: int, *, rule: StepRule = "remaining"
+) -> tuple[int, ...]:
+    """Plan a sampler's steps: how many tokens each of them fills."""
+    if num_tokens < 1 or num_steps < 1:
+        raise ValueError(f"{num_tokens} tokens are to be filled in {num_steps} steps")
+    num_steps = min(num_steps, num_tokens)
+    if rule == "remaining":
+        done = torch.arange(1, num_steps, dtype=torch.float64) / num_steps
+        wanted = num_tokens - (masked_share(schedule, done) * num_tokens - _ROUNDING).ceil()
+    else:
+        parts = masked_share(schedule, torch.linspace(1, 0, num_steps, dtype=torch.float64))
+        wanted = (parts / parts.sum() * num_tokens).round().clamp(min=1).cumsum(0)[:-1]
+    counts, filled = [], 0
+    for step, total in enumerate(wanted.long().tolist()):
+        # At least one token in this step, and one left for each step to come.
+        until = min(max(total, filled + 1), num_tokens - (num_steps - 1 - step))
+        counts.append(until - filled)
+        filled = until
+    return (*counts, num_tokens - filled)

@@ -11,7 +11,6 @@ all weights start from the truncated normal distribution of MaskGIT's own code, 
 even: theirs start from PyTorch's N(0, 1) table.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +21,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from eqvae.errors import UserError
-from eqvae.generators.attention import attend
 from eqvae.generators.protocol import LatentSpecification
+from eqvae.generators.transformer import attend
 
 FIRST_DEVIATION = 0.02
 """Of the first weights, cut off at twice as much."""
-
-_WRAPPERS = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and torch.compile put before names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +62,14 @@ class MaskTransformerConfig:
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tokens."""
         return self.latents.height, self.latents.width
+
+    def build(self, *, generator: torch.Generator | None = None) -> "MaskTransformer":
+        """Build the network with first weights."""
+        return MaskTransformer(self, generator=generator)
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Make arguments for one image, as for counting operations."""
+        return torch.zeros(1, *self.grid, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
 
     @property
     def codebook_size(self) -> int:
@@ -202,22 +206,3 @@ class FeedForward(nn.Module):
     def forward(self, x: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n tokens width"]:
         """Apply them."""
         return self.net(x)
-
-
-def published_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Take the weights out of a training checkpoint of Besnier & Chen; their names are ours."""
-    named = content.get("model_state_dict", content)
-    state: dict[str, Tensor] = {}
-    for name, value in named.items() if isinstance(named, Mapping) else ():
-        if isinstance(value, Tensor):
-            while name.startswith(_WRAPPERS):
-                name = name.split(".", 1)[1]
-            state[name] = value.float()
-    if "tok_emb.weight" not in state:
-        raise UserError("The checkpoint holds no weights of a MaskGIT", "Give one of valeoai/Maskgit-pytorch, v1.0")
-    if "cls_emb.weight" in state:
-        raise UserError(
-            "The checkpoint is of Halton-MaskGIT's network, which is not MaskGIT's of 2023",
-            "Give one of valeoai/Maskgit-pytorch, v1.0; the Halton order samples from it too",
-        )
-    return state

@@ -10,19 +10,42 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from eqvae.artifacts import read_tensors, write_tensors
-from eqvae.errors import UserError
 from eqvae.generators.protocol import LatentSpecification, Loss, Objective, Predict
 
 TEACHER_TOKENS = "teacher_tokens"
 """Name of the teacher's tokens (n, tokens, channels) among the draws; the training loop puts them there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepaConfig:
+    """How a transformer is aligned with a teacher."""
+
+    owner: ClassVar[str] = "REPA"
+
+    teacher: str = "vit_base_patch14_dinov2.lvd142m"
+    """REPA: frozen vision model, `efficientnet-lite0` (offline) or any of timm's."""
+
+    teacher_weights: Path | None = None
+    """REPA: file of the teacher's weights; None: the local cache or the network."""
+
+    cache_teacher: bool = False
+    """REPA: compute the teacher's tokens of all images once, into a file beside the latents, not at each step."""
+
+    repa_weight: float = 0.5
+    """REPA: weight of the alignment."""
+
+    repa_depth: int | None = None
+    """REPA: block whose tokens are aligned; None: 8, or half the depth of a smaller transformer."""
+
+    data: str | None = None
+    """REPA: the images of the cache, where they are no longer where `eqvae encode` found them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,27 +120,3 @@ def _grid(num_tokens: int, aspect: float) -> tuple[int, int]:
     if rows < 1 or num_tokens % rows or abs(num_tokens / rows * aspect - rows) > 0.5:
         raise ValueError(f"{num_tokens} tokens fill no grid whose height is {aspect:g} times its width")
     return rows, num_tokens // rows
-
-
-def write_teacher_tokens(
-    path: Path,
-    tokens: Float[Tensor, "num tokens channels"],
-    *,
-    teacher: str,
-    mirrored: Float[Tensor, "num tokens channels"] | None = None,
-) -> None:
-    """Write a teacher's tokens of all images beside their latents, in bfloat16."""
-    named = {"tokens": tokens} if mirrored is None else {"tokens": tokens, "mirrored": mirrored}
-    write_tensors(path, {name: value.bfloat16() for name, value in named.items()}, {"teacher": teacher})
-
-
-def read_teacher_tokens(path: Path, *, teacher: str, num_images: int) -> dict[str, Tensor]:
-    """Read what `write_teacher_tokens` wrote."""
-    tensors, metadata = read_tensors(path)
-    if metadata.get("teacher") != teacher or "tokens" not in tensors:
-        raise UserError(f"'{path}' holds tokens of '{metadata.get('teacher')}', not of '{teacher}'", "Remove it")
-    if len(tensors["tokens"]) != num_images:
-        raise UserError(
-            f"'{path}' holds tokens of {len(tensors['tokens'])} images, the cache has {num_images}", "Remove it"
-        )
-    return tensors

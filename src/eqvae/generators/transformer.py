@@ -4,6 +4,7 @@ Peebles & Xie, arXiv:2212.09748. Parameters have the published models' names and
 strictly; SiT (arXiv:2401.08740) is the same network, REPA (arXiv:2410.06940) adds `projectors`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,9 +15,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from eqvae.errors import UserError
-from eqvae.generators.attention import attend
-from eqvae.generators.embeddings import LabelEmbedder, PatchEmbedder, TimeEmbedder, position_embedding
 from eqvae.generators.protocol import LatentSpecification
+
+NUM_FREQUENCIES = 256
+MAX_PERIOD = 10_000
+
+MAX_WRITTEN_OUT_TOKENS = 512
+"""Longer sequences would hold too large a matrix of scores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +82,14 @@ class TransformerConfig:
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tokens."""
         return self.latents.height // self.patch_size, self.latents.width // self.patch_size
+
+    def build(self, *, generator: torch.Generator | None = None) -> "Transformer":
+        """Build the network with first weights."""
+        return Transformer(self, generator=generator)
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Make arguments for one image, as for counting operations."""
+        return torch.empty(1, *self.latents.shape), torch.empty(1), torch.zeros(1, dtype=torch.int64)
 
 
 class WithHidden(NamedTuple):
@@ -146,12 +159,6 @@ class Transformer(nn.Module):
         projected = self.projectors[0](hidden) if self.config.teacher_channels is not None else None
         return WithHidden(output, hidden, projected)
 
-    def forward_with_hidden(
-        self, z: Float[Tensor, "n c h w"], t: Num[Tensor, " n"], labels: Int64[Tensor, " n"], depth: int
-    ) -> WithHidden:
-        """Predict, and keep the tokens after one block."""
-        return self(z, t, labels, depth)
-
     def num_parameters(self) -> int:
         """Count the parameters, fixed positions included, as the published codes do."""
         return sum(parameter.numel() for parameter in self.parameters())
@@ -178,6 +185,78 @@ class Transformer(nn.Module):
             nn.init.zeros_(module.adaLN_modulation[1].weight)
             nn.init.zeros_(module.adaLN_modulation[1].bias)
         nn.init.zeros_(self.final_layer.linear.weight)
+
+
+class PatchEmbedder(nn.Module):
+    """Patches of latents to tokens, row by row."""
+
+    def __init__(self, channels: int, width: int, patch_size: int) -> None:
+        """Build the projection."""
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n tokens width"]:
+        """Embed."""
+        return self.proj(z).flatten(2).transpose(1, 2)
+
+
+class TimeEmbedder(nn.Module):
+    """Times to vectors: cosines and sines of 128 frequencies, and two layers."""
+
+    def __init__(self, width: int) -> None:
+        """Build the layers."""
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Num[Tensor, " n"]) -> Float[Tensor, "n width"]:
+        """Embed."""
+        return self.mlp(time_frequencies(t).to(next(self.mlp.parameters()).dtype))
+
+
+class LabelEmbedder(nn.Module):
+    """Labels to vectors; the row after the last class means "no class"."""
+
+    def __init__(self, num_rows: int, width: int) -> None:
+        """Build the table."""
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_rows, width)
+
+    def forward(self, labels: Int64[Tensor, " n"]) -> Float[Tensor, "n width"]:
+        """Look up."""
+        return self.embedding_table(labels)
+
+
+def time_frequencies(t: Num[Tensor, " n"]) -> Float[Tensor, "n 256"]:
+    """Cosines, then sines, of t times frequencies from 1 down to almost 1 / 10000, as published."""
+    half = NUM_FREQUENCIES // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
+    angles = t[:, None].float() * torch.exp(-math.log(MAX_PERIOD) * exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def position_embedding(rows: int, columns: int, width: int) -> Float[Tensor, "tokens width"]:
+    """Fixed positions: half of the channels tell the column, half the row; in each half sines, then cosines."""
+    frequencies = MAX_PERIOD ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    angles = [position.reshape(-1, 1) * frequencies for position in (column, row)]
+    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
+
+
+def attend(
+    query: Float[Tensor, "n heads tokens width"],
+    key: Float[Tensor, "n heads tokens width"],
+    value: Float[Tensor, "n heads tokens width"],
+) -> Float[Tensor, "n heads tokens width"]:
+    """Attend: `softmax(q k' / sqrt(width)) v` (Equation 1 of arXiv:1706.03762).
+
+    PyTorch's fused attention for CPUs takes most of its time in its backward pass. In bf16 and for short sequences two
+    plain products are 2 to 4 times faster (256 and 64 tokens, AMX); scores are rounded to bf16, as all else is there.
+    """
+    is_short = query.shape[-2] <= MAX_WRITTEN_OUT_TOKENS
+    if query.device.type == "cpu" and query.dtype is torch.bfloat16 and query.requires_grad and is_short:
+        with torch.autocast("cpu", enabled=False):  # it would compute the softmax in fp32, which takes as long again
+            return ((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)).softmax(-1) @ value
+    return F.scaled_dot_product_attention(query, key, value)
 
 
 class Attention(nn.Module):

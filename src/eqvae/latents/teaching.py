@@ -2,19 +2,19 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+from eqvae.artifacts import read_tensors, write_tensors
 from eqvae.errors import UserError
-from eqvae.generators.presets import Recipe
-from eqvae.generators.repa import read_teacher_tokens, write_teacher_tokens
+from eqvae.generators.repa import RepaConfig
 from eqvae.images import ImageSource, adm_crop, open_images
 from eqvae.latents.cache import LatentCache
 from eqvae.networks.teachers import Teacher, load_teacher
-from eqvae.runs.train_config import TrainConfig
 from eqvae.runtime.device import autocast
 from eqvae.runtime.processes import Processes
 from eqvae.runtime.progress import Progress
@@ -66,17 +66,15 @@ class TeacherTokens:
         return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
 
-def teach(config: TrainConfig, cache: LatentCache, recipe: Recipe, processes: Processes) -> TeacherTokens:
-    """Set up the teacher of a REPA run."""
+def teach(config: RepaConfig, cache: LatentCache, grid: tuple[int, int], processes: Processes) -> TeacherTokens:
+    """Set up the teacher of a REPA run; its tokens have the grid of the transformer's."""
     data = config.data or cache.index.data
     source = open_images(data)
     if source.fingerprint() != cache.index.data_fingerprint:
         raise UserError(
-            f"'{data}' holds other images than those that '{config.latents}' encodes",
+            f"'{data}' holds other images than those that '{cache.folder}' encodes",
             "Name the encoded images with --data",
         )
-    _, height, width = cache.latent_shape
-    grid = (height // recipe.patch_size, width // recipe.patch_size)
     teacher = load_teacher(config.teacher, grid=grid, weights=config.teacher_weights).to(processes.device)
     on_the_fly = TeacherTokens(
         teacher=teacher,
@@ -87,15 +85,15 @@ def teach(config: TrainConfig, cache: LatentCache, recipe: Recipe, processes: Pr
         device=processes.device,
         stored={},
     )
-    return _stored(on_the_fly, teacher, config, cache, processes) if config.cache_teacher else on_the_fly
+    return _stored(on_the_fly, teacher, config.teacher, cache, processes) if config.cache_teacher else on_the_fly
 
 
 def _stored(
-    tokens: TeacherTokens, teacher: Teacher, config: TrainConfig, cache: LatentCache, processes: Processes
+    tokens: TeacherTokens, teacher: Teacher, name: str, cache: LatentCache, processes: Processes
 ) -> TeacherTokens:
     """Read all tokens from the file beside the latents; the first process writes it where it is not there yet."""
     rows, columns = teacher.grid
-    path = config.latents / f"teacher-{config.teacher.replace('/', '-')}-{rows}x{columns}.safetensors"
+    path = cache.folder / f"teacher-{name.replace('/', '-')}-{rows}x{columns}.safetensors"
     if processes.is_first and not path.exists():
         kinds = (False, True) if cache.index.has_mirrored else (False,)
         computed = []
@@ -107,10 +105,30 @@ def _stored(
                     parts.append(tokens.tokens(indices, flags).bfloat16().cpu())
                     progress.advance(len(indices))
                 computed.append(torch.cat(parts))
-        write_teacher_tokens(
-            path, computed[0], teacher=config.teacher, mirrored=computed[1] if len(computed) > 1 else None
-        )
+        write_teacher_tokens(path, computed[0], teacher=name, mirrored=computed[1] if len(computed) > 1 else None)
     processes.wait()
-    return replace(
-        tokens, teacher=None, stored=read_teacher_tokens(path, teacher=config.teacher, num_images=len(cache))
-    )
+    return replace(tokens, teacher=None, stored=read_teacher_tokens(path, teacher=name, num_images=len(cache)))
+
+
+def write_teacher_tokens(
+    path: Path,
+    tokens: Float[Tensor, "num tokens channels"],
+    *,
+    teacher: str,
+    mirrored: Float[Tensor, "num tokens channels"] | None = None,
+) -> None:
+    """Write a teacher's tokens of all images beside their latents, in bfloat16."""
+    named = {"tokens": tokens} if mirrored is None else {"tokens": tokens, "mirrored": mirrored}
+    write_tensors(path, {name: value.bfloat16() for name, value in named.items()}, {"teacher": teacher})
+
+
+def read_teacher_tokens(path: Path, *, teacher: str, num_images: int) -> dict[str, Tensor]:
+    """Read what `write_teacher_tokens` wrote."""
+    tensors, metadata = read_tensors(path)
+    if metadata.get("teacher") != teacher or "tokens" not in tensors:
+        raise UserError(f"'{path}' holds tokens of '{metadata.get('teacher')}', not of '{teacher}'", "Remove it")
+    if len(tensors["tokens"]) != num_images:
+        raise UserError(
+            f"'{path}' holds tokens of {len(tensors['tokens'])} images, the cache has {num_images}", "Remove it"
+        )
+    return tensors

@@ -5,14 +5,14 @@ losses, reading images, Frechet distances) is left out. Disk is what lies there 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 from eqvae.autoencoders.protocol import DiscreteAutoencoder
 from eqvae.errors import UserError, nearest_name
-from eqvae.generators.checkpoints import BackboneConfig
-from eqvae.generators.maskgit import MaskgitRecipe
-from eqvae.generators.presets import Recipe
+from eqvae.generators.families import BackboneConfig, Recipe, RepaSit, find_recipe
 from eqvae.generators.protocol import LatentSpecification
+from eqvae.generators.transformer import TransformerConfig
 from eqvae.metrics.equivariance import evaluation_transforms
 from eqvae.networks.features import INCEPTION
 from eqvae.networks.pretrained import EFFICIENTNET_LITE0, inception_is_cached, lpips_is_cached
@@ -25,7 +25,7 @@ from eqvae.runs.evaluate import EvaluateConfig
 from eqvae.runs.finetune_config import FinetuneConfig
 from eqvae.runs.sample import SampleConfig
 from eqvae.runs.score import ScoreConfig
-from eqvae.runs.train_config import TrainConfig, find_recipe
+from eqvae.runs.train_config import TrainConfig
 from eqvae.runtime.device import Precision
 from eqvae.sampling.draw import sheet_indices
 
@@ -125,17 +125,18 @@ def train_cost(config: TrainConfig, sizes: Sizes, device: str) -> Cost:
     The file of a cached teacher lies beside the latents and is made once; here each run counts it.
     """
     config = config.resolved()
-    recipe, transformer = _backbone(config.recipe, sizes, qk_norm=config.qk_norm)
+    recipe = config.find_recipe()
+    transformer = _backbone(recipe, sizes)
     num_seen, num_watches = config.max_steps * config.batch_size, -(-config.max_steps // (config.sample_every or 1))
     cost, projector_depth = Cost(), None
-    if isinstance(recipe, Recipe) and recipe.family == "repa-sit":
-        teacher = flop_counts.teacher_flops(config.teacher, transformer.grid)
-        _, transformer = _backbone(config.recipe, sizes, qk_norm=config.qk_norm, teacher_channels=teacher.channels)
-        projector_depth = config.repa_depth or recipe.repa_depth
-        num_taught = 2 * sizes.num_images if config.cache_teacher else num_seen
+    if isinstance(recipe, RepaSit):
+        teacher = flop_counts.teacher_flops(recipe.repa.teacher, transformer.grid)
+        transformer = replace(cast(TransformerConfig, transformer), teacher_channels=teacher.channels)
+        projector_depth = recipe.repa_depth
+        num_taught = 2 * sizes.num_images if recipe.repa.cache_teacher else num_seen
         num_numbers = num_taught * math.prod(transformer.grid) * teacher.channels
         cost += _computing(num_taught * teacher.per_image, "bf16", device)
-        cost += _storing(2 * num_numbers if config.cache_teacher else 0)
+        cost += _storing(2 * num_numbers if recipe.repa.cache_teacher else 0)
     passes = 4.0 if config.gradient_checkpointing else 3.0
     cost += _computing(num_seen * passes * backbone_flops(transformer, projector_depth), config.precision, device)
     cost += _storing(disk_sizes.training_bytes(transformer, posthoc_ema=config.posthoc_ema, num_watches=num_watches))
@@ -155,7 +156,8 @@ def sample_cost(config: SampleConfig, recipe: str, sizes: Sizes, device: str) ->
     A `weak_run` is taken to be as large as the generator.
     """
     config.check()
-    parsed, transformer = _backbone(recipe, sizes)
+    parsed = find_recipe(recipe)
+    transformer = _backbone(parsed, sizes)
     has_labels = sizes.num_classes > 0
     num_bytes = disk_sizes.sample_set_bytes(config.num_samples, sizes.image_size_px, has_labels=has_labels)
     drawing = _drawing(config, parsed, transformer, sizes, config.num_samples, device)
@@ -228,7 +230,7 @@ def _evaluation_flops(coding: flop_counts.CodingFlops) -> float:
 
 def _drawing(
     config: SampleConfig,
-    recipe: Recipe | MaskgitRecipe,
+    recipe: Recipe,
     transformer: BackboneConfig,
     sizes: Sizes,
     num_images: int,
@@ -236,7 +238,7 @@ def _drawing(
 ) -> Cost:
     """Sampler and decoder; the latter always computes in fp32."""
     decode = coding_flops(sizes.autoencoder, sizes.image_size_px).decode
-    calls = _num_token_calls(config) if isinstance(recipe, MaskgitRecipe) else _num_calls(config)
+    calls = _num_token_calls(config) if recipe.models == "tokens" else _num_calls(config)
     drawing = _computing(num_images * calls * backbone_flops(transformer), config.precision, device)
     return drawing + _computing(num_images * decode, "fp32", device)
 
@@ -259,19 +261,16 @@ def _num_token_calls(config: SampleConfig) -> float:
     return float(2 * num_steps if is_constant or num_steps == 1 else 2 * num_steps - 1)
 
 
-def _backbone(
-    name: str, sizes: Sizes, *, qk_norm: bool = False, teacher_channels: int | None = None
-) -> tuple[Recipe | MaskgitRecipe, BackboneConfig]:
+def _backbone(recipe: Recipe, sizes: Sizes) -> BackboneConfig:
     """Describe a generator of the autoencoder's latents or tokens."""
-    recipe, autoencoder = find_recipe(name), flop_counts.meta_autoencoder(sizes.autoencoder)
+    autoencoder = flop_counts.meta_autoencoder(sizes.autoencoder)
     is_discrete = isinstance(autoencoder, DiscreteAutoencoder)
-    if is_discrete != isinstance(recipe, MaskgitRecipe):
+    if is_discrete != (recipe.models == "tokens"):
         raise UserError(f"'{recipe}' does not model what '{autoencoder.name}' makes", "MaskGIT models tokens")
     side = sizes.image_size_px // autoencoder.stride
     channels = (
         autoencoder.codebook_size if isinstance(autoencoder, DiscreteAutoencoder) else autoencoder.latent_channels
     )
-    latents = LatentSpecification(channels=channels, height=side, width=side, num_classes=sizes.num_classes)
-    if isinstance(recipe, MaskgitRecipe):
-        return recipe, recipe.transformer(latents)
-    return recipe, recipe.transformer(latents, qk_norm=qk_norm, teacher_channels=teacher_channels)
+    return recipe.transformer(
+        LatentSpecification(channels=channels, height=side, width=side, num_classes=sizes.num_classes)
+    )

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from eqvae.autoencoders.protocol import DiscreteAutoencoder
-from eqvae.generators.checkpoints import BackboneConfig, build_backbone
-from eqvae.generators.presets import parse_recipe
+from eqvae.generators.families import PUBLISHED_LATENTS, BackboneConfig, find_recipe
 from eqvae.latents.coding import coding_of, encode_images
 from eqvae.latents.shards import DTYPES, MIRRORED
 from eqvae.networks.features import INCEPTION, NUM_SPATIAL_CHANNELS
@@ -83,10 +82,10 @@ def cache_bytes(config: EncodeConfig, architecture: Architecture, num_images: in
 def training_bytes(transformer: BackboneConfig, *, posthoc_ema: bool, num_watches: int) -> int:
     """Size a generator's training run: checkpoint, both exported weights, and snapshots of post-hoc averages."""
     with META:
-        network = build_backbone(transformer)
+        network = transformer.build()
     # Neither what it is trained for nor how changes the size of its state, but for the averages.
     config = TrainConfig(recipe=_ANY_RECIPE, latents=Path(), out=Path(), posthoc_ema=posthoc_ema).resolved()
-    state = build_training_state(network, parse_recipe(_ANY_RECIPE).objective(1), config, META)
+    state = build_training_state(network, find_recipe(_ANY_RECIPE).objective(PUBLISHED_LATENTS), config, META)
     _step(network, state.optimizer)
     num_copies = 2 + (2 * num_watches if posthoc_ema else 0)
     return _safetensors_bytes(state.tensors()) + num_copies * _safetensors_bytes(network.state_dict())

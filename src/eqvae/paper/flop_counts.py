@@ -16,7 +16,7 @@ from torch import nn
 from eqvae.autoencoders import build_autoencoder
 from eqvae.autoencoders.presets import UNTRAINED
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
-from eqvae.generators.checkpoints import BackboneConfig, build_backbone
+from eqvae.generators.families import BackboneConfig
 from eqvae.generators.transformer import TransformerConfig
 from eqvae.losses.reconstruction import Perceptual
 from eqvae.networks.features import INCEPTION
@@ -135,8 +135,7 @@ def backbone_flops(config: BackboneConfig, projector_depth: int | None = None) -
     if projector_depth is None or not isinstance(config, TransformerConfig):
         return float(transformer_flops(config))
     with META:
-        arguments = torch.empty(1, *config.latents.shape), torch.empty(1), torch.zeros(1, dtype=torch.int64)
-        return float(count_flops(build_backbone(config), *arguments, projector_depth))
+        return float(count_flops(config.build(), *config.example(), projector_depth))
 
 
 def area_of(tau: Transform) -> float:

@@ -9,6 +9,7 @@ from eqvae.paper.planned import PlannedRun
 from eqvae.paper.reference import STATISTICS
 from eqvae.paper.setting import Family, Normalization, Setting
 from eqvae.runs.sample import SampleConfig
+from eqvae.runtime.run_folder import change_flat
 
 Size = Literal["b", "xl", "maskgit"]
 
@@ -60,7 +61,7 @@ def generator(
     if normalization == "fixed":
         factor = setting.fixed_factors.get(autoencoder.base.name)
         if factor is not None:
-            config = replace(config, normalization=f"fixed:{factor:g}")
+            config = change_flat(config, normalization=f"fixed:{factor:g}")
         else:
             scaled_as = latents(setting, untouched(setting, autoencoder.base.name))
             needs = (cache, statistics) if scaled_as == cache else (cache, statistics, scaled_as)

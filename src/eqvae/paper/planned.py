@@ -1,11 +1,11 @@
 """A planned run: a stage's complete configuration, and the runs whose folders it reads."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eqvae.artifacts import CONFIG, METRICS, read_json, to_plain
+from eqvae.artifacts import CONFIG, METRICS, read_json
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
@@ -17,8 +17,9 @@ from eqvae.runs.finetune import finetune
 from eqvae.runs.finetune_config import FinetuneConfig
 from eqvae.runs.sample import SampleConfig, sample
 from eqvae.runs.score import ScoreConfig, score
-from eqvae.runs.train import train_generator
+from eqvae.runs.train import train
 from eqvae.runs.train_config import TrainConfig
+from eqvae.runtime.run_folder import change_flat, flat
 
 Config = FinetuneConfig | EvaluateConfig | ReferenceConfig | EncodeConfig | TrainConfig | SampleConfig | ScoreConfig
 
@@ -95,7 +96,7 @@ class PlannedRun:
         """Fill in what is only known once `needs` are finished."""
         if self.scaled_as is None or not isinstance(self.config, TrainConfig):
             return self.config
-        return replace(self.config, normalization=f"{FIXED}{unit_factor(self.scaled_as.folder):.6g}")
+        return change_flat(self.config, normalization=f"{FIXED}{unit_factor(self.scaled_as.folder):.6g}")
 
     def figures(self) -> dict[str, Any]:
         """Read what it measured."""
@@ -110,13 +111,13 @@ class PlannedRun:
         if saved.get("command") != self.command:
             raise UserError(f"'{self.folder}' holds no 'eqvae {self.command}' run", "Choose another --out")
         late = {"normalization"} if self.scaled_as is not None and not self.is_ready else set()
-        for each in fields(planned):
-            now, then = to_plain(getattr(planned, each.name)), saved.get(each.name)
+        for name, now in flat(planned).items():
+            then = saved.get(name)
             # None leaves the value to the stage, which has written down what it chose.
-            if now is None or each.name in CHANGES_NO_FIGURE | late or each.name not in saved or now == then:
+            if now is None or name in CHANGES_NO_FIGURE | late or name not in saved or now == then:
                 continue
             raise UserError(
-                f"'{self.folder}' holds a run with --{each.name.replace('_', '-')} {then}, and now it is {now}",
+                f"'{self.folder}' holds a run with --{name.replace('_', '-')} {then}, and now it is {now}",
                 "Choose another --out, or remove that folder to have it made again",
             )
 
@@ -141,7 +142,7 @@ def perform(run: PlannedRun) -> None:
         case EncodeConfig() as config:
             encode(config, load_autoencoder(config.autoencoder))
         case TrainConfig() as config:
-            train_generator(config)
+            train(config)
         case SampleConfig() as config:
             sample(config)
         case ScoreConfig() as config:

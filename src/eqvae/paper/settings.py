@@ -16,6 +16,7 @@ from eqvae.runs.finetune_config import FinetuneConfig
 from eqvae.runs.sample import SampleConfig
 from eqvae.runs.score import ScoreConfig
 from eqvae.runs.train_config import TrainConfig
+from eqvae.runtime.run_folder import change_flat
 
 _TEMPLATE = Path()
 
@@ -59,7 +60,7 @@ _PAPER_SAMPLING = SampleConfig(run="", out=_TEMPLATE, num_samples=50_000, num_st
 _PAPER_MASKGIT_SAMPLING = SampleConfig(
     run="", out=_TEMPLATE, num_samples=50_000,
     num_steps=8,  # MaskGIT's
-    guidance_scale=3.0,  # of Besnier & Chen, arXiv:2310.14400, whom the paper follows
+    guidance_scale=4.0,  # w = 3 in (1 + w) c - w u of Besnier & Chen, arXiv:2310.14400, whom the paper follows
 )
 
 PAPER = Setting(
@@ -93,7 +94,7 @@ PAPER = Setting(
     training={
         "dit": _PAPER_TRAINING,
         "sit": _PAPER_TRAINING,
-        "repa-sit": replace(_PAPER_TRAINING, max_grad_norm=1.0, repa_weight=0.5, repa_depth=8),  # REPA's
+        "repa-sit": change_flat(_PAPER_TRAINING, max_grad_norm=1.0, repa_weight=0.5, repa_depth=8),  # REPA's
         "maskgit": replace(
             _PAPER_TRAINING,
             max_steps=300 * _IMAGENET_STEPS_PER_EPOCH,
@@ -157,7 +158,7 @@ _TINY_TRAINING = TrainConfig(
 )
 
 _TINY_SAMPLING = SampleConfig(run="", out=_TEMPLATE, num_samples=1000, num_steps=25)
-_TINY_MASKGIT_SAMPLING = SampleConfig(run="", out=_TEMPLATE, num_samples=1000, num_steps=8, guidance_scale=3.0)
+_TINY_MASKGIT_SAMPLING = SampleConfig(run="", out=_TEMPLATE, num_samples=1000, num_steps=8, guidance_scale=4.0)
 
 TINY = Setting(
     name="tiny",
@@ -186,7 +187,7 @@ TINY = Setting(
     training={
         "dit": _TINY_TRAINING,
         "sit": _TINY_TRAINING,
-        "repa-sit": replace(_TINY_TRAINING, teacher=EFFICIENTNET_LITE0, cache_teacher=True),
+        "repa-sit": change_flat(_TINY_TRAINING, teacher=EFFICIENTNET_LITE0, cache_teacher=True),
         "maskgit": replace(
             _TINY_TRAINING,
             adam_beta2=None,  # as published

@@ -1,34 +1,36 @@
-"""`eqvae train`: a latent cache, its images and its decoder handed to a generator's training run."""
+"""`eqvae train RECIPE --latents DIR --out DIR`: a generator learns the latents of a cache."""
 
+import json
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from eqvae.artifacts import CONFIG, METRICS, claim_output_folder, hold_output_folder, read_json, to_plain, write_json
+from eqvae.artifacts import METRICS
+from eqvae.artifacts.weights import load_strictly
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
-from eqvae.generators.checkpoints import BackboneConfig, build_backbone
-from eqvae.generators.export import GeneratorCard, build_generator
-from eqvae.generators.interpolant import Interpolant
-from eqvae.generators.maskgit import MaskgitRecipe
-from eqvae.generators.presets import Recipe
+from eqvae.generators.checkpoints import GeneratorCard, build_generator, read_generator
+from eqvae.generators.families import Backbone, BackboneConfig, Recipe
 from eqvae.generators.protocol import LatentSpecification, Objective
 from eqvae.generators.repa import TEACHER_TOKENS
+from eqvae.generators.transformer import TransformerConfig
 from eqvae.latents.batches import training_batches, training_token_batches
 from eqvae.latents.cache import LatentBatch, LatentCache, TokenBatch, check_autoencoder
+from eqvae.latents.normalization import MEASURED
 from eqvae.latents.teaching import TeacherTokens, teach
-from eqvae.runs.train_config import FREE_TO_CHANGE, TrainConfig, find_recipe
-from eqvae.runs.train_run import Run, transformer_flops
+from eqvae.runs.train_config import FREE_TO_CHANGE, TrainConfig
+from eqvae.runs.train_run import CHECKPOINT, Run, transformer_flops
 from eqvae.runs.watching import SampleWatch, load_reference
 from eqvae.runtime.device import choose_device, place
-from eqvae.runtime.journal import Journal, installed_version, write_environment
+from eqvae.runtime.journal import Journal, installed_version
 from eqvae.runtime.processes import Processes, join_processes
-from eqvae.runtime.run_folder import check_same_run
+from eqvae.runtime.run_folder import RunFolder, flat
 from eqvae.runtime.seeds import generator_for
 from eqvae.runtime.signals import stop_on_signals
 from eqvae.training.generator_step import TrainingBatch, build_state
@@ -38,56 +40,56 @@ _WEIGHTS = 2  # what a random stream is for
 _BYTES_PER_PARAMETER = 4 + 4 + 8 + 4
 """Weight, gradient, two moments of AdamW, moving average; all fp32."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a configuration asks for, resolved against its cache."""
-
-    config: TrainConfig
-    recipe: Recipe | MaskgitRecipe
-    cache: LatentCache
-    latents: LatentSpecification
-    interpolant: Interpolant | None
-    objective: Objective
-    transformer: BackboneConfig
-    teacher: TeacherTokens | None
+_MODELLED = {"moments": "latents", "tokens": "tokens"}
 
 
-def train_generator(config: TrainConfig) -> dict[str, Any] | None:
+def command(config: TrainConfig) -> str | None:
+    """Train, or write the plan of it."""
+    if config.dry_run:
+        return json.dumps(describe_plan(config), indent=2)
+    figures = train(config)
+    if figures is None:  # the first of several processes speaks for all
+        return None
+    distances = "".join(f", {name} {value:.3f}" for name, value in figures.items() if name.startswith(("fid", "fd_")))
+    return (
+        f"{figures['num_steps']} steps, {figures['training_images_per_sec']:.1f} images/s{distances}; "
+        f"generator in '{config.out}'"
+    )
+
+
+def train(config: TrainConfig) -> dict[str, Any] | None:
     """Train, or go on where an earlier call with the same configuration stopped or, with fewer steps, ended."""
     config = config.resolved()
     processes = join_processes(choose_device(config.device))
     plan = make_plan(config, processes)
-    identity = to_plain(config) | {"command": "train", "latents_fingerprint": plan.cache.index.fingerprint}
-    saved = claim_output_folder(config.out, "train")
-    if saved is not None:
-        check_same_run(saved, config, FREE_TO_CHANGE)
-        if saved.get("latents_fingerprint") != identity["latents_fingerprint"]:
-            raise UserError(
-                f"'{config.out}' holds a run on latents of another autoencoder than '{config.latents}' has now",
-                "Give the same latents to resume it, or another --out",
-            )
-        done = read_json(config.out / METRICS) if (config.out / METRICS).exists() else {"num_steps": 0}
-        if done["num_steps"] > config.max_steps:
-            raise UserError(
-                f"'{config.out}' has taken {done['num_steps']} steps, more than --max-steps {config.max_steps}",
-                "Give as many or more, or another --out",
-            )
-        if done["num_steps"] == config.max_steps:
-            return done if processes.is_first else None
+    fingerprint = plan.cache.index.fingerprint
+    folder = RunFolder.claim(config.out, "train")
+    folder.check_same(config, FREE_TO_CHANGE)
+    if folder.differs(latents_fingerprint=fingerprint):
+        raise UserError(
+            f"'{config.out}' holds a run on latents of another autoencoder than '{config.latents}' has now",
+            "Give the same latents to resume it, or another --out",
+        )
+    done = folder.figures or {"num_steps": 0}
+    if done["num_steps"] > config.max_steps:
+        raise UserError(
+            f"'{config.out}' has taken {done['num_steps']} steps, more than --max-steps {config.max_steps}",
+            "Give as many or more, or another --out",
+        )
+    if done["num_steps"] == config.max_steps:
+        return done if processes.is_first else None
     autoencoder = load_decoder(plan.cache, config.autoencoder, processes.device)
     reference = load_reference(config, plan.cache.index.image_size_px, processes)
     card = _card(plan)
-    transformer = build_backbone(plan.transformer, generator=generator_for(config.seed, _WEIGHTS))
+    transformer = plan.transformer.build(generator=generator_for(config.seed, _WEIGHTS))
+    if config.init is not None and not (config.out / CHECKPOINT).exists():
+        begin_from(config.init, transformer, plan)
     state = build_state(transformer, plan.objective, config, processes.device)
-    processes.wait()
-    if processes.is_first:
-        config.out.mkdir(parents=True, exist_ok=True)
-    with hold_output_folder(config.out, hold=processes.is_first), stop_on_signals() as stop:
-        if processes.is_first:
-            (config.out / METRICS).unlink(missing_ok=True)  # of a run that is made longer
-            write_json(config.out / CONFIG, identity)
-            write_environment(config.out, device=processes.device, seed=config.seed)
+    with (
+        # Figures of a run that is made longer are not figures of this one.
+        folder.hold(config, processes, seed=config.seed, anew=(METRICS,), latents_fingerprint=fingerprint),
+        stop_on_signals() as stop,
+    ):
         run = Run(
             config=config,
             processes=processes,
@@ -111,16 +113,25 @@ def train_generator(config: TrainConfig) -> dict[str, Any] | None:
     return figures if processes.is_first else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a configuration asks for, resolved against its cache."""
+
+    config: TrainConfig
+    recipe: Recipe
+    cache: LatentCache
+    objective: Objective
+    transformer: BackboneConfig
+    teacher: TeacherTokens | None
+
+
 def make_plan(config: TrainConfig, processes: Processes) -> Plan:
     """Open the cache and resolve the recipe against it."""
-    recipe = find_recipe(config.recipe)
-    cache = LatentCache.open(config.latents, normalization=config.normalization)
-    if isinstance(recipe, MaskgitRecipe) and cache.index.kind == "moments":
-        mend = "Train a DiT or SiT on it, or encode with a discrete autoencoder"
-        raise UserError(f"'{recipe}' models tokens; '{config.latents}' holds latents", mend)
-    if isinstance(recipe, Recipe) and cache.index.kind == "tokens":
-        mend = "Train a MaskGIT on it, or encode with a KL model"
-        raise UserError(f"'{recipe}' models latents; '{config.latents}' holds tokens", mend)
+    recipe = config.find_recipe()
+    cache = LatentCache.open(config.latents, normalization=config.dit.normalization if config.dit else MEASURED)
+    if recipe.models != cache.index.kind:
+        holds = _MODELLED[cache.index.kind]
+        raise UserError(f"'{recipe}' models {_MODELLED[recipe.models]}; '{config.latents}' holds {holds}", recipe.mend)
     if config.batch_size % (processes.count * config.gradient_accumulation_steps):
         raise UserError(
             f"--batch-size {config.batch_size} can't be split over {processes.count} processes and "
@@ -134,50 +145,13 @@ def make_plan(config: TrainConfig, processes: Processes) -> Plan:
         width=width,
         num_classes=cache.index.num_classes or 0,
     )
-    if isinstance(recipe, MaskgitRecipe):
-        return Plan(
-            config=config,
-            recipe=recipe,
-            cache=cache,
-            latents=latents,
-            interpolant=None,
-            objective=recipe.objective(
-                latents,
-                schedule=config.schedule,
-                label_dropout=config.label_dropout,
-                label_smoothing=config.label_smoothing,
-                loss_tokens=config.loss_tokens,
-            ),
-            transformer=recipe.transformer(latents),
-            teacher=None,
-        )
-    interpolant = recipe.interpolant
-    if interpolant is not None:
-        interpolant = replace(interpolant, path=config.path, prediction=config.prediction)
-    transformer = recipe.transformer(latents, qk_norm=config.qk_norm)
-    objective = recipe.objective(
-        latents.num_classes,
-        label_dropout=config.label_dropout,
-        interpolant=interpolant,
-        weight=config.loss_weight,
-        repa_depth=config.repa_depth,
-        repa_weight=config.repa_weight,
-    )
-    teacher = None
-    if recipe.family == "repa-sit":
-        if config.repa_depth is not None and config.repa_depth > transformer.depth:
-            raise UserError(f"--repa-depth is {config.repa_depth}", f"'{recipe}' has {transformer.depth} blocks")
-        teacher = teach(config, cache, recipe, processes)
-        transformer = replace(transformer, teacher_channels=teacher.channels)
+    objective = recipe.objective(latents, label_dropout=config.label_dropout)
+    transformer, teacher = recipe.transformer(latents), None
+    if config.repa is not None:
+        teacher = teach(config.repa, cache, transformer.grid, processes)
+        transformer = replace(cast(TransformerConfig, transformer), teacher_channels=teacher.channels)
     return Plan(
-        config=config,
-        recipe=recipe,
-        cache=cache,
-        latents=latents,
-        interpolant=interpolant,
-        objective=objective,
-        transformer=transformer,
-        teacher=teacher,
+        config=config, recipe=recipe, cache=cache, objective=objective, transformer=transformer, teacher=teacher
     )
 
 
@@ -186,22 +160,48 @@ def describe_plan(config: TrainConfig) -> dict[str, Any]:
     config = config.resolved()
     plan = make_plan(config, join_processes(choose_device(config.device)))
     with torch.device("meta"):
-        num_parameters = build_backbone(plan.transformer).num_parameters()
+        num_parameters = plan.transformer.build().num_parameters()
     flops_per_step = 3 * transformer_flops(plan.transformer) * config.batch_size
     rows, columns = plan.transformer.grid
+    latents = plan.transformer.latents
     return {
-        "config": to_plain(config),
+        "config": flat(config),
         "num_parameters": num_parameters,
-        "latent_size": [plan.cache.index.latent_channels, plan.latents.height, plan.latents.width],
+        "latent_size": [plan.cache.index.latent_channels, latents.height, latents.width],
         "codebook_size": plan.cache.index.codebook_size,
         "num_tokens": rows * columns,
-        "num_classes": plan.latents.num_classes,
+        "num_classes": latents.num_classes,
         "num_images": len(plan.cache),
         "epochs": config.max_steps * config.batch_size / len(plan.cache),
         "tflops_per_step": flops_per_step / 1e12,
         "tflops_total": flops_per_step * config.max_steps / 1e12,
         "state_gib": _BYTES_PER_PARAMETER * num_parameters / 2**30,
     }
+
+
+def begin_from(run: Path, transformer: Backbone, plan: Plan) -> None:
+    """Replace first weights by the averaged ones of another run: `--init`."""
+    generator = read_generator(run)
+    theirs, own = generator.card.transformer.latents, plan.transformer.latents
+    differences = (
+        ("a", f"'{generator.card.recipe}'", f"'{plan.recipe}'"),
+        ("of", f"{theirs.num_classes} classes", f"{own.num_classes} classes"),
+        ("of latents of", " x ".join(map(str, theirs.shape)), " x ".join(map(str, own.shape))),
+        ("trained on", _describe_path(generator.card.interpolant), _describe_path(plan.recipe.interpolant)),
+    )
+    for what, there, here in differences:
+        if there != here:
+            raise UserError(f"--init '{run}' is {what} {there}, this run {what} {here}", "Name a run that is alike")
+    state = transformer.state_dict()
+    weights = generator.transformer.state_dict()
+    for name, first in state.items():  # another teacher's tokens may be of another width: its projector begins anew
+        if name.startswith("projectors.") and (name not in weights or weights[name].shape != first.shape):
+            weights[name] = first
+    load_strictly(transformer, weights, source=str(run), mend="Choose the same options for the transformer")
+
+
+def _describe_path(interpolant: Any) -> str:
+    return "no path" if interpolant is None else f"path {interpolant.path} and {interpolant.prediction}"
 
 
 def load_decoder(cache: LatentCache, name: str | None, device: torch.device) -> Autoencoder:
@@ -216,8 +216,8 @@ def _batches(plan: Plan, processes: Processes) -> Callable[[int, int], Generator
     """Bind the cache's reader to the run's processes; a teacher's tokens join the draws."""
     config = plan.config
     read: Callable[..., Iterator[LatentBatch | TokenBatch]] = training_token_batches
-    if plan.cache.index.kind == "moments":
-        read = partial(training_batches, sample=config.posterior == "sample")
+    if config.dit is not None:
+        read = partial(training_batches, sample=config.dit.posterior == "sample")
 
     def draws(batch: LatentBatch | TokenBatch) -> dict[str, Tensor]:
         return {} if plan.teacher is None else {TEACHER_TOKENS: plan.teacher.tokens(batch.indices, batch.mirrored)}
@@ -243,9 +243,10 @@ def _batches(plan: Plan, processes: Processes) -> Callable[[int, int], Generator
 def _card(plan: Plan) -> GeneratorCard:
     index, normalization = plan.cache.index, plan.cache.normalization
     return GeneratorCard(
+        family=plan.recipe.family,
         recipe=str(plan.recipe),
         transformer=plan.transformer,
-        interpolant=plan.interpolant,
+        interpolant=plan.recipe.interpolant,
         shift=tuple(normalization.shift.tolist()),
         scale=tuple(normalization.scale.tolist()),
         autoencoder=plan.config.autoencoder or index.autoencoder,
@@ -254,5 +255,5 @@ def _card(plan: Plan) -> GeneratorCard:
         class_names=index.class_names,
         num_steps=0,
         eqvae_version=installed_version("eqvae") or "unknown",
-        schedule=plan.config.schedule if index.kind == "tokens" else None,
+        schedule=plan.config.maskgit.schedule if plan.config.maskgit else None,
     )

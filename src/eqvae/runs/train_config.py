@@ -1,15 +1,17 @@
 """The configuration of a generator's training. Every field is a flag of `eqvae train`."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import tyro
+from tyro.conf import AvoidSubcommands, OmitArgPrefixes, Positional, arg
 
-from eqvae.errors import UserError, nearest_name
-from eqvae.generators.maskgit import MASKGIT_NAMES, LossTokens, MaskgitRecipe, parse_maskgit_recipe
-from eqvae.generators.masking import Schedule
-from eqvae.generators.presets import NAMES, Recipe, parse_recipe
+from eqvae.errors import UserError
+from eqvae.generators.diffusion import DitConfig
+from eqvae.generators.families import PARTS, Recipe, find_recipe
+from eqvae.generators.interpolant import SitConfig
+from eqvae.generators.maskgit import MaskgitConfig
+from eqvae.generators.repa import RepaConfig
 from eqvae.runtime.device import Precision
 from eqvae.runtime.run_folder import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, check_ranges
 
@@ -18,12 +20,15 @@ from eqvae.runtime.run_folder import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE
 class TrainConfig:
     """Train a generator on a latent cache: DiT, SiT, or SiT with REPA; MaskGIT on one of tokens."""
 
-    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
+    recipe: Annotated[str, Positional, arg(metavar="RECIPE")]
     """`dit-{ti,s,b,l,xl}-{1,2,4,8}`, `sit-...` or `repa-sit-...`: objective, size and patch size; for tokens
     `maskgit-{ti,s,b,l,h}`."""
 
     latents: Path
     """The latent cache that `eqvae encode` wrote."""
+
+    init: Path | None = None
+    """Begin from this RUN's averaged weights, of `eqvae train` or `eqvae convert`, with a new optimizer."""
 
     out: Path
     """Output folder; the same command run again resumes what lies there."""
@@ -64,56 +69,26 @@ class TrainConfig:
     label_dropout: float = 0.1
     """Probability of training without the label, for classifier-free guidance."""
 
-    normalization: str = "measured"
-    """`measured`: by the cache's mean and standard deviation of each channel; `fixed:0.18215`: times that factor."""
-
-    posterior: Literal["sample", "mean"] = "sample"
-    """Train on a fresh sample of each posterior, or on its mean."""
-
     flip: bool = True
     """Mirror half of the images, where the cache has mirror images."""
 
-    path: Literal["linear", "gvp", "vp"] = "linear"
-    """SiT: how data and noise are interpolated."""
+    # What some families have and others don't. The command line takes all of these flags, since it knows them before it
+    # has read the recipe; `resolved` keeps what is the recipe's, refuses what would change nothing, and leaves None.
 
-    prediction: Literal["velocity", "score", "noise"] = "velocity"
-    """SiT: what the network predicts."""
+    dit: Annotated[DitConfig | None, OmitArgPrefixes, AvoidSubcommands] = field(default_factory=DitConfig)
+    """DiT, and SiT and REPA, which are the same network."""
 
-    loss_weight: Literal["none", "velocity", "likelihood"] = "none"
-    """SiT: weight of the score or noise loss over time."""
+    sit: Annotated[SitConfig | None, OmitArgPrefixes, AvoidSubcommands] = field(default_factory=SitConfig)
+    """SiT, and REPA on it."""
 
-    schedule: Schedule = "arccos"
-    """MaskGIT: how many tokens are masked."""
+    repa: Annotated[RepaConfig | None, OmitArgPrefixes, AvoidSubcommands] = field(default_factory=RepaConfig)
+    """REPA."""
 
-    label_smoothing: float = 0.1
-    """MaskGIT: share of each target that is spread over all codes."""
-
-    loss_tokens: LossTokens = "masked"
-    """MaskGIT: whether the masked tokens count, or all."""
-
-    teacher: str = "vit_base_patch14_dinov2.lvd142m"
-    """REPA: frozen vision model, `efficientnet-lite0` (offline) or any of timm's."""
-
-    teacher_weights: Path | None = None
-    """REPA: file of the teacher's weights; None: the local cache or the network."""
-
-    cache_teacher: bool = False
-    """REPA: compute the teacher's tokens of all images once, into a file beside the latents, not at each step."""
-
-    repa_weight: float = 0.5
-    """REPA: weight of the alignment."""
-
-    repa_depth: int | None = None
-    """REPA: block whose tokens are aligned; None: 8, or half the depth of a smaller transformer."""
-
-    data: str | None = None
-    """REPA: the images of the cache, where they are no longer where `eqvae encode` found them."""
+    maskgit: Annotated[MaskgitConfig | None, OmitArgPrefixes, AvoidSubcommands] = field(default_factory=MaskgitConfig)
+    """MaskGIT."""
 
     autoencoder: str | None = None
     """The decoder for samples during the run, where it is no longer where `eqvae encode` found it."""
-
-    qk_norm: bool = False
-    """Normalize queries and keys of the attention."""
 
     sample_every: int | None = None
     """Steps between contact sheets and measurements; None: a tenth of max_steps."""
@@ -157,65 +132,22 @@ class TrainConfig:
     def resolved(self) -> "TrainConfig":
         """Fill in what follows from other fields and check what can be checked without reading the cache."""
         check_ranges(self, _RANGES)
-        recipe = find_recipe(self.recipe)
+        recipe = self.find_recipe()
         if self.label_dropout > 1:
             raise UserError(f"--label-dropout is {self.label_dropout}", "A probability lies in [0, 1]")
         if self.reference is not None and self.num_watch_samples < 2:
             raise UserError(f"--num-watch-samples is {self.num_watch_samples}", "A distance takes at least 2")
-        for whose in _FOREIGN[recipe.family]:
-            for name in _FLAGS_OF[whose]:
-                if getattr(self, name) != getattr(TrainConfig, name):
-                    raise UserError(
-                        f"--{name.replace('_', '-')} {getattr(self, name)} is {whose}'s, and '{recipe}' is no {whose}",
-                        f"Leave it out, or train a {whose}",
-                    )
-        published = {
-            name: value
-            for name, value in (_PUBLISHED | _PUBLISHED_OF.get(recipe.family, {})).items()
-            if getattr(self, name) is None
-        }
-        return replace(
-            self,
-            recipe=str(recipe),
-            sample_every=max(self.max_steps // 10, 1) if self.sample_every is None else self.sample_every,
-            **published,
-        )
+        follows: dict[str, Any] = {part: getattr(recipe, part, None) for part in PARTS.values()}
+        for name, value in recipe.published._asdict().items():
+            follows[name] = value if getattr(self, name) is None else getattr(self, name)
+        if self.sample_every is None:
+            follows["sample_every"] = max(self.max_steps // 10, 1)
+        return replace(self, recipe=str(recipe), **follows)
 
+    def find_recipe(self) -> Recipe:
+        """Read the recipe's name, with what was chosen of its family."""
+        return find_recipe(self.recipe, self.dit, self.sit, self.repa, self.maskgit)
 
-def find_recipe(name: str) -> Recipe | MaskgitRecipe:
-    """Read the name of any generator, of latents or of tokens."""
-    if name.lower() in MASKGIT_NAMES:
-        return parse_maskgit_recipe(name)
-    if name.lower() in NAMES:
-        return parse_recipe(name)
-    raise UserError(f"there is no generator '{name}'", nearest_name(name.lower(), (*NAMES, *MASKGIT_NAMES)))
-
-
-_FLAGS_OF = {
-    "SiT": ("path", "prediction", "loss_weight"),
-    "REPA": ("teacher", "teacher_weights", "cache_teacher", "repa_weight", "repa_depth", "data"),
-    "DiT or SiT": ("normalization", "posterior", "qk_norm"),
-    "MaskGIT": ("schedule", "label_smoothing", "loss_tokens"),
-}
-
-_FOREIGN = {
-    "dit": ("SiT", "MaskGIT"),
-    "sit": ("MaskGIT",),
-    "repa-sit": ("MaskGIT",),
-    "maskgit": ("SiT", "REPA", "DiT or SiT"),
-}
-"""Whose flags would change nothing."""
-
-_PUBLISHED: dict[str, Any] = {
-    "adam_beta2": 0.999, "weight_decay": 0.0, "max_grad_norm": 0.0, "lr_warmup_steps": 0, "watch_steps": 50,
-}  # fmt: skip
-
-_PUBLISHED_OF: dict[str, dict[str, Any]] = {
-    "repa-sit": {"max_grad_norm": 1.0},
-    "maskgit": {
-        "adam_beta2": 0.96, "weight_decay": 1e-5, "max_grad_norm": 1.0, "lr_warmup_steps": 2500, "watch_steps": 8,
-    },
-}  # fmt: skip
 
 _RANGES = (
     (AT_LEAST_1,

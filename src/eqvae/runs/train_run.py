@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from eqvae.artifacts import JOURNAL, METRICS, read_journal, write_json
 from eqvae.errors import Interrupted, NotFiniteError, UserError
-from eqvae.generators.checkpoints import BackboneConfig, build_backbone
-from eqvae.generators.export import GeneratorCard, Weights, write_generator
-from eqvae.generators.maskgit_transformer import MaskTransformerConfig
+from eqvae.generators.checkpoints import GeneratorCard, Weights, write_generator
+from eqvae.generators.families import BackboneConfig
 from eqvae.generators.protocol import Objective
 from eqvae.runs.train_config import TrainConfig
 from eqvae.runtime.journal import Journal
@@ -237,7 +236,4 @@ class Run:
 def transformer_flops(config: BackboneConfig) -> int:
     """Count the operations of one image's forward pass, on the meta device."""
     with torch.device("meta"):
-        twin, labels = build_backbone(config), torch.zeros(1, dtype=torch.int64)
-        if isinstance(config, MaskTransformerConfig):
-            return count_flops(twin, torch.zeros(1, *config.grid, dtype=torch.int64), labels)
-        return count_flops(twin, torch.empty(1, *config.latents.shape), torch.empty(1), labels)
+        return count_flops(config.build(), *config.example())

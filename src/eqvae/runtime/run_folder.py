@@ -136,8 +136,9 @@ def check_ranges(config: Any, rules: Sequence[tuple[tuple[str, Callable[[float],
     values = flat(config)
     for (rule, is_kept), names in rules:
         for name in names:
-            if values[name] is not None and not is_kept(values[name]):
-                raise UserError(f"--{name.replace('_', '-')} is {values[name]}", f"It must be {rule}")
+            value = values.get(name)
+            if value is not None and not is_kept(value):
+                raise UserError(f"--{name.replace('_', '-')} is {value}", f"It must be {rule}")
 
 
 def check_same_run(saved: Mapping[str, object], config: Any, free_to_change: Collection[str]) -> None:
@@ -145,7 +146,7 @@ def check_same_run(saved: Mapping[str, object], config: Any, free_to_change: Col
     now = flat(config)
     for field in flat_fields(type(config)):
         then = saved.get(field.name, to_plain(field.default))  # a run may be older than the field
-        if field.name not in free_to_change and then != now[field.name]:
+        if field.name in now and field.name not in free_to_change and then != now[field.name]:
             raise UserError(
                 f"'{config.out}' holds a run with --{field.name.replace('_', '-')} {then}, not {now[field.name]}",
                 "Give the same flags to resume it, or another --out",
@@ -171,7 +172,7 @@ def flat_fields(config_type: Any) -> tuple[FlatField, ...]:
     annotations = get_type_hints(config_type, include_extras=True)
     for field in fields(config_type):
         annotation = annotations[field.name]
-        kind = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+        kind = _nested_type(annotation) or annotation
         default = field.default if field.default_factory is MISSING else field.default_factory()
         if not is_dataclass(kind):
             found.append(FlatField(name=field.name, annotation=annotation, default=default))
@@ -180,6 +181,12 @@ def flat_fields(config_type: Any) -> tuple[FlatField, ...]:
             own = nested.default if default is MISSING else flat_value(default, nested.name)
             found.append(replace(nested, default=own))
     return tuple(found)
+
+
+def _nested_type(annotation: Any) -> Any:
+    """Find the configuration that a field holds, also where it may be None; None where it holds none."""
+    kind = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    return next((each for each in (kind, *get_args(kind)) if is_dataclass(each)), None)
 
 
 def flat_value(config: Any, name: str) -> Any:
@@ -194,11 +201,15 @@ def flat_value(config: Any, name: str) -> Any:
 
 
 def flat(config: Any) -> dict[str, Any]:
-    """Write a configuration, nested ones among its own fields, as plain JSON values."""
+    """Write a configuration, nested ones among its own fields, as plain JSON values; one that is None leaves none."""
     found: dict[str, Any] = {}
+    annotations = get_type_hints(type(config), include_extras=True)
     for field in fields(config):
         value = getattr(config, field.name)
-        found |= flat(value) if is_dataclass(value) else {field.name: to_plain(value)}
+        if is_dataclass(value):
+            found |= flat(value)
+        elif _nested_type(annotations[field.name]) is None:
+            found[field.name] = to_plain(value)
     return found
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from eqvae.errors import UserError
-from eqvae.generators.masking import Schedule
+from eqvae.generators.maskgit import Schedule
 from eqvae.runtime.device import Precision
 from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, check_ranges
 from eqvae.sampling.sde import DiffusionForm, LastStep

@@ -13,16 +13,18 @@ from torch import Tensor
 from eqvae.artifacts import to_uint8, write_atomically
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.errors import UserError
+from eqvae.generators.checkpoints import Generator, GeneratorCard
 from eqvae.generators.diffusion import GaussianDiffusion
-from eqvae.generators.export import Generator, GeneratorCard
 from eqvae.generators.protocol import Latents
 from eqvae.runtime.device import Precision, autocast
 from eqvae.sampling.config import Sampler, SamplerConfig
 from eqvae.sampling.diffusion import ddim, ddpm
 from eqvae.sampling.guidance import autoguidance, classifier_free_guidance
-from eqvae.sampling.noise import ImageNoise, TokenNoise, balanced_labels, listed_labels, random_labels
+from eqvae.sampling.labels import balanced_labels, listed_labels, random_labels
+from eqvae.sampling.noise import ImageNoise
 from eqvae.sampling.ode import dopri5, euler, heun
 from eqvae.sampling.sde import euler_maruyama
+from eqvae.sampling.token_noise import TokenNoise
 from eqvae.sampling.tokens import TokenDecoding, confidence, halton
 
 _DIFFUSION_SAMPLERS: tuple[Sampler, ...] = ("ddpm", "ddim")

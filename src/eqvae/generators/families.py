@@ -1,0 +1,364 @@
+"""The families of generators, each at its sizes: what to build, what to train it for and with what.
+
+    dit-b-2, sit-xl-2, repa-sit-xl-2    family, size and patch size, on latents
+    maskgit-b                           family and size, on tokens
+
+Sizes are those of Table 1 of arXiv:2212.09748, and MaskGIT's `b`, `l` and `h` are "base", "big" and "huge" of Besnier &
+Chen's code (arXiv:2310.14400); `ti` everywhere and MaskGIT's `s` are ours, for CPUs. What a family fixes is what its
+published checkpoints were trained with, so that they sample as published.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from math import isqrt
+from typing import Any, ClassVar, Literal, NamedTuple, final
+
+from torch import Tensor
+
+from eqvae.errors import UserError, nearest_name
+from eqvae.generators.diffusion import DiffusionObjective, DitConfig, GaussianDiffusion
+from eqvae.generators.interpolant import Interpolant, InterpolantObjective, SitConfig
+from eqvae.generators.maskgit import MaskgitConfig, MaskgitObjective
+from eqvae.generators.maskgit_transformer import MaskTransformer, MaskTransformerConfig
+from eqvae.generators.protocol import LatentSpecification, Objective
+from eqvae.generators.repa import RepaConfig, RepaObjective
+from eqvae.generators.transformer import Transformer, TransformerConfig
+
+Backbone = Transformer | MaskTransformer
+"""The network of a generator of latents, or of tokens."""
+
+BackboneConfig = TransformerConfig | MaskTransformerConfig
+
+FamilyConfig = DitConfig | SitConfig | RepaConfig | MaskgitConfig
+"""What a user may choose of a family; SiT takes the first two, REPA the first three."""
+
+PATCH_SIZES = (1, 2, 4, 8)
+
+PUBLISHED_LATENTS = LatentSpecification(channels=4, height=32, width=32, num_classes=1000)
+"""ImageNet at 256 px through SD-VAE: what `Size.num_parameters` refers to."""
+
+PUBLISHED_TOKENS = LatentSpecification(channels=1024, height=16, width=16, num_classes=1000)
+"""ImageNet at 256 px through the VQ-GAN with stride 16 and 1024 codes: what `MaskgitSize.num_parameters` refers to."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A size of DiT's transformer, which SiT and REPA share."""
+
+    depth: int
+    hidden_size: int
+    num_heads: int
+    num_parameters: int
+    """With patch size 2, `PUBLISHED_LATENTS` and learned variances; Table 4 of arXiv:2212.09748 rounds them."""
+    gflops: float
+    """Multiply-adds of one forward pass under the same conditions, 1e9."""
+
+
+@dataclass(frozen=True)
+class MaskgitSize:
+    """A size of MaskGIT's transformer."""
+
+    depth: int
+    hidden_size: int
+    num_heads: int
+    mlp_size: int
+    num_parameters: int
+    """With `PUBLISHED_TOKENS`; 174.161 million for `b` in the table of Besnier & Chen."""
+
+
+# fmt: off
+SIZES = {
+    #          depth  width  heads  parameters   Gflops
+    "ti": Size(6,     192,   3,     4_409_888,   0.83),
+    "s":  Size(12,    384,   6,     32_963_360,  6.06),
+    "b":  Size(12,    768,   12,    130_512_416, 23.01),
+    "l":  Size(24,    1024,  16,    458_102_816, 80.71),
+    "xl": Size(28,    1152,  16,    675_129_632, 118.64),
+}
+
+MASKGIT_SIZES = {
+    #                 depth  width  heads  mlp    parameters
+    "ti": MaskgitSize(8,     192,   3,     768,   4_630_634),
+    "s":  MaskgitSize(12,    384,   6,     1536,  23_137_514),
+    "b":  MaskgitSize(24,    768,   16,    3072,  174_160_874),
+    "l":  MaskgitSize(32,    1024,  16,    3072,  341_953_002),
+    "h":  MaskgitSize(48,    1024,  16,    3072,  509_921_770),
+}
+# fmt: on
+
+
+class Published(NamedTuple):
+    """Values of `eqvae train` that were published with a family, where families differ."""
+
+    adam_beta2: float = 0.999
+    weight_decay: float = 0.0
+    max_grad_norm: float = 0.0
+    lr_warmup_steps: int = 0
+    watch_steps: int = 50
+    """Ours: sampling steps for the pictures during training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(ABC):
+    """A family at one of its sizes, with what a user chose of it."""
+
+    size: str
+
+    family: ClassVar[str]
+    """How its names begin."""
+
+    models: ClassVar[Literal["moments", "tokens"]]
+    """The kind of latent cache that it is trained on."""
+
+    mend: ClassVar[str]
+    """What to do with a cache of the other kind."""
+
+    published: ClassVar[Published]
+
+    backbone_config: ClassVar[type[TransformerConfig] | type[MaskTransformerConfig]]
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """The name that `find_recipe` reads."""
+
+    @abstractmethod
+    def transformer(self, latents: LatentSpecification) -> BackboneConfig:
+        """Describe the network."""
+
+    @abstractmethod
+    def objective(self, latents: LatentSpecification, *, label_dropout: float = 0.1) -> Objective:
+        """Build what it is trained for."""
+
+    @abstractmethod
+    def fit(self, weights: Mapping[str, Tensor], *, codebook_size: int | None) -> BackboneConfig:
+        """Describe the network that published weights are of: what a name leaves open follows from their shapes."""
+
+    @property
+    def interpolant(self) -> Interpolant | None:
+        """The path between data and noise; None for a diffusion and for tokens."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentRecipe(Recipe):
+    """A family that models latents by DiT's transformer."""
+
+    patch_size: int
+    """Cells."""
+
+    dit: DitConfig = field(default_factory=DitConfig)
+
+    models: ClassVar[Literal["moments"]] = "moments"
+    mend: ClassVar[str] = "Train a MaskGIT on it, or encode with a KL model"
+    published: ClassVar[Published] = Published()
+    backbone_config: ClassVar[type[TransformerConfig]] = TransformerConfig
+
+    def __str__(self) -> str:
+        """The name that `find_recipe` reads."""
+        return f"{self.family}-{self.size}-{self.patch_size}"
+
+    def transformer(self, latents: LatentSpecification) -> TransformerConfig:
+        """Describe the network; REPA's projector is as wide as a teacher that is not known yet."""
+        size = SIZES[self.size]
+        return TransformerConfig(
+            latents=latents,
+            depth=size.depth,
+            hidden_size=size.hidden_size,
+            num_heads=size.num_heads,
+            patch_size=self.patch_size,
+            out_channels=self.objective(latents).out_channels(latents.channels),
+            qk_norm=self.dit.qk_norm,
+        )
+
+    def fit(self, weights: Mapping[str, Tensor], *, codebook_size: int | None) -> TransformerConfig:
+        """See `Recipe`: also output channels, normalized queries and keys, and REPA's projector."""
+        del codebook_size
+        labels, projector = weights.get("y_embedder.embedding_table.weight"), weights.get("projectors.0.2.weight")
+        side = isqrt(weights["pos_embed"].shape[1]) * self.patch_size
+        latents = LatentSpecification(
+            channels=weights["x_embedder.proj.weight"].shape[1],
+            height=side,
+            width=side,
+            num_classes=0 if labels is None else len(labels) - 1,
+        )
+        config = replace(
+            self.transformer(latents),
+            out_channels=len(weights["final_layer.linear.bias"]) // self.patch_size**2,
+            qk_norm="blocks.0.attn.q_norm.weight" in weights,
+        )
+        if projector is None:
+            return config
+        teacher_channels = len(weights["projectors.0.4.bias"])
+        return replace(config, teacher_channels=teacher_channels, projector_width=len(projector))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Dit(LatentRecipe):
+    """Diffusion with learned variances, Peebles & Xie, arXiv:2212.09748."""
+
+    family: ClassVar[str] = "dit"
+
+    def objective(self, latents: LatentSpecification, *, label_dropout: float = 0.1) -> DiffusionObjective:
+        """Build what it is trained for."""
+        diffusion = GaussianDiffusion()
+        return DiffusionObjective(num_classes=latents.num_classes, diffusion=diffusion, label_dropout=label_dropout)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Sit(LatentRecipe):
+    """Stochastic interpolants, Ma et al., arXiv:2401.08740; its checkpoints run from noise at t = 0 to data."""
+
+    sit: SitConfig = field(default_factory=SitConfig)
+
+    family: ClassVar[str] = "sit"
+
+    @property
+    def interpolant(self) -> Interpolant:
+        """See `Recipe`."""
+        return Interpolant(path=self.sit.path, prediction=self.sit.prediction, time_of_data=1)
+
+    def objective(self, latents: LatentSpecification, *, label_dropout: float = 0.1) -> InterpolantObjective:
+        """Build what it is trained for."""
+        return InterpolantObjective(
+            num_classes=latents.num_classes,
+            interpolant=self.interpolant,
+            weight=self.sit.loss_weight,
+            doubled_output=True,
+            label_dropout=label_dropout,
+        )
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class RepaSit(LatentRecipe):
+    """SiT aligned with a teacher, Yu et al., arXiv:2410.06940; its checkpoints run from data at t = 0 to noise."""
+
+    sit: SitConfig = field(default_factory=SitConfig)
+
+    repa: RepaConfig = field(default_factory=RepaConfig)
+
+    family: ClassVar[str] = "repa-sit"
+    published: ClassVar[Published] = Published(max_grad_norm=1.0)
+
+    def __post_init__(self) -> None:
+        """Check that there is the block to align."""
+        if self.repa_depth > SIZES[self.size].depth:
+            raise UserError(f"--repa-depth is {self.repa_depth}", f"'{self}' has {SIZES[self.size].depth} blocks")
+
+    @property
+    def interpolant(self) -> Interpolant:
+        """See `Recipe`."""
+        return Interpolant(path=self.sit.path, prediction=self.sit.prediction, time_of_data=0)
+
+    @property
+    def repa_depth(self) -> int:
+        """The block whose tokens are aligned: 8; half way where there are no more than 8."""
+        depth = SIZES[self.size].depth
+        return self.repa.repa_depth or (8 if depth > 8 else depth // 2)
+
+    def objective(self, latents: LatentSpecification, *, label_dropout: float = 0.1) -> RepaObjective:
+        """Build what it is trained for."""
+        inner = InterpolantObjective(
+            num_classes=latents.num_classes,
+            interpolant=self.interpolant,
+            weight=self.sit.loss_weight,
+            label_dropout=label_dropout,
+        )
+        return RepaObjective(objective=inner, depth=self.repa_depth, weight=self.repa.repa_weight)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Maskgit(Recipe):
+    """Masked tokens, Chang et al., arXiv:2202.04200, as Besnier & Chen trained it, arXiv:2310.14400.
+
+    They took 300 epochs of batch 512 by AdamW with rate 1e-4, and no averaged weights.
+    """
+
+    maskgit: MaskgitConfig = field(default_factory=MaskgitConfig)
+
+    family: ClassVar[str] = "maskgit"
+    models: ClassVar[Literal["tokens"]] = "tokens"
+    mend: ClassVar[str] = "Train a DiT or SiT on it, or encode with a discrete autoencoder"
+    published: ClassVar[Published] = Published(
+        adam_beta2=0.96, weight_decay=1e-5, max_grad_norm=1.0, lr_warmup_steps=2500, watch_steps=8
+    )
+    backbone_config: ClassVar[type[MaskTransformerConfig]] = MaskTransformerConfig
+
+    def __str__(self) -> str:
+        """The name that `find_recipe` reads."""
+        return f"{self.family}-{self.size}"
+
+    def transformer(self, latents: LatentSpecification) -> MaskTransformerConfig:
+        """Describe the network."""
+        size = MASKGIT_SIZES[self.size]
+        return MaskTransformerConfig(
+            latents=latents,
+            depth=size.depth,
+            hidden_size=size.hidden_size,
+            num_heads=size.num_heads,
+            mlp_size=size.mlp_size,
+        )
+
+    def fit(self, weights: Mapping[str, Tensor], *, codebook_size: int | None) -> MaskTransformerConfig:
+        """See `Recipe`: codes, mask, classes and "no class" share a table."""
+        side = isqrt(weights["pos_emb"].shape[1] - 1)
+        num_classes = len(weights["tok_emb.weight"]) - (codebook_size or 0) - 2
+        return self.transformer(
+            LatentSpecification(channels=codebook_size or 0, height=side, width=side, num_classes=num_classes)
+        )
+
+    def objective(self, latents: LatentSpecification, *, label_dropout: float = 0.1) -> MaskgitObjective:
+        """Build what it is trained for."""
+        return MaskgitObjective(
+            codebook_size=latents.channels,
+            num_classes=latents.num_classes,
+            schedule=self.maskgit.schedule,
+            label_dropout=label_dropout,
+            label_smoothing=self.maskgit.label_smoothing,
+            loss_tokens=self.maskgit.loss_tokens,
+        )
+
+
+FAMILIES: dict[str, type[Recipe]] = {family.family: family for family in (Dit, Sit, RepaSit, Maskgit)}
+
+PARTS: dict[type, str] = {DitConfig: "dit", SitConfig: "sit", RepaConfig: "repa", MaskgitConfig: "maskgit"}
+"""The fields of recipes, and of `eqvae train`'s configuration, that hold a family's choices."""
+
+NAMES: tuple[str, ...] = (
+    *(f"{family}-{size}-{patch}" for family in ("dit", "sit", "repa-sit") for size in SIZES for patch in PATCH_SIZES),
+    *(f"maskgit-{size}" for size in MASKGIT_SIZES),
+)
+"""All presets."""
+
+
+def find_recipe(name: str, *choices: FamilyConfig | None) -> Recipe:
+    """Read a generator's name and give its family what was chosen; what would change nothing there is refused."""
+    if name.lower() not in NAMES:
+        raise UserError(f"there is no generator '{name}'", nearest_name(name.lower(), NAMES))
+    name = name.lower()
+    family = next(family for prefix, family in FAMILIES.items() if name.startswith(f"{prefix}-"))
+    size, *patch_size = name.removeprefix(f"{family.family}-").split("-")
+    taken: dict[str, Any] = {"patch_size": int(patch_size[0])} if patch_size else {}
+    for choice in choices:
+        if choice is None:
+            continue
+        if (part := PARTS[type(choice)]) in {each.name for each in fields(family)}:
+            taken[part] = choice
+        else:
+            _refuse_choice(choice, name)
+    return family(size=size, **taken)
+
+
+def _refuse_choice(choice: FamilyConfig, name: str) -> None:
+    """Name the first field of another family's that is not as it always is."""
+    for each in fields(choice):
+        value = getattr(choice, each.name)
+        if value != each.default:
+            flag, owner = each.name.replace("_", "-"), choice.owner
+            raise UserError(
+                f"--{flag} {value} is {owner}'s, and '{name}' is no {owner}", f"Leave it out, or train a {owner}"
+            )
