@@ -25,8 +25,9 @@ import torch.nn.functional as F
 import tyro
 from PIL import Image, ImageFilter
 
+from eqvae.artifacts.sample_sets import write_sample_set
 from eqvae.images import open_images
-from eqvae.images.sample_sets import open_samples, write_sample_set
+from eqvae.images.image_sets import open_samples
 from eqvae.metrics.frechet import frechet_distance
 from eqvae.metrics.precision_recall import precision_recall
 from eqvae.metrics.statistics import compute_statistics

@@ -1,7 +1,7 @@
 """How much faster a training step of a DiT is than in a plain script, and whether the cache's reader keeps up.
 
-    python benchmarks/train.py [--batch-size 16] [--num-steps 3] [--repeats 3] [--threads N] [--json FILE]
-    python benchmarks/train.py --recipe dit-xl-2 --batch-size 128 --num-steps 20 --compile --no-reference
+    python benchmarks/train_generator.py [--batch-size 16] [--num-steps 3] [--repeats 3] [--threads N] [--json FILE]
+    python benchmarks/train_generator.py --recipe dit-xl-2 --batch-size 128 --num-steps 20 --compile --no-reference
 
 The reference is written out below, from the description of the public training scripts: eager fp32, attention by
 explicit products, one `.npy` of a latent and one of a label for each image behind a DataLoader, AdamW as PyTorch builds

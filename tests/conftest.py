@@ -1,14 +1,18 @@
 """What the tests share: small autoencoders of known behaviour, real photographs, untrained networks, threads."""
 
 import io
+import json
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from eqvae.artifacts import write_json
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, LatentStatistics, Posterior
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -168,3 +172,32 @@ def timm_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("timm") / "resnet.pth"
     torch.save(network.state_dict(), path)
     return path
+
+
+@pytest.fixture
+def write_run(tmp_path: Path) -> Callable[..., Path]:
+    """Write a folder as `eqvae train` does: `write("base", values=[...], seed=1, autoencoder="tiny-kl", **fields)`."""
+
+    def write(
+        name: str, values: Sequence[float] = (9.0, 6.0, 5.0), *, seed: int = 0, autoencoder: str = "tiny-kl",
+        every: int = 10, sec_per_step: float = 0.5, **fields: Any,
+    ) -> Path:  # fmt: skip
+        folder = tmp_path / name
+        config = {
+            "command": "train", "recipe": "dit-ti-2", "latents": f"latents/{autoencoder}", "out": str(folder),
+            "latents_fingerprint": f"digest of {autoencoder}", "max_steps": every * len(values), "batch_size": 4,
+            "learning_rate": 1e-4, "normalization": "measured", "seed": seed, "reference": "photos",
+            "features": "efficientnet-lite0", "num_watch_samples": 50, "watch_steps": 8, "compile": False,
+        }  # fmt: skip
+        write_json(folder / "config.json", config | fields)
+        write_json(folder / "environment.json", {"device": "cpu (test)"})
+        card = {"autoencoder": autoencoder, "shift": [0.1], "scale": [1.2], "image_size_px": 32}
+        write_json(folder / "generator" / "generator.json", card)
+        records = [{"kind": "train", "step": 1, "loss": 1.0}]
+        for step, value in zip(range(every, every * len(values) + 1, every), values, strict=True):
+            time = {"step": step, "training_sec": sec_per_step * step}
+            records.append({"kind": "validation", **time, "fd_efficientnet_lite0": value, "num_samples": 50})
+        (folder / "journal.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        return folder
+
+    return write

@@ -11,7 +11,7 @@ import torch
 
 from eqvae.cli import parse, run
 from eqvae.runs.compare import CompareConfig
-from eqvae.runs.convert_command import ConvertConfig
+from eqvae.runs.convert import ConvertConfig
 from eqvae.runs.rank import RankConfig
 
 ROOT = Path(__file__).resolve().parents[1]

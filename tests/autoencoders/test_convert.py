@@ -13,7 +13,7 @@ from torch import Tensor
 
 from eqvae.artifacts import write_json
 from eqvae.autoencoders import PRESETS, LatentStatistics, load_autoencoder
-from eqvae.autoencoders.convert import convert, describe_ldm
+from eqvae.autoencoders.convert import convert_autoencoder, describe_ldm
 from eqvae.autoencoders.kl import KLAutoencoder
 from eqvae.autoencoders.ldm import diffusers_to_ldm
 from eqvae.autoencoders.loading import build_autoencoder
@@ -54,7 +54,7 @@ def refused(*arguments: Any) -> str:
     destination = Path(arguments[1])
     before = sorted(path.name for path in destination.parent.iterdir())
     with pytest.raises(UserError) as caught:
-        convert(*arguments)
+        convert_autoencoder(*arguments)
     assert sorted(path.name for path in destination.parent.iterdir()) == before
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -67,11 +67,11 @@ def refused(*arguments: Any) -> str:
 @torch.no_grad()
 def test_there_and_back_is_bitwise(which: str, request: pytest.FixtureRequest, images: Tensor, tmp_path: Path) -> None:
     source = request.getfixturevalue(which)
-    file = convert(str(source), tmp_path / "model.safetensors", "ldm").path
-    back = convert(str(file), tmp_path / "back", "diffusers").path
+    file = convert_autoencoder(str(source), tmp_path / "model.safetensors", "ldm").path
+    back = convert_autoencoder(str(file), tmp_path / "back", "diffusers").path
     # Config, card and weights, byte for byte.
     assert content(back) == content(source / "autoencoder" if which == "kl_folder" else source)
-    again = convert(str(back), tmp_path / "again.safetensors", "ldm").path
+    again = convert_autoencoder(str(back), tmp_path / "again.safetensors", "ldm").path
     assert again.read_bytes() == file.read_bytes()
     before, between, after = (load_autoencoder(str(path)) for path in (source, file, back))
     assert before.fingerprint() == between.fingerprint() == after.fingerprint()
@@ -83,10 +83,10 @@ def test_there_and_back_is_bitwise(which: str, request: pytest.FixtureRequest, i
 
 @torch.no_grad()
 def test_folders_are_diffusers_own(kl_folder: Path, vq_folder: Path, images: Tensor, tmp_path: Path) -> None:
-    theirs = AutoencoderKL.from_pretrained(convert(str(kl_folder), tmp_path / "kl", "diffusers").path)
+    theirs = AutoencoderKL.from_pretrained(convert_autoencoder(str(kl_folder), tmp_path / "kl", "diffusers").path)
     assert (theirs.config.scaling_factor, theirs.config.shift_factor) == (0.25, 0.5)
     assert torch.equal(theirs.encode(images).latent_dist.mean, load_autoencoder(str(kl_folder)).encode(images).mean)
-    converted = convert(str(vq_folder), tmp_path / "copy", "diffusers")
+    converted = convert_autoencoder(str(vq_folder), tmp_path / "copy", "diffusers")
     assert converted.advice == ("load it with diffusers.VQModel.from_pretrained",)
     assert VQModel.from_pretrained(converted.path).config.num_vq_embeddings == 40
 
@@ -94,7 +94,7 @@ def test_folders_are_diffusers_own(kl_folder: Path, vq_folder: Path, images: Ten
 def test_files_are_what_diffusers_own_converter_reads(
     kl_folder: Path, attending_kl: AutoencoderKL, tmp_path: Path
 ) -> None:
-    state = load_file(convert(str(kl_folder), tmp_path / "model.safetensors", "ldm").path)
+    state = load_file(convert_autoencoder(str(kl_folder), tmp_path / "model.safetensors", "ldm").path)
     assert {key.split(".")[0] for key in state} == {"encoder", "decoder", "quant_conv", "post_quant_conv"}
     # It leaves the attention blocks of resolutions under their old names.
     theirs = convert_ldm_vae_checkpoint(state, attending_kl.config)
@@ -109,33 +109,33 @@ def test_first_stages_of_diffusion_checkpoints_come_out_alone(attending_kl: Auto
     own = diffusers_to_ldm(attending_kl.state_dict(), 3)
     state = {f"first_stage_model.{key}": tensor for key, tensor in own.items()}
     torch.save({"state_dict": state | {"model.diffusion_model.x": torch.zeros(1)}}, tmp_path / "diffusion.ckpt")
-    converted = convert(str(tmp_path / "diffusion.ckpt"), tmp_path / "first.safetensors", "ldm")
+    converted = convert_autoencoder(str(tmp_path / "diffusion.ckpt"), tmp_path / "first.safetensors", "ldm")
     written = load_file(converted.path)
     assert written.keys() == own.keys()
     assert all(torch.equal(written[key], own[key]) for key in own)
     assert not any("scale_factor" in line for line in converted.advice)  # which nobody knows here
-    folder = convert(str(tmp_path / "diffusion.ckpt"), tmp_path / "folder", "diffusers")
+    folder = convert_autoencoder(str(tmp_path / "diffusion.ckpt"), tmp_path / "folder", "diffusers")
     assert any("scaling_factor 0.18215" in line and "Stable Diffusion's" in line for line in folder.advice)
-    after = convert(str(tmp_path / "first.safetensors"), tmp_path / "after", "diffusers")
+    after = convert_autoencoder(str(tmp_path / "first.safetensors"), tmp_path / "after", "diffusers")
     assert any("scaling_factor 0.18215" in line for line in after.advice)
 
 
 def test_tiny_pairs_become_folders(small_tiny: AutoencoderTiny, tmp_path: Path) -> None:
     TinyAutoencoder(small_tiny, name="tiny").save(tmp_path)
-    folder = convert(str(tmp_path), tmp_path / "out" / "tiny", "diffusers").path
+    folder = convert_autoencoder(str(tmp_path), tmp_path / "out" / "tiny", "diffusers").path
     theirs = AutoencoderTiny.from_pretrained(folder)
     assert all(torch.equal(value, small_tiny.state_dict()[key]) for key, value in theirs.state_dict().items())
-    converted = convert("untrained:taef2", tmp_path / "out" / "taef2", "diffusers")
+    converted = convert_autoencoder("untrained:taef2", tmp_path / "out" / "taef2", "diffusers")
     assert converted.advice == ("load it with eqvae.autoencoders.tiny.PooledAutoencoderTiny.from_pretrained",)
 
 
 def test_packaged_models_keep_their_card(tmp_path: Path) -> None:
-    folder = convert("tiny-kl", tmp_path / "tiny-kl", "diffusers").path
+    folder = convert_autoencoder("tiny-kl", tmp_path / "tiny-kl", "diffusers").path
     packaged = PRESETS["tiny-kl"].packaged
     assert packaged is not None
     assert json.loads((folder / "eqvae.json").read_text()) == json.loads((packaged / "eqvae.json").read_text())
     assert load_autoencoder(str(folder)).fingerprint() == load_autoencoder("tiny-kl").fingerprint()
-    copy = convert("untrained:tiny-kl", tmp_path / "untrained", "diffusers").path
+    copy = convert_autoencoder("untrained:tiny-kl", tmp_path / "untrained", "diffusers").path
     assert not (copy / "eqvae.json").exists()
 
 
@@ -143,7 +143,7 @@ def test_packaged_models_keep_their_card(tmp_path: Path) -> None:
 
 
 def test_scaling_that_an_ldm_file_cannot_hold_is_told(kl_folder: Path, tmp_path: Path) -> None:
-    naming, building, scale, shift = convert(str(kl_folder), tmp_path / "model.safetensors", "ldm").advice
+    naming, building, scale, shift = convert_autoencoder(str(kl_folder), tmp_path / "model.safetensors", "ldm").advice
     assert "without prefix" in naming
     assert building.startswith('for ldm.models.autoencoder.AutoencoderKL: {"embed_dim": 6, "ddconfig": {')
     assert "scale_factor: 0.25" in scale
@@ -227,7 +227,7 @@ def test_taken_or_unfit_destinations_are_refused(small_flux2: AutoencoderKLFlux2
     assert ".safetensors" in refused("tiny-kl", tmp_path / "model.ckpt", "ldm")
     assert "folder" in refused("tiny-kl", tmp_path / "model.safetensors", "diffusers")
     with pytest.raises(UserError, match="no folder"):
-        convert("tiny-kl", tmp_path / "file.safetensors" / "inside", "diffusers")
+        convert_autoencoder("tiny-kl", tmp_path / "file.safetensors" / "inside", "diffusers")
     assert "does not exist" in refused("./no/such/model", tmp_path / "out", "diffusers")
 
 
@@ -238,7 +238,7 @@ def test_an_error_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr("eqvae.autoencoders.convert.write_json", fail)
     with pytest.raises(OSError, match="No space"):
-        convert("tiny-kl", tmp_path / "out", "diffusers")
+        convert_autoencoder("tiny-kl", tmp_path / "out", "diffusers")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -226,7 +226,7 @@ def test_a_bare_boolean_overrides_the_yaml(tmp_path, capsys):
 def flags_of(command: str) -> set[str]:
     from eqvae.runs.evaluate import EvaluateConfig
     from eqvae.runs.finetune_config import FinetuneConfig
-    from eqvae.runs.report_command import ReportConfig
+    from eqvae.runs.report import ReportConfig
 
     config = {"finetune": FinetuneConfig, "evaluate": EvaluateConfig, "report": ReportConfig}[command]
     names = {field.name for field in fields(config)} - {"autoencoder", "folders"}

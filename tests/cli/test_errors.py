@@ -383,7 +383,7 @@ def test_a_report_below_a_file(fails, tmp_path, monkeypatch, target):
     def never(*_: object) -> None:
         raise AssertionError("drawn")
 
-    monkeypatch.setattr("eqvae.report.html.read_folders", never)
+    monkeypatch.setattr("eqvae.report.page.read_folders", never)
     file = tmp_path / "file"
     file.write_text("years of work")
     page = file / "page.html" if target == "page" else tmp_path / "page.html"
@@ -404,5 +404,5 @@ def test_what_the_system_refuses_is_one_line(fails, monkeypatch, error, says):
     def refuse(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("eqvae.runs.report_command.write_report", refuse)
+    monkeypatch.setattr("eqvae.runs.report.write_report", refuse)
     assert says in fails("report", "folder")

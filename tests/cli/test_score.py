@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from eqvae.artifacts import read_json
+from eqvae.artifacts.sample_sets import write_sample_set
 from eqvae.cli import run
-from eqvae.images.sample_sets import write_sample_set
 
 
 @pytest.fixture

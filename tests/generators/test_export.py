@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from eqvae.artifacts import GENERATOR, GENERATOR_CARD
 from eqvae.errors import UserError
-from eqvae.generators.checkpoints import CARD, GENERATOR, GeneratorCard, read_generator, write_generator
+from eqvae.generators.checkpoints import GeneratorCard, read_generator, write_generator
 from eqvae.generators.families import MASKGIT_SIZES, find_recipe
 from eqvae.generators.interpolant import Interpolant
 from eqvae.generators.maskgit_transformer import MaskTransformer
@@ -59,7 +60,7 @@ def test_published_names_and_readable_text(written):
     run, transformer, _ = written
     assert load_file(run / GENERATOR / "ema.safetensors").keys() == transformer.state_dict().keys()
     assert transformer.state_dict().keys() >= ONLY_NAMES
-    plain = json.loads((run / GENERATOR / CARD).read_text())
+    plain = json.loads((run / GENERATOR / GENERATOR_CARD).read_text())
     assert (plain["recipe"], plain["interpolant"]["path"], plain["num_steps"]) == ("sit-ti-2", "gvp", 7)
 
 
@@ -88,10 +89,10 @@ def test_a_generator_of_tokens(tmp_path: Path):
 
 def test_a_card_from_before_tokens_and_families(written):
     run, _, card = written
-    plain = json.loads((run / GENERATOR / CARD).read_text())
+    plain = json.loads((run / GENERATOR / GENERATOR_CARD).read_text())
     assert plain["family"] == "sit"
     del plain["schedule"], plain["family"]
-    (run / GENERATOR / CARD).write_text(json.dumps(plain))
+    (run / GENERATOR / GENERATOR_CARD).write_text(json.dumps(plain))
     assert read_generator(run).card == card
     assert not card.models_tokens
 
@@ -102,7 +103,7 @@ def test_writing_again_replaces(written):
     (run / f".{GENERATOR}.part" / "rubbish").write_text("")
     write_generator(run, replace(card, num_steps=9), {"ema": transformer.state_dict()})
     assert read_generator(run).card.num_steps == 9
-    assert sorted(path.name for path in (run / GENERATOR).iterdir()) == ["ema.safetensors", CARD]
+    assert sorted(path.name for path in (run / GENERATOR).iterdir()) == ["ema.safetensors", GENERATOR_CARD]
     assert [path.name for path in run.iterdir()] == [GENERATOR]
 
 
@@ -127,6 +128,6 @@ def test_nothing_to_read(written, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="wait for its first samples"):
         read_generator(tmp_path / "empty")
-    (written[0] / GENERATOR / CARD).write_text('{"recipe": "sit-ti-2"}')
+    (written[0] / GENERATOR / GENERATOR_CARD).write_text('{"recipe": "sit-ti-2"}')
     with pytest.raises(UserError, match="describes no generator"):
         read_generator(written[0])

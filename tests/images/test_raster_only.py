@@ -13,7 +13,7 @@ import eqvae
 from eqvae.errors import UserError
 from eqvae.images import BrokenImageError, decode_image, open_images, open_picture
 from eqvae.images.decoding import is_image
-from eqvae.images.sample_sets import open_reference, open_samples
+from eqvae.images.image_sets import open_reference, open_samples
 
 SIDE_PX = 32
 

@@ -14,9 +14,9 @@ from PIL import Image, ImageFilter
 from torch_fidelity.metric_isc import isc_features_to_metric
 
 from eqvae.artifacts import read_json
+from eqvae.artifacts.sample_sets import write_sample_set
 from eqvae.errors import UserError
 from eqvae.images import adm_crop, open_images
-from eqvae.images.sample_sets import write_sample_set
 from eqvae.metrics.comparison import check_comparable, score_features
 from eqvae.metrics.statistics import FeatureStatistics, Provenance
 from eqvae.networks.features import load_features

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from eqvae.artifacts import write_tensors
+from eqvae.artifacts.sample_sets import write_sample_set
 from eqvae.errors import UserError
-from eqvae.images.sample_sets import open_samples, write_sample_set
+from eqvae.images.image_sets import open_samples
 from eqvae.metrics.statistics import (
     FeatureStatistics,
     compute_statistics,

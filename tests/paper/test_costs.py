@@ -18,7 +18,7 @@ from eqvae.autoencoders import build_autoencoder, load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
 from eqvae.generators.families import PUBLISHED_LATENTS, SIZES, find_recipe
-from eqvae.images.sample_sets import open_reference
+from eqvae.images.image_sets import open_reference
 from eqvae.losses.reconstruction import ReconstructionLoss
 from eqvae.metrics.statistics import compute_statistics
 from eqvae.networks.features import load_features

@@ -11,7 +11,7 @@ from eqvae.artifacts import read_journal, read_json, read_tensors, write_json
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import load_transformer, read_generator
 from eqvae.generators.families import find_recipe
-from eqvae.images.sample_sets import open_reference
+from eqvae.images.image_sets import open_reference
 from eqvae.latents import LatentCache
 from eqvae.metrics.statistics import compute_statistics
 from eqvae.networks.features import load_features

@@ -2,9 +2,16 @@
 
 import pytest
 
-from eqvae.report.columns import card_columns, distances, main_columns, predictor_columns
-from eqvae.report.contents import read_folders
-from eqvae.report.tables import METRICS, comparison_table, transform_metrics
+from eqvae.report.folders import read_folders
+from eqvae.report.tables import (
+    METRICS,
+    card_columns,
+    distances,
+    figure_table,
+    main_columns,
+    predictor_columns,
+    transform_metrics,
+)
 
 OTHER = "fd_efficientnet_lite0"
 
@@ -20,7 +27,7 @@ def test_without_features_the_main_table_stays_as_it_was(two_evaluations):
 
 def test_what_predicts_a_generator_gets_a_table_with_errors_and_units(full_evaluations):
     evaluations = read(*full_evaluations)
-    table = comparison_table(evaluations, predictor_columns(evaluations))
+    table = figure_table(evaluations, predictor_columns(evaluations))
     labels = [metric.label for metric in table.metrics]
     assert labels == ["Intrinsic dimension", "iFID", "Spectrum excess", "Rotation error", "Scale error", "Latent std"]
     (_, base), (_, finetuned) = table.rows
@@ -32,7 +39,7 @@ def test_what_predicts_a_generator_gets_a_table_with_errors_and_units(full_evalu
 
 def test_the_latents_spread_stands_in_one_table_only(full_evaluations):
     evaluations = read(*full_evaluations)
-    labels = [metric.label for metric in comparison_table(evaluations, main_columns(evaluations)).metrics]
+    labels = [metric.label for metric in figure_table(evaluations, main_columns(evaluations)).metrics]
     assert labels == ["Rotation error", "Scale error", "rFID", "PSNR", "SSIM"]
 
 
@@ -43,7 +50,7 @@ def test_only_inceptions_distance_is_called_fid(write_evaluation, frechet_distan
     assert (reconstruction.key, reconstruction.label) == (f"r{OTHER}", "rFD (efficientnet-lite0)")
     assert interpolation.label == "iFD (efficientnet-lite0)"
     assert not reconstruction.is_fid
-    assert reconstruction.metric.show(0.034) == "0.0340"
+    assert reconstruction.show(0.034) == "0.0340"
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import re
 import pytest
 
 from eqvae.artifacts import JOURNAL, read_json, write_json
-from eqvae.evidence.curves import run_panels
-from eqvae.report import overview, read_folders, write_report
-from eqvae.report.columns import card_columns, main_columns
-from eqvae.report.tables import comparison_table
+from eqvae.report import read_folders, write_report
+from eqvae.report.page import overview
+from eqvae.report.panels import run_panels
+from eqvae.report.tables import card_columns, figure_table, main_columns
 from eqvae.runs.evaluate import EvaluateConfig, evaluate
 
 LABELS = ["Tokens kept, rotation", "Tokens kept, scale", "Codes used", "Codebook perplexity"]
@@ -21,7 +21,7 @@ FINETUNED = {"token_agreement_rotation": 0.48, "token_agreement_scale": 0.52, "c
 
 def labels_and_cells(*folders):
     evaluations = read_folders(folders)[0]
-    table = comparison_table(evaluations, main_columns(evaluations))
+    table = figure_table(evaluations, main_columns(evaluations))
     return [metric.label for metric in table.metrics], [cells for _, cells in table.rows]
 
 
@@ -46,9 +46,9 @@ def test_cards_say_it_of_discrete_autoencoders_only(full_evaluations):
     assert not set(LABELS) & set(without)
     write_json(discrete / "metrics.json", read_json(discrete / "metrics.json") | FINETUNED)
     first, second = overview(read_folders([continuous, discrete])[0]).cards
-    assert [figure.label for figure in first.figures] == without
-    assert [figure.label for figure in second.figures] == [*without, *LABELS[:2]]
-    assert [figure.text for figure in second.figures][-2:] == ["0.480", "0.520"]
+    assert [label for label, _, _ in first.figures] == without
+    assert [label for label, _, _ in second.figures] == [*without, *LABELS[:2]]
+    assert [text for _, _, text in second.figures][-2:] == ["0.480", "0.520"]
 
 
 def test_a_runs_validations_become_curves(run_folder):
@@ -58,8 +58,8 @@ def test_a_runs_validations_become_curves(run_folder):
     ]
     (run_folder / JOURNAL).write_text("".join(json.dumps(record) + "\n" for record in records))
     (run,) = read_folders([run_folder])[1]
-    (validation,) = run_panels(run)
-    shown = {panel.title: (panel.summary, panel.y_label) for panel in validation.panels}
+    (validation,) = run_panels(run).values()
+    shown = {panel.title: (panel.summary, panel.y_label) for panel in validation}
     assert list(shown) == ["PSNR ↑", *(f"{label} ↑" for label in LABELS)]
     assert shown["Codes used ↑"] == ("0.500 → 0.438", "Codes used")
     assert shown["Codebook perplexity ↑"] == ("310 → 322", "Codebook perplexity")

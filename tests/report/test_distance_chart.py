@@ -6,8 +6,14 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from eqvae.report.charts import ACCENT, BASE, INK
-from eqvae.report.contents import read_folders
-from eqvae.report.distance_chart import distance_charts, distance_figure, draw_distances, show_distance
+from eqvae.report.evaluation_charts import (
+    charts_of_one,
+    distance_charts,
+    distance_figure,
+    draw_distances,
+    show_distance,
+)
+from eqvae.report.folders import read_folders
 
 
 def charts(*folders):
@@ -29,8 +35,8 @@ def test_groups_are_the_papers(full_evaluations):
     (chart,) = charts(*full_evaluations)
     assert chart.label == "rFID"
     assert chart.groups == ("s = 0.75", "s = 0.50", "s = 0.25", "R(θ)")
-    assert [(bars.name, bars.color) for bars in chart.bars] == [("base", BASE), ("finetuned", ACCENT)]
-    assert chart.bars[0].values == (52.7, 83.4, 107.9, 64.2)
+    assert [(bars.name, bars.color) for bars in chart.entries] == [("base", BASE), ("finetuned", ACCENT)]
+    assert chart.entries[0].values == (52.7, 83.4, 107.9, 64.2)
     assert chart.summary.startswith("s = 0.75: base 52, finetuned 12; s = 0.50: base 83")
 
 
@@ -51,16 +57,15 @@ def distance_svg_of_card(chart):
 
 def test_a_card_keeps_the_common_scale(full_evaluations):
     (chart,) = charts(*full_evaluations)
-    alone = chart.only("finetuned")
-    assert [bars.name for bars in alone.bars] == ["finetuned"]
+    (alone,) = charts_of_one([chart], "finetuned")
+    assert [bars.name for bars in alone.entries] == ["finetuned"]
     assert alone.top == chart.top > 107.9
-    assert chart.has("base")
-    assert not alone.has("base")
+    assert charts_of_one([alone], "base") == []
 
 
 def test_one_that_stands_alone_has_the_accent(full_evaluations):
     (chart,) = charts(full_evaluations[0])
-    assert chart.bars[0].color == ACCENT
+    assert chart.entries[0].color == ACCENT
 
 
 def test_what_was_not_measured_is_left_out(write_evaluation):
@@ -70,7 +75,7 @@ def test_what_was_not_measured_is_left_out(write_evaluation):
         write_evaluation("c", **{"rfid_scale_0.5": 4.0}),
         write_evaluation("d", psnr_db=20.0),
     )
-    assert [bars.values for bars in chart.bars] == [(2.0, 3.0), (1.0, 1e-7), (4.0, None)]
+    assert [bars.values for bars in chart.entries] == [(2.0, 3.0), (1.0, 1e-7), (4.0, None)]
     assert "c not measured" in chart.summary
     ElementTree.fromstring(draw_distances(chart, "bars"))
 
@@ -82,7 +87,7 @@ def test_other_conditions_and_other_features_get_charts_of_their_own(write_evalu
         write_evaluation("c", **{"rfd_efficientnet_lite0_scale_0.5": 0.2}),
         write_evaluation("d", config={"precision": "fp32"}, **{"rfid_scale_0.5": 1.0}),
     )
-    names = [(chart.label, [bars.name for bars in chart.bars]) for chart in found]
+    names = [(chart.label, [bars.name for bars in chart.entries]) for chart in found]
     assert names == [("rFID", ["a", "d"]), ("rFD (efficientnet-lite0)", ["c"]), ("rFID", ["b"])]
 
 
@@ -98,4 +103,4 @@ def test_many_bars_get_room_for_their_figures(write_evaluation, frechet_distance
 def test_the_file_has_a_legend_for_two_and_none_for_one(full_evaluations):
     (chart,) = charts(*full_evaluations)
     assert [text.get_text() for text in distance_figure(chart).legends[0].get_texts()] == ["base", "finetuned"]
-    assert distance_figure(chart.only("base")).legends == []
+    assert distance_figure(charts_of_one([chart], "base")[0]).legends == []

@@ -14,13 +14,12 @@ import eqvae.runs.train_run as generator_run
 from eqvae.artifacts import read_json, write_json
 from eqvae.cli import run
 from eqvae.errors import UserError
-from eqvae.evidence.shared_curves import shared_curves
 from eqvae.report import read_folders, write_figures, write_report
-from eqvae.report.generator_panels import training_panels
-from eqvae.report.generator_text import describe_training, drawing_facts
-from eqvae.report.headline import headline
-from eqvae.report.score_tables import score_tables
-from eqvae.report.sheets import read_sheet, sample_sheet, stages
+from eqvae.report.comparison import findings, measure_label, shared_curves
+from eqvae.report.panels import training_panels
+from eqvae.report.pictures import read_sheet, sample_sheet, stages
+from eqvae.report.summary import describe_training, drawing_facts, headline
+from eqvae.report.tables import score_tables
 
 LITE = "fd_efficientnet_lite0"
 
@@ -119,7 +118,7 @@ def test_a_run_without_a_reference_has_no_distance(page, write_training):
 def test_the_headline_of_a_run_says_how_far_its_samples_have_come(page, write_training):
     text = page(write_training("run", [9.0, 6.0, 5.0]))
     assert "<h1>sit-ti-2 on tiny-kl</h1>" in text
-    assert "FD (efficientnet-lite0) fell by 44% between steps 10 and 30." in text
+    assert "FD (efficientnet-lite0) −44% between steps 10 and 30." in text  # noqa: RUF001
     assert "Generator report" in text
     only = page(write_training("once", [9.0]))
     assert "FD (efficientnet-lite0) 9.00 at step 10, its only measurement so far." in only
@@ -142,7 +141,7 @@ def test_of_large_pictures_the_first_rows_are_shown_and_small_ones_are_enlarged(
     )
     assert read_sheet(sample_sheet(large)).size == (4 * 130 + 2, 4 * 130 + 2)
     assert read_sheet(sample_sheet(small)).size == (3 * 102, 3 * 102)
-    with Image.open(small.sheet) as file:
+    with Image.open(sample_sheet(small).path) as file:
         assert read_sheet(sample_sheet(small)).resize(file.size, Image.Resampling.NEAREST) == file.convert("RGB")
 
 
@@ -164,10 +163,10 @@ def test_runs_of_one_measure_share_a_chart(write_training):
         write_training("unmeasured", key="", reference=None),
     ]
     (shared,) = shared_curves(read_folders(folders).trainings)
-    assert [entry.name for entry in shared.legend] == ["sit-ti-2 on tiny-kl", "sit-ti-2 on tiny-kl-eq"]
-    assert shared.measure == "FD (efficientnet-lite0) of 50 samples against photos"
-    assert "sit-ti-2 on tiny-kl reaches FD (efficientnet-lite0) 5.00 after 120 images" in shared.findings[0]
-    assert "1.50 times as fast in images" in shared.findings[0]
+    assert [arm.name for arm in shared.arms] == ["sit-ti-2 on tiny-kl", "sit-ti-2 on tiny-kl-eq"]
+    assert measure_label(shared) == "FD (efficientnet-lite0) of 50 samples against photos"
+    assert "sit-ti-2 on tiny-kl reaches FD (efficientnet-lite0) 5.00 after 120 images" in findings(shared)[0]
+    assert "1.50 times as fast in images" in findings(shared)[0]
 
 
 def test_seeds_of_one_arm_are_lines_of_their_own(write_training):
@@ -176,7 +175,7 @@ def test_seeds_of_one_arm_are_lines_of_their_own(write_training):
         "sit-ti-2 on tiny-kl (seed0)", "sit-ti-2 on tiny-kl (seed1)"
     ]  # fmt: skip
     (shared,) = shared_curves(contents.trainings)
-    assert shared.findings == [
+    assert findings(shared) == [
         "sit-ti-2 on tiny-kl (seed0): 6.00 after 80 images.", "sit-ti-2 on tiny-kl (seed1): 5.00 after 80 images."
     ]  # fmt: skip
     assert headline(contents, [shared]).sentence.startswith("sit-ti-2 on tiny-kl (seed1) has the lowest FD")
@@ -202,20 +201,26 @@ def test_the_shared_chart_is_drawn_above_the_runs(page, write_training):
 @pytest.mark.parametrize(
     ("fields", "facts"),
     [
-        ({}, {"Sampler": "sde in 250 steps", "Guidance": "none", "Seed": "3", "Samples": "5,000"}),
-        ({"recipe": "dit-ti-2", "guidance_scale": 1.5}, {"Sampler": "ddpm in 250 steps", "Guidance": "1.5"}),
-        ({"recipe": "dit-b-2", "sampler": "ddim", "ddim_eta": 0.5}, {"Sampler": "ddim in 250 steps, eta 0.5"}),
+        ({}, {"Sampler": "sde", "Steps": "250", "Seed": "3", "Samples": "5,000"}),
+        ({"recipe": "dit-ti-2", "guidance_scale": 1.5}, {"Sampler": "ddpm", "Steps": "250", "Guidance scale": "1.5"}),
+        ({"recipe": "dit-b-2", "sampler": "ddim", "ddim_eta": 0.5}, {"Sampler": "ddim", "Steps": "250", "Eta": "0.5"}),
         (
             {"recipe": "maskgit-ti", "num_steps": 8, "guidance_scale": 3.0, "guidance_schedule": "linear"},
-            {"Sampler": "confidence in 8 steps", "Guidance": "3, linear"},
+            {"Sampler": "confidence", "Steps": "8", "Guidance scale": "3", "Guidance schedule": "linear"},
         ),
         (
-            {"sampler": "dopri5", "guidance_scale": 2.0, "guidance_high": 0.7, "guidance_channels": 3},
-            {"Sampler": "dopri5, relative tolerance 0.001", "Guidance": "2 at noise from 0 to 0.7, first 3 channels"},
+            {"sampler": "dopri5", "rtol": 1e-3, "guidance_scale": 2.0, "guidance_high": 0.7, "guidance_channels": 3},
+            {
+                "Sampler": "dopri5",
+                "Relative tolerance": "0.001",
+                "Guidance scale": "2",
+                "Guided up to noise": "0.7",
+                "Guided channels": "3",
+            },
         ),
         (
             {"guidance_scale": 2.0, "weak_run": "runs/weak", "sigma_rel": 0.1},
-            {"Guidance": "2, away from weak", "Weights": "averaged, horizon 0.1"},
+            {"Guidance scale": "2", "Guided away from": "runs/weak", "Averaging horizon": "0.1"},
         ),
     ],
 )
@@ -223,14 +228,14 @@ def test_how_samples_were_drawn_is_said(write_samples, fields, facts):
     (samples,) = read_folders([write_samples("drawn", **fields)]).sample_sets
     assert samples.name == "drawn"
     found = drawing_facts(samples)
-    assert found["Generator"].endswith(" on tiny-kl after 4,000 steps of training")
+    assert found["Generator"].endswith(" on tiny-kl after 4,000 steps")
     assert facts.items() <= found.items()
 
 
 def test_samples_alone_make_a_page(page, write_samples):
     text = page(write_samples("drawn"))
     assert "<h1>drawn</h1>" in text
-    assert "5,000 samples of sit-ti-2 on tiny-kl by sde in 250 steps, no guidance, seed 3." in text
+    assert "Generator sit-ti-2 on tiny-kl after 4,000 steps, sampler sde, samples 5,000, steps 250," in text
     assert text.count("<img ") == 1
 
 
@@ -246,12 +251,11 @@ def test_scores_are_rows_named_after_their_samples(write_score):
             write_score("c", samples="elsewhere/adm.npz", fid=40.0, kid=0.0123, kid_std=0.0004),
         ]
     )  # fmt: skip
-    (found,) = score_tables(contents.scores)
-    assert found.caption == "10,000 images of test.parquet, 32 px"
-    assert [metric.label for metric in found.table.metrics] == [
+    ((_, table),) = score_tables(contents.scores)
+    assert [metric.label for metric in table.metrics] == [
         "FID", "sFID", "Inception Score", "KID", "Precision", "Recall", "Samples"
     ]  # fmt: skip
-    cells = cells_of(found.table)
+    cells = cells_of(table)
     assert list(cells) == ["base", "eq", "adm"]
     assert (cells["eq"]["FID"].text, cells["eq"]["FID"].change, cells["eq"]["FID"].is_best) == ("36.00", "−20%", True)  # noqa: RUF001
     assert (cells["eq"]["sFID"].improves, cells["base"]["sFID"].is_best) == (False, True)
@@ -267,14 +271,14 @@ def test_other_features_have_columns_of_their_own(page, write_score):
         write_score("b", samples="runs/two", features="efficientnet-lite0", precision_efficientnet_lite0=0.75,
                     **{LITE: 98.6, "kd_efficientnet_lite0": 0.00025, "kd_std_efficientnet_lite0": 0.0011}),
     ]  # fmt: skip
-    (found,) = score_tables(read_folders(folders).scores)
+    ((_, table),) = score_tables(read_folders(folders).scores)
     lite = [f"{name} (efficientnet-lite0)" for name in ("FD", "KD", "Precision")]
-    assert [metric.label for metric in found.table.metrics] == ["FID", "Precision", *lite, "Samples"]
-    assert cells_of(found.table)["two"]["KD (efficientnet-lite0)"].text == "0.00025 ± 0.00110"
-    assert not any(cell.is_best for _, cells in found.table.rows for cell in cells)
-    assert "by different features (inception, efficientnet-lite0)" in page(*folders)
-    (alone,) = score_tables(read_folders(folders[1:]).scores)
-    assert [metric.label for metric in alone.table.metrics] == [lite[0], "KD", "Precision", "Samples"]
+    assert [metric.label for metric in table.metrics] == ["FID", "Precision", *lite, "Samples"]
+    assert cells_of(table)["two"]["KD (efficientnet-lite0)"].text == "0.00025 ± 0.00110"
+    assert not any(cell.is_best for _, cells in table.rows for cell in cells)
+    assert "Figures by different features have" in page(*folders)
+    ((_, alone),) = score_tables(read_folders(folders[1:]).scores)
+    assert [metric.label for metric in alone.metrics] == [lite[0], "KD", "Precision", "Samples"]
 
 
 def test_other_references_have_tables_of_their_own(page, write_score):
@@ -283,11 +287,12 @@ def test_other_references_have_tables_of_their_own(page, write_score):
         write_score("b", samples="runs/two", fid=10.0, reference="data/train.parquet"),
     ]
     tables = score_tables(read_folders(folders).scores)
-    assert [item.reference for item in tables] == ["test.parquet", "train.parquet"]
-    assert not any(cell.is_best or cell.change for item in tables for _, cells in item.table.rows for cell in cells)
+    assert not any(cell.is_best or cell.change for _, table in tables for _, cells in table.rows for cell in cells)
     text = page(*folders)
+    assert "Against test.parquet</h3>" in text
     assert "Against train.parquet</h3>" in text
-    assert "Scored under different conditions: no change is computed." in text
+    assert text.count("10,000 images of") == 2
+    assert "Measured under different conditions: no change is computed." in text
 
 
 def test_other_numbers_of_samples_are_not_judged(page, write_score):
@@ -296,21 +301,21 @@ def test_other_numbers_of_samples_are_not_judged(page, write_score):
         write_score("b", samples="runs/two", fid=30.0, num_samples=50_000),
         write_score("c", samples="runs/three", fid=28.0, num_samples=50_000),
     ]
-    (found,) = score_tables(read_folders(folders).scores)
-    one, two, three = (cells_of(found.table)[name]["FID"] for name in ("one", "two", "three"))
+    ((_, table),) = score_tables(read_folders(folders).scores)
+    one, two, three = (cells_of(table)[name]["FID"] for name in ("one", "two", "three"))
     assert (one.change, two.change, three.change) == ("", "", "−7%")  # noqa: RUF001
     assert (one.is_best, two.is_best, three.is_best) == (False, False, True)
-    assert "of different numbers of samples (5,000, 50,000)" in page(*folders)
+    assert "the Fréchet distance falls as this number grows" in page(*folders)
 
 
 def test_the_headline_of_scores(page, write_score):
     base = write_score("a", samples="runs/base", fid=45.0, precision=0.5)
     text = page(base)
     assert "<h1>base</h1>" in text
-    assert "FID 45.00, by 5,000 samples." in text
+    assert "FID 45.00, precision 0.500." in text
     text = page(base, write_score("b", samples="runs/eq", fid=36.0, precision=0.55))
     assert "<h1>base → eq</h1>" in text
-    assert "FID fell by 20%, precision changed by +0.050." in text
+    assert "FID −20%, precision +0.050."  # noqa: RUF001 in text
 
 
 # Everything together --------------------------------------------------------------------------------------------------
@@ -339,7 +344,7 @@ def test_nothing_is_loaded_from_elsewhere_and_headings_do_not_skip_a_level(page,
         assert all(after - before <= 1 for before, after in pairwise(levels))
         identifiers = re.findall(r'\bid="([^"]+)"', text)
         assert len(identifiers) == len(set(identifiers))
-    assert "Rotation error fell by 47%" in text
+    assert "Rotation error −47%" in text  # noqa: RUF001
     assert "Equivariance report" in text
 
 
@@ -354,10 +359,8 @@ def test_every_folder_has_its_record(page, everything):
 def test_charts_and_sheets_get_files(tmp_path, everything):
     written = write_figures(everything, tmp_path / "figures")
     assert [path.name for path in written] == [
-        "learning_curves.svg",
-        "training_sit-ti-2_on_tiny-kl.svg", "stages_sit-ti-2_on_tiny-kl.png",
-        "training_sit-ti-2_on_tiny-kl-eq.svg", "stages_sit-ti-2_on_tiny-kl-eq.png",
-        "samples_drawn.png",
+        "stages_sit-ti-2_on_tiny-kl.png", "stages_sit-ti-2_on_tiny-kl-eq.png", "samples_drawn.png",
+        "learning_curves.svg", "training_sit-ti-2_on_tiny-kl.svg", "training_sit-ti-2_on_tiny-kl-eq.svg",
     ]  # fmt: skip
     for path in written:
         if path.suffix == ".svg":
@@ -405,8 +408,8 @@ def test_sparse_folders_are_drawn_too(page, write_training, write_samples, write
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "autoencoder", "losses", "sampler"),
-    [("dit-ti-2", "untrained:tiny-kl", ["Squared error", "Variational bound"], "ddpm in 3 steps"),
-     ("maskgit-ti", "untrained:tiny-vq", ["Cross-entropy"], "confidence in 3 steps")],
+    [("dit-ti-2", "untrained:tiny-kl", ["Squared error", "Variational bound"], "ddpm"),
+     ("maskgit-ti", "untrained:tiny-vq", ["Cross-entropy"], "confidence")],
 )  # fmt: skip
 def test_every_kind_of_generator_from_training_to_its_score(
     tmp_path, monkeypatch, recipe, autoencoder, losses, sampler

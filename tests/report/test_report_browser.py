@@ -54,7 +54,7 @@ def test_the_page_fits_and_is_complete(browser, tmp_path, two_evaluations, run_f
         {"width": width_px, "height": 800, "deviceScaleFactor": 1, "mobile": width_px < 600},
     )
     browser.get(out.as_uri())
-    assert "Rotation error fell by 47%" in browser.find_element("css selector", ".lead").text
+    assert "Rotation error −47%" in browser.find_element("css selector", ".lead").text  # noqa: RUF001
     for unfold in (False, True):
         browser.execute_script("document.querySelectorAll('details').forEach(item => item.open = arguments[0])", unfold)
         page_px, window_px = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
@@ -134,7 +134,7 @@ def test_a_page_of_generators_fits_and_takes_the_pages_colours(browser, tmp_path
     preference = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", preference)
     browser.get(out.as_uri())
-    assert "FID fell by 22%" in browser.find_element("css selector", ".lead").text
+    assert "FID −22%" in browser.find_element("css selector", ".lead").text  # noqa: RUF001
     for unfold in (False, True):
         browser.execute_script("document.querySelectorAll('details').forEach(item => item.open = arguments[0])", unfold)
         page_px, window_px = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")

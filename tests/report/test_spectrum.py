@@ -8,9 +8,8 @@ import pytest
 
 from eqvae.artifacts import SPECTRUM, write_json
 from eqvae.errors import UserError
-from eqvae.report.contents import read_folders
-from eqvae.report.spectrum import Spectrum
-from eqvae.report.spectrum_chart import draw_spectra, spectrum_charts, spectrum_figure
+from eqvae.report.evaluation_charts import charts_of_one, draw_spectra, spectrum_charts, spectrum_figure
+from eqvae.report.folders import Spectrum, read_folders
 
 
 def charts(*folders):
@@ -68,7 +67,7 @@ def test_lines_stand_beside_one_dashed_image(full_evaluations):
 
 def test_a_card_keeps_the_common_scale(full_evaluations):
     (chart,) = charts(*full_evaluations)
-    alone = chart.only("finetuned")
+    (alone,) = charts_of_one([chart], "finetuned")
     assert alone.range_db == chart.range_db
     assert alone.excess == "excess −2.1 dB"  # noqa: RUF001
     ElementTree.fromstring(draw_spectra(alone, "card", small=True))
@@ -94,4 +93,4 @@ def test_other_conditions_get_a_chart_of_their_own(write_evaluation, spectrum):
     folders = [write_evaluation("a", psnr_db=20.0), write_evaluation("b", config={"image_size": 64}, psnr_db=20.0)]
     for folder in folders:
         write_json(folder / SPECTRUM, spectrum(1.0))
-    assert [len(chart.lines) for chart in charts(*folders)] == [1, 1]
+    assert [len(chart.entries) for chart in charts(*folders)] == [1, 1]

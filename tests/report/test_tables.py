@@ -2,8 +2,8 @@
 
 import pytest
 
-from eqvae.report.contents import read_folders
-from eqvae.report.tables import METRICS, comparison_table, latent_statistics, transform_metrics
+from eqvae.report.folders import read_folders
+from eqvae.report.tables import METRICS, figure_table, latent_statistics, transform_metrics
 
 
 def read(*folders):
@@ -11,7 +11,7 @@ def read(*folders):
 
 
 def test_changes_are_in_percent_for_errors_and_in_db_for_psnr(two_evaluations):
-    table = comparison_table(read(*two_evaluations))
+    table = figure_table(read(*two_evaluations))
     assert [metric.label for metric in table.metrics] == ["Rotation error", "Scale error", "PSNR", "SSIM"]
     (first, base), (second, finetuned) = table.rows
     assert (first, second) == ("base", "finetuned")
@@ -21,7 +21,7 @@ def test_changes_are_in_percent_for_errors_and_in_db_for_psnr(two_evaluations):
 
 
 def test_the_best_of_a_column_is_marked_and_a_tie_is_not(two_evaluations):
-    (_, base), (_, finetuned) = comparison_table(read(*two_evaluations)).rows
+    (_, base), (_, finetuned) = figure_table(read(*two_evaluations)).rows
     assert [cell.is_best for cell in base] == [False, False, True, False]
     assert [cell.is_best for cell in finetuned] == [True, True, False, False]
 
@@ -36,7 +36,7 @@ def test_arrows_point_to_the_better_figures():
 @pytest.mark.parametrize("condition", [{"data": "other"}, {"image_size": 64}])
 def test_evaluations_on_other_images_are_not_compared(write_evaluation, condition):
     evaluations = read(write_evaluation("a", psnr_db=20.0), write_evaluation("b", config=condition, psnr_db=30.0))
-    (_, (first,)), (_, (second,)) = comparison_table(evaluations).rows
+    (_, (first,)), (_, (second,)) = figure_table(evaluations).rows
     assert second.text == "30.00"
     assert second.change == ""
     assert not first.is_best
@@ -45,7 +45,7 @@ def test_evaluations_on_other_images_are_not_compared(write_evaluation, conditio
 
 def test_missing_figures_leave_a_dash(write_evaluation):
     evaluations = read(write_evaluation("a", psnr_db=20.0), write_evaluation("b", ssim=0.5))
-    (_, first), (_, second) = comparison_table(evaluations).rows
+    (_, first), (_, second) = figure_table(evaluations).rows
     assert [cell.text for cell in first] == ["20.00", "–"]  # noqa: RUF001
     assert [cell.text for cell in second] == ["–", "0.500"]  # noqa: RUF001
 

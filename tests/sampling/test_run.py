@@ -12,13 +12,13 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from eqvae.artifacts import read_json, write_json
+from eqvae.artifacts import SAMPLE_SET, read_json, write_json
 from eqvae.errors import Interrupted, UserError
 from eqvae.generators.checkpoints import Generator, GeneratorCard
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.generators.transformer import Transformer, TransformerConfig
 from eqvae.runs import sample as run_module
-from eqvae.runs.sample import PARTS, SAMPLES, SHEET, SampleConfig, draw_samples
+from eqvae.runs.sample import PARTS, SHEET, SampleConfig, draw_samples
 from eqvae.runtime.processes import Processes
 from eqvae.sampling.draw import Drawer, contact_sheet, sheet_indices
 
@@ -81,7 +81,7 @@ def test_the_archive(drawer):
     one = drawer()
     figures = sample(one, ALONE)
     out = one.config.out
-    with np.load(out / SAMPLES, allow_pickle=False) as archive:
+    with np.load(out / SAMPLE_SET, allow_pickle=False) as archive:
         assert sorted(archive) == ["arr_0", "arr_1"]
         images, labels = archive["arr_0"], archive["arr_1"]
     assert (images.shape, images.dtype) == ((40, 4, 4, 3), np.uint8)
@@ -90,12 +90,12 @@ def test_the_archive(drawer):
     assert figures["num_samples"] == 40
     assert read_json(out / "config.json")["command"] == "sample"
     assert sorted(path.name for path in out.iterdir()) == [
-        "config.json", "environment.json", "metrics.json", SAMPLES, SHEET,
+        "config.json", "environment.json", "metrics.json", SAMPLE_SET, SHEET,
     ]  # fmt: skip
 
 
 def archive_of(one: NumberDrawer) -> bytes:
-    return (one.config.out / SAMPLES).read_bytes()
+    return (one.config.out / SAMPLE_SET).read_bytes()
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 64])

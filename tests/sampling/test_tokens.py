@@ -13,9 +13,8 @@ from eqvae.errors import UserError
 from eqvae.generators.maskgit import tokens_per_step
 from eqvae.generators.maskgit_transformer import MaskTransformer, MaskTransformerConfig
 from eqvae.generators.protocol import LatentSpecification
-from eqvae.sampling.halton import halton_order
-from eqvae.sampling.token_noise import TokenNoise
-from eqvae.sampling.tokens import TokenDecoding, classifier_free_token_guidance, confidence, halton
+from eqvae.sampling.noise import TokenNoise
+from eqvae.sampling.tokens import TokenDecoding, classifier_free_token_guidance, confidence, halton, halton_order
 
 TOKENS = LatentSpecification(channels=7, height=4, width=5, num_classes=3)
 MASK = 7

@@ -25,7 +25,8 @@ from PIL import Image, ImageFilter
 
 from eqvae.images import open_images
 from eqvae.networks.features import Measure, load_features, metric_key
-from eqvae.images.sample_sets import open_samples, write_sample_set
+from eqvae.artifacts.sample_sets import write_sample_set
+from eqvae.images.image_sets import open_samples
 from eqvae.runs.score import score_features
 from eqvae.metrics.statistics import FeatureStatistics, compute_statistics
 from eqvae.runtime.device import Precision, choose_device, place

@@ -1,28 +1,11 @@
-"""The on-disk contracts between stages: what each command writes into its output folder and the next one reads.
-
-    config.json        the complete, resolved configuration, with the command's name
-    environment.json   versions, device, commit, seed
-    journal.jsonl      one record for each logged step
-    metrics.json       final figures: flat keys with unit suffixes
-    pictures.safetensors   the images and latents that a report draws
-    spectrum.json      radial power of latents and images
-    autoencoder/       the exported model: diffusers' own layout, plus eqvae.json
-
-All text is readable, all tensors are safetensors, every write is atomic.
-"""
+"""The on-disk contracts between stages: files, their names, pictures, cards, sample sets."""
 
 from eqvae.artifacts.files import (
-    AUTOENCODER,
-    CONFIG,
-    ENVIRONMENT,
-    JOURNAL,
-    METRICS,
-    MODEL_CARD,
-    PICTURES,
-    SPECTRUM,
     check_writable,
     claim_output_folder,
+    fingerprint,
     hold_output_folder,
+    load_strictly,
     read_journal,
     read_json,
     read_tensors,
@@ -32,29 +15,77 @@ from eqvae.artifacts.files import (
     write_json,
     write_tensors,
 )
-from eqvae.artifacts.model_card import ModelCard
-from eqvae.artifacts.pictures import Pictures, to_uint8
+from eqvae.artifacts.names import (
+    AUTOENCODER,
+    AUTOENCODER_WEIGHTS,
+    CACHE_INDEX,
+    CHECKPOINT,
+    COMPARISON,
+    CONFIG,
+    CONTACT_SHEETS,
+    ENVIRONMENT,
+    GENERATOR,
+    GENERATOR_CARD,
+    JOURNAL,
+    METRICS,
+    MODEL_CARD,
+    PICTURES,
+    RANKING,
+    SAMPLE_PARTS,
+    SAMPLE_SET,
+    SAMPLE_SHEET,
+    SNAPSHOTS,
+    SPECTRUM,
+    STATISTICS,
+    TENSORBOARD,
+    VALIDATION,
+    contact_sheet_name,
+    shard_name,
+    weights_name,
+)
+from eqvae.artifacts.records import Converted, ModelCard, Pictures, to_uint8
 
 __all__ = [
     "AUTOENCODER",
+    "AUTOENCODER_WEIGHTS",
+    "CACHE_INDEX",
+    "CHECKPOINT",
+    "COMPARISON",
     "CONFIG",
+    "CONTACT_SHEETS",
     "ENVIRONMENT",
+    "GENERATOR",
+    "GENERATOR_CARD",
     "JOURNAL",
     "METRICS",
     "MODEL_CARD",
     "PICTURES",
+    "RANKING",
+    "SAMPLE_PARTS",
+    "SAMPLE_SET",
+    "SAMPLE_SHEET",
+    "SNAPSHOTS",
     "SPECTRUM",
+    "STATISTICS",
+    "TENSORBOARD",
+    "VALIDATION",
+    "Converted",
     "ModelCard",
     "Pictures",
     "check_writable",
     "claim_output_folder",
+    "contact_sheet_name",
+    "fingerprint",
     "hold_output_folder",
+    "load_strictly",
     "read_journal",
     "read_json",
     "read_tensors",
     "replace_folder",
+    "shard_name",
     "to_plain",
     "to_uint8",
+    "weights_name",
     "write_atomically",
     "write_json",
     "write_tensors",

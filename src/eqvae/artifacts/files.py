@@ -1,32 +1,28 @@
-"""Files that commands write: atomic, readable, nothing pickled."""
+"""Files: written atomically, readable as text or as safetensors, never pickled; weights fit exactly or not at all."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from eqvae.artifacts.names import CONFIG, JOURNAL
 from eqvae.errors import UserError
 
-CONFIG = "config.json"
-ENVIRONMENT = "environment.json"
-JOURNAL = "journal.jsonl"
-METRICS = "metrics.json"
-PICTURES = "pictures.safetensors"
-SPECTRUM = "spectrum.json"
-AUTOENCODER = "autoencoder"
-MODEL_CARD = "eqvae.json"
+_NUM_NAMED = 3
 
 _PATIENCE_SEC = 15.0
 """A killed process's workers hold its folder until they notice, which takes them some seconds."""
@@ -183,3 +179,44 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"'{path}' does not exist", "Check the path") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"'{path}' is truncated or no safetensors file ({error})", "Fetch or write it again") from None
+
+
+def load_strictly(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    source: str,
+    model_name: str | None = None,
+    mend: str = "Are weights and config.json from one model?",
+) -> None:
+    """Put weights into a model whose names and shapes they fit exactly."""
+    expected = model.state_dict()
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
+    reshaped = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in state and state[key].shape != tensor.shape
+    ]
+    faults = [
+        f"{len(keys)} {what} ({', '.join(keys[:_NUM_NAMED])}{', ...' if len(keys) > _NUM_NAMED else ''})"
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        if keys
+    ]
+    if faults:
+        raise UserError(
+            f"The weights in '{source}' do not fit {model_name or type(model).__name__}: {'; '.join(faults)}",
+            mend,
+        )
+    contiguous: dict[str, Any] = {key: tensor.contiguous() for key, tensor in state.items()}
+    model.load_state_dict(contiguous, strict=True, assign=True)
+
+
+def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Digest named tensors in their order: 16 hexadecimal digits that change when any number changes."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(name.encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)  # a scalar can't be viewed as bytes
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -8,13 +8,21 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from eqvae.artifacts import AUTOENCODER, CONFIG, MODEL_CARD, check_writable, read_json, write_json, write_tensors
+from eqvae.artifacts import (
+    AUTOENCODER,
+    CONFIG,
+    MODEL_CARD,
+    Converted,
+    check_writable,
+    read_json,
+    write_json,
+    write_tensors,
+)
 from eqvae.autoencoders.ldm import diffusers_to_ldm
 from eqvae.autoencoders.loading import load_autoencoder
 from eqvae.autoencoders.presets import PRESETS, UNTRAINED
@@ -42,31 +50,11 @@ _LDM_RESOLUTION_PX = 256
 """`resolution` of every published ddconfig; with `attn_resolutions` it only says which levels attend."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Converted:
-    """What was written."""
-
-    path: Path
-
-    advice: tuple[str, ...]
-    """What whoever loads it has to know or to set, one line each."""
-
-
-def convert(source: str, destination: Path, to: Format) -> Converted:
+def convert_autoencoder(source: str, destination: Path, to: Format) -> Converted:
     """Write an autoencoder in another format; weights are fp32, and their values stay what they were, bit for bit.
 
-    Args:
-        source: Anything that `load_autoencoder` takes.
-        destination: For `diffusers` a folder, with `eqvae.json` where the source has one. For `ldm` a `.safetensors`
-            file with CompVis' names and no prefix, as its own AutoencoderKL and VQModel have them. Nothing may be
-            there yet; it appears whole, or not at all.
-        to: The format.
-
-    Returns:
-        Where it is, and what to know about it.
-
-    Raises:
-        UserError: If the destination is taken or unfit, the source can't be loaded, or the format can't express it.
+    `source` is anything that `load_autoencoder` takes. `diffusers` is a folder, with `eqvae.json` where the source has
+    one; `ldm` is a `.safetensors` file under the names of CompVis' own AutoencoderKL and VQModel, without prefix.
     """
     _check_destination(destination, to)
     name = source.removeprefix(UNTRAINED)

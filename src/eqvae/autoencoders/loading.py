@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eqvae.artifacts import AUTOENCODER, CONFIG, read_json
-from eqvae.artifacts.weights import load_strictly
+from eqvae.artifacts import AUTOENCODER, CONFIG, load_strictly, read_json
 from eqvae.autoencoders import ldm, taming
 from eqvae.autoencoders.checkpoints import read_weights, rename_legacy_attention
 from eqvae.autoencoders.hub import WEIGHT_FILES, fetch_folder, looks_like_hub_id

@@ -3,7 +3,6 @@
 A discrete one has a codebook between the two, and offers tokens.
 """
 
-import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from eqvae.artifacts import fingerprint
 from eqvae.autoencoders.quantization import Quantized, look_up, quantize
 
 __all__ = ["Autoencoder", "DiscreteAutoencoder", "LatentStatistics", "Posterior", "Quantized"]
@@ -151,15 +151,7 @@ class Autoencoder(nn.Module, ABC):
 
     def fingerprint(self) -> str:
         """Digest of all weights: 16 hexadecimal digits that change when any weight changes."""
-        digest = hashlib.sha256()
-        for name, tensor in self._named_weights():
-            digest.update(name.encode())
-            flat = tensor.detach().to("cpu").reshape(-1)  # a scalar buffer cannot be viewed as bytes
-            digest.update(flat.view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
-
-    def _named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        return iter(sorted(self.state_dict().items()))
+        return fingerprint(sorted(self.state_dict().items()))
 
 
 class DiscreteAutoencoder(Autoencoder):

@@ -1,71 +1,142 @@
-"""The curves of a fine-tuning run, as charts of one quantity each.
+"""The learning curve of a generator's training run, read from its folder."""
 
-Accent: the fine-tuned autoencoder and the equivariance branch. Grey: the base autoencoder and the plain branch.
-"""
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from matplotlib.figure import Figure
+import numpy as np
+from jaxtyping import Float64, Int64
+from numpy import ndarray
 
-from eqvae.report.charts import ACCENT
-from eqvae.report.folders import Run
-from eqvae.report.panels import Panel, PanelGroup, Quantity, draw_panels, read_series, training_panel
-from eqvae.report.tables import METRICS
+from eqvae.artifacts import AUTOENCODER, CONFIG, ENVIRONMENT, read_journal, read_json
+from eqvae.errors import UserError
 
-TRAINING = {
-    "Losses": (
-        Quantity(key="reconstruction", title="Reconstruction", y_label="L1 + perceptual"),
-        Quantity(key="l1", title="L1 of pixels", y_label="mean absolute error"),
-        Quantity(key="perceptual", title="Perceptual", y_label="loss"),
-        Quantity(key="kl", title="KL to N(0, I)", y_label="nats per image"),
-        Quantity(key="explicit", title="Explicit equivariance", y_label="loss per image"),
-    ),
-    "Codebook": (
-        Quantity(key="quantization", title="Quantization", y_label="squared distance to codes"),
-        Quantity(key="codebook_usage", title="Codes used by a batch", y_label="share"),
-        Quantity(key="codebook_perplexity", title="Perplexity of a batch", y_label="codes"),
-    ),
-    "Discriminator": (
-        Quantity(key="adversarial", title="Adversarial loss", y_label="minus mean logit"),
-        Quantity(key="discriminator", title="Discriminator loss", y_label="hinge loss"),
-        Quantity(key="adaptive_weight", title="Adaptive weight", y_label="weight"),
-    ),
-    "Optimization": (
-        Quantity(key="learning_rate", title="Learning rate", y_label="learning rate", is_noisy=False),
-        Quantity(key="gradient_norm", title="Gradient norm", y_label="norm before clipping"),
-    ),
-}
-"""Panels for what a training step logs; those that a run has not logged, or that are always 0, are left out."""
+CARD = Path("generator", "generator.json")
+"""What the exported generator says of itself; runs whose weights were left behind have none."""
+
+MEASURE = ("reference", "features", "num_watch_samples", "watch_steps")
+"""Fields that say how a curve was measured: they must agree."""
+
+TIMING = ("compile", "gradient_checkpointing", "gradient_accumulation_steps")
+"""Fields that change a run's pace and nothing else."""
+
+FREE = frozenset(
+    {"command", "out", "latents", "seed", "device", "max_steps", "log_every", "sample_every", "checkpoint_every",
+     "dry_run", "data", "autoencoder", "cache_teacher", "posthoc_ema", *MEASURE, *TIMING}
+)  # fmt: skip
+"""Fields that do not decide which arm a run belongs to. The latents' fingerprint does, rather than their folder."""
 
 
-def run_panels(run: Run) -> list[PanelGroup]:
-    """Choose what to draw of a run."""
-    groups = [PanelGroup(title="Validation", panels=_validation_panels(run))]
-    records = run.records("train")
-    for title, quantities in TRAINING.items():
-        panels = [training_panel(records, quantity) for quantity in quantities]
-        groups.append(PanelGroup(title=title, panels=[panel for panel in panels if panel is not None]))
-    return [group for group in groups if group.panels]
+@dataclass(frozen=True, kw_only=True)
+class TrainingCurve:
+    """What one run's validations say."""
+
+    folder: Path
+    seed: int
+
+    fields: dict[str, Any]
+    """Of the configuration, those that make the arm."""
+
+    autoencoder: str
+    """Short name of the latents' autoencoder."""
+
+    latents: tuple[Any, ...]
+    """Mean and deviation that the latents are normalized by; empty where the folder does not say."""
+
+    measure: dict[str, Any]
+    """How the distance was measured: `MEASURE`, `metric` (its key), `num_samples`, and `image_size_px` where known."""
+
+    pace: dict[str, Any]
+    """Device and whatever else wall time depends on."""
+
+    is_finished: bool
+    num_images: Int64[ndarray, " n"]
+    """Seen in training up to each validation: steps times batch size."""
+
+    training_sec: Float64[ndarray, " n"]
+    """Spent in training steps, over all sessions of the run."""
+
+    values: Float64[ndarray, " n"]
+    """Frechet distance."""
 
 
-def draw_run(run: Run) -> Figure:
-    """Draw all panels of a run as one figure, for papers."""
-    return draw_panels([panel for group in run_panels(run) for panel in group.panels])
-
-
-def _validation_panels(run: Run) -> list[Panel]:
-    panels = []
-    for metric in METRICS:
-        series = read_series(run.records("validation"), metric.key, "", ACCENT)
-        if series is None:
-            continue
-        first, last = float(series.values[0]), float(series.values[-1])
-        starts_at_base = series.steps[0] == 0
-        panels.append(
-            Panel(
-                title=f"{metric.label} {metric.arrow}".strip(),
-                summary=f"{metric.show(first)} → {metric.show(last)} {metric.unit}".strip(),
-                y_label=metric.unit or ("relative squared error" if "error" in metric.key else metric.label),
-                series=(series,),
-                base=first if starts_at_base else None,
-            )
+def read_curve(folder: Path) -> TrainingCurve:
+    """Read one run, finished or not."""
+    if not folder.is_dir():
+        raise UserError(f"The folder '{folder}' does not exist", "Check the path")
+    config = read_json(folder / CONFIG)
+    if config.get("command") != "train":
+        owner = f"was written by 'eqvae {config['command']}'" if "command" in config else "is no training run"
+        raise UserError(f"'{folder}' {owner}", "Name folders of 'eqvae train'")
+    card, environment = (read_if_there(path) for path in (folder / CARD, folder / ENVIRONMENT))
+    by_step = {record["step"]: record for record in read_journal(folder) if _is_measured(record)}
+    records = [by_step[step] for step in sorted(by_step)]
+    if not records:
+        raise UserError(
+            f"'{folder}' holds no measured samples", "Train with --reference, and wait for the first validation"
         )
-    return panels
+    batch_size = config.get("batch_size")
+    if not isinstance(batch_size, int):
+        raise UserError(f"'{folder / CONFIG}' has no batch_size", "Name folders of 'eqvae train'")
+    key = _only({_distance_key(record) for record in records}, folder, "distances")
+    num_samples = _only({record.get("num_samples") for record in records}, folder, "numbers of samples")
+    size = {"image_size_px": card["image_size_px"]} if "image_size_px" in card else {}
+    return TrainingCurve(
+        folder=folder,
+        seed=int(config.get("seed", 0)),
+        fields={name: value for name, value in config.items() if name not in FREE},
+        autoencoder=autoencoder_name(config, card),
+        latents=(*card.get("shift", ()), *card.get("scale", ())),
+        measure={name: config.get(name) for name in MEASURE} | {"metric": key, "num_samples": num_samples, **size},
+        pace={"device": environment.get("device"), **{name: config.get(name) for name in TIMING}},
+        is_finished=bool(records[-1]["step"] >= config.get("max_steps", 0)),
+        num_images=np.array([record["step"] * batch_size for record in records], dtype=np.int64),
+        training_sec=np.array([record["training_sec"] for record in records], dtype=np.float64),
+        values=np.array([record[key] for record in records], dtype=np.float64),
+    )
+
+
+def autoencoder_name(config: Mapping[str, Any], card: Mapping[str, Any]) -> str:
+    """Name the autoencoder of a run's latents."""
+    named = card.get("autoencoder", config.get("autoencoder"))
+    return short_name(named) if named is not None else Path(str(config.get("latents", "latents"))).name
+
+
+def short_name(source: Any) -> str:
+    """Shorten a path to its last telling part; presets and hub ids stay as they are."""
+    path = Path(str(source))
+    if path.name == AUTOENCODER and path.parent.name:
+        return path.parent.name
+    return path.name if path.is_absolute() or str(source).startswith(".") or path.exists() else str(source)
+
+
+def read_if_there(path: Path) -> dict[str, Any]:
+    """Read a JSON file; empty where there is none."""
+    return read_json(path) if path.exists() else {}
+
+
+def finite(value: Any) -> float | None:
+    """Let finite numbers pass."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None
+
+
+def _is_measured(record: Mapping[str, Any]) -> bool:
+    """Whether a record is a validation with a distance; contact sheets alone leave records without one."""
+    is_validation = record.get("kind") == "validation" and isinstance(record.get("step"), int)
+    return is_validation and (finite(record.get("training_sec")) or 0.0) > 0.0 and bool(_distance_key(record))
+
+
+def _distance_key(record: Mapping[str, Any]) -> str:
+    """The key of the record's Frechet distance; empty where it has none."""
+    keys = (key for key in record if key == "fid" or key.startswith("fd_"))
+    return next((key for key in keys if finite(record[key]) is not None), "")
+
+
+def _only(found: set[Any], folder: Path, what: str) -> Any:
+    if len(found) > 1:
+        listed = ", ".join(sorted(map(str, found)))
+        raise UserError(f"'{folder}' was measured with different {what} ({listed})", "Compare runs of one measure only")
+    return found.pop()

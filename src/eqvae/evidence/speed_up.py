@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 from numpy import ndarray
 
-from eqvae.evidence.seed_intervals import CONFIDENCE, Draws, Interval, percentile_interval
+from eqvae.evidence.intervals import CONFIDENCE, Draws, Interval, percentile_interval
 
 NUM_LEVELS = 20
 
@@ -76,10 +76,7 @@ class Crossings:
     """Position; that of the first or last validation where the level is reached outside them."""
 
     before_first: Bool[ndarray, "b l"]
-    """Whether the first validation is already better than the level."""
-
     never: Bool[ndarray, "b l"]
-    """Whether the level is not reached up to the last validation."""
 
     def where(self, level: int) -> Where:
         """Name how the first curve reaches a level."""
@@ -128,20 +125,13 @@ class SpeedUp:
     """The speed-up at one quality level."""
 
     level: float
-    """q."""
-
     base_at: float
-    """N_base(q), or the base's first or last position; see `base_reaches`."""
-
     arm_at: float
-    """N_arm(q), or the arm's first or last position; see `arm_reaches`."""
+    """Positions at which the level is reached, or the first or last one; see `base_reaches`, `arm_reaches`."""
 
     base_reaches: Where
     arm_reaches: Where
-
     ratio: float
-    """`base_at / arm_at`; see `bound`."""
-
     bound: Bound
 
     interval: Interval | None

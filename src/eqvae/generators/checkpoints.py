@@ -15,15 +15,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eqvae.artifacts import read_json, read_tensors, replace_folder, write_json, write_tensors
-from eqvae.artifacts.weights import load_strictly
+from eqvae.artifacts import (
+    GENERATOR,
+    GENERATOR_CARD,
+    load_strictly,
+    read_json,
+    read_tensors,
+    replace_folder,
+    weights_name,
+    write_json,
+    write_tensors,
+)
 from eqvae.errors import UserError
 from eqvae.generators.families import FAMILIES, Backbone, BackboneConfig, Recipe
 from eqvae.generators.interpolant import Interpolant
 from eqvae.generators.maskgit import Schedule
-
-GENERATOR = "generator"
-CARD = "generator.json"
 
 Weights = Literal["ema", "model"]
 """Averaged, or in training."""
@@ -108,21 +114,21 @@ def write_generator(folder: Path, card: GeneratorCard, weights: Mapping[Weights,
 
     def fill(part: Path) -> None:
         for which, state in weights.items():
-            write_tensors(part / f"{which}.safetensors", state)
-        write_json(part / CARD, card)
+            write_tensors(part / weights_name(which), state)
+        write_json(part / GENERATOR_CARD, card)
 
     replace_folder(folder / GENERATOR, fill)
 
 
 def read_generator(run: Path, which: Weights = "ema") -> Generator:
     """Read a generator to sample from."""
-    card, path = read_card(run), run / GENERATOR / f"{which}.safetensors"
+    card, path = read_card(run), run / GENERATOR / weights_name(which)
     return build_generator(card, read_tensors(path)[0], source=str(path))
 
 
 def read_card(run: Path) -> GeneratorCard:
     """Read what a generator is."""
-    path = run / GENERATOR / CARD
+    path = run / GENERATOR / GENERATOR_CARD
     if not path.is_file():
         mend = "Train it first, or wait for its first samples" if run.is_dir() else "Check the path"
         raise UserError(f"'{run}' holds no trained generator", mend)

@@ -6,7 +6,6 @@ many workers share it; decoding is ours (`decoding.py`).
 
 import glob
 import hashlib
-import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,20 +25,23 @@ KINDS = ("photos", "an image folder", "*.parquet", "*.tar", "hf:NAME[:SPLIT]")
 
 PHOTOGRAPHS: dict[Split, tuple[str, ...]] = {
     "train": (
-        "skimage/data/astronaut.png",
-        "skimage/data/coffee.png",
-        "skimage/data/hubble_deep_field.jpg",
-        "skimage/data/motorcycle_left.png",  # the two motorcycles are a stereo pair: never one in each set
-        "skimage/data/motorcycle_right.png",
-        "sklearn/datasets/images/china.jpg",
+        "astronaut.webp",
+        "coffee.webp",
+        "hubble_deep_field.jpg",
+        "motorcycle_left.webp",  # the two motorcycles are a stereo pair: never one in each set
+        "motorcycle_right.webp",
+        "china.jpg",
     ),
     "evaluation": (
-        "skimage/data/chelsea.png",
-        "skimage/data/rocket.jpg",
-        "sklearn/datasets/images/flower.jpg",
+        "chelsea.webp",
+        "rocket.jpg",
+        "flower.jpg",
     ),
 }
-"""The colour photographs in the wheels of scikit-image and scikit-learn; not those through a microscope or an eye."""
+"""In the folder `photographs`, whose CREDITS.md says where they are from."""
+
+
+_HOME = Path(__file__).with_name("photographs")
 
 
 @runtime_checkable
@@ -140,7 +142,7 @@ def open_images(data: str, *, split: Split = "train", label_column: str | None =
         return ImageSource(data, table.rows, table.labels)
     if data == "photos":
         _check_no_table(data, label_column)
-        return ImageSource(data, _files_to_rows(_find_photographs(split), Path()))
+        return ImageSource(data, _files_to_rows([_HOME / name for name in PHOTOGRAPHS[split]], _HOME))
     files = _list_files(data)
     by_suffix = {
         kind: [file for file in files if file.suffix.lower() in suffixes]
@@ -199,19 +201,6 @@ def _check_no_table(data: str, label_column: str | None) -> None:
             f"--label-column '{label_column}': '{data}' is no table and has no columns",
             f"Leave it out, or give '{NO_LABELS}' to ignore labels",
         )
-
-
-def _find_photographs(split: Split) -> list[Path]:
-    """Locate the built-in photographs without importing the packages that carry them."""
-    photographs = []
-    for name in PHOTOGRAPHS[split]:
-        package, _, rest = name.partition("/")
-        spec = importlib.util.find_spec(package)
-        path = Path(spec.origin).parent / rest if spec and spec.origin else None
-        if path is None or not path.is_file():
-            raise UserError(f"The photograph '{name}' is not installed", "pip install scikit-image scikit-learn")
-        photographs.append(path)
-    return photographs
 
 
 def _files_to_rows(paths: Sequence[Path], root: Path) -> _Files:

@@ -14,10 +14,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from eqvae.artifacts import read_tensors, write_tensors
-from eqvae.artifacts.adm_archive import MOMENT_KEYS, reading
+from eqvae.artifacts.sample_sets import MOMENT_KEYS, reading
 from eqvae.errors import UserError
 from eqvae.images import check_broken
-from eqvae.images.sample_sets import ImageSet
+from eqvae.images.image_sets import ImageSet
 from eqvae.metrics.frechet import FeatureMoments
 from eqvae.networks.features import INCEPTION, FeatureExtractor, Features
 from eqvae.runtime.device import Precision, autocast

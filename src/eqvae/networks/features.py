@@ -1,10 +1,8 @@
 """Frozen image features: Inception-v3 for FID, EfficientNet-Lite0 where there is no network, any timm model by name."""
 
-import hashlib
 import io
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
@@ -16,6 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from eqvae.artifacts import fingerprint
 from eqvae.errors import UserError, nearest_name
 from eqvae.networks.pretrained import (
     EFFICIENTNET_LITE0,
@@ -143,7 +142,7 @@ class InceptionFeatures(FeatureExtractor):
             raise UserError(
                 f"The weights are not those of torch-fidelity's Inception-v3 ({what})", "Check --weights"
             ) from None
-        self.name, self.weights_fingerprint = INCEPTION, _digest(state)
+        self.name, self.weights_fingerprint = INCEPTION, fingerprint(sorted(state.items()))
         self._spatial: Tensor | None = None
         self.network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
 
@@ -172,7 +171,7 @@ class EfficientNetLite0Features(FeatureExtractor):
         """Load the weights from the installed package."""
         super().__init__()
         weights = efficientnet_lite0_weights()
-        self.name, self.weights_fingerprint = EFFICIENTNET_LITE0, _digest(weights)
+        self.name, self.weights_fingerprint = EFFICIENTNET_LITE0, fingerprint(sorted(weights.items()))
         network = timm.create_model("efficientnet_lite0").eval()
         network.load_state_dict(weights)
         self.network: Any = fuse_for_inference(network).requires_grad_(False)
@@ -205,7 +204,7 @@ class TimmFeatures(FeatureExtractor):
         network = load_timm_model(name, weights, flag="--features", weights_flag="--weights")
         network.reset_classifier(0)
         self.network = network
-        self.name, self.weights_fingerprint = name, _digest(network.state_dict())
+        self.name, self.weights_fingerprint = name, fingerprint(sorted(network.state_dict().items()))
         config = timm.data.resolve_model_data_config(network)
         self._size = tuple(config["input_size"][-2:])
         self._interpolation = "bicubic" if config["interpolation"] == "bicubic" else "bilinear"
@@ -233,12 +232,3 @@ def _resize(images: UInt8[Tensor, "n 3 _ _"], size: tuple[int, ...], interpolati
     """Resize to (height, width), low-passed where it shrinks; values stay in 0 ... 255."""
     x = F.interpolate(images.contiguous().float(), size, mode=interpolation, antialias=True)
     return x.clamp_(0.0, 255.0) if interpolation == "bicubic" else x  # only bicubic weights can be negative
-
-
-def _digest(weights: Mapping[str, Tensor]) -> str:
-    """Digest named tensors as `Autoencoder.fingerprint` does."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

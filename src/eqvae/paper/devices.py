@@ -37,6 +37,6 @@ sparsity" are halved, and the Ada architecture's white paper. Their shares are a
 published sizes in eager mode, not measurements; small networks reach far less.
 
 `cpu` is two cores of an Intel Xeon with AMX. Its peak is twice the 684 GFLOP/s that a bf16 matrix product reached on
-one (docs/results/benchmarks/train.json), and fp32 took two to three and a half times as long as bf16 there.
+one (docs/results/benchmarks/train_generator.json), and fp32 took two to three and a half times as long as bf16 there.
 Its share lies between what the fine-tuning of tiny-kl-f2 at 32 px reached (0.04, with other jobs on the machine) and
 DiT-Ti/2 with 256 tokens (0.23), DiT-S/2 (0.36) or SD-VAE at 256 px (0.6)."""

@@ -13,12 +13,11 @@ from PIL import Image, ImageDraw, ImageFont
 from eqvae.artifacts import write_atomically
 from eqvae.images import open_picture
 from eqvae.paper.planned import PlannedRun
-from eqvae.report import draw_grid, latent_map_grid, read_folders, transform_grids
+from eqvae.report import read_folders
 from eqvae.report.charts import ACCENT, INK, PAPER_STYLE, SIZE_INCHES
-from eqvae.report.distance_chart import distance_charts, distance_figure
-from eqvae.report.figures import picture_groups
-from eqvae.report.grids import Grid
-from eqvae.runs.compare import CompareConfig, compare_runs
+from eqvae.report.evaluation_charts import distance_charts, distance_figure
+from eqvae.report.pictures import Grid, draw_grid, latent_map_grid, picture_groups, transform_grids
+from eqvae.runs.compare import CompareConfig, compare
 
 _DPI = 200
 _MIN_CELL_PX = 160
@@ -52,7 +51,7 @@ def draw_distances(evaluations: Sequence[PlannedRun], path: Path) -> list[Path]:
 
 def draw_comparison(base: Sequence[PlannedRun], ours: Sequence[PlannedRun], folder: Path) -> list[Path]:
     """Compare learning curves as `eqvae compare` does: curves and the speed-up (Figure 1, right)."""
-    compare_runs(CompareConfig(runs=tuple(run.folder for run in (*base, *ours)), out=folder))
+    compare(CompareConfig(runs=tuple(run.folder for run in (*base, *ours)), out=folder))
     return sorted(folder.glob("*.png"))
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from eqvae.errors import UserError, nearest_name
 from eqvae.images import open_images
-from eqvae.images.sample_sets import open_reference
+from eqvae.images.image_sets import open_reference
 from eqvae.paper import costs
 from eqvae.paper.costs import Cost, Sizes
 from eqvae.paper.planned import Plan, PlannedRun

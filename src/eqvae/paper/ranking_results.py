@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from eqvae.artifacts import write_atomically, write_json
-from eqvae.evidence.seed_intervals import Difference
+from eqvae.evidence.intervals import Difference
 from eqvae.paper.planned import PlannedRun
 from eqvae.paper.table import Cell
 from eqvae.report.tables import MISSING, markdown_table

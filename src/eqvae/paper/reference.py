@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from eqvae.artifacts import CONFIG, METRICS, claim_output_folder, to_plain, write_json
-from eqvae.artifacts.adm_archive import moments_in
-from eqvae.images.sample_sets import open_reference
+from eqvae.artifacts.sample_sets import moments_in
+from eqvae.images.image_sets import open_reference
 from eqvae.metrics.statistics import compute_statistics, with_adm_moments
 from eqvae.networks.features import INCEPTION, load_features
 from eqvae.runtime.device import Precision, choose_device, place

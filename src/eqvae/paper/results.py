@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from eqvae.artifacts import write_atomically, write_json
-from eqvae.evidence.seed_intervals import Difference
+from eqvae.artifacts import ENVIRONMENT, write_atomically, write_json
+from eqvae.evidence.curves import read_if_there
+from eqvae.evidence.intervals import Difference
 from eqvae.paper.figures import PaperFigure
 from eqvae.paper.planned import Plan, PlannedRun
 from eqvae.paper.table import Cell, Column, Row, Table
-from eqvae.report.folders import read_environment
 from eqvae.report.tables import MISSING, markdown_table, with_minus_sign
 
 _COMPARED = ("gfid", "gfid_fixed", "fid", "fid_watch")
@@ -59,7 +59,7 @@ def _head(item: str, title: str, source: str, scale: str, runs: Sequence[Planned
     num_finished, num_runs = _count(runs)
     state = "" if num_finished == num_runs else f" {num_finished} of {num_runs} runs are finished."
     lines = [f"# {number}: {title}", "", f"Expected figures: {source}. Ours: scale `{scale}`.{state}", ""]
-    environment = read_environment(root)
+    environment = read_if_there(root / ENVIRONMENT)
     if environment:
         command = shlex.join(map(str, environment.get("command", [])))
         commit, date = environment.get("commit") or "unknown", str(environment.get("date", ""))[:10]
@@ -159,7 +159,7 @@ def _record(table: Table, root: Path) -> dict[str, Any]:
             for row in table.rows
         ],
         "notes": table.notes,
-        "environment": read_environment(root),
+        "environment": read_if_there(root / ENVIRONMENT),
     }
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from eqvae.artifacts import read_journal
-from eqvae.evidence.seed_intervals import Difference, mean_difference
+from eqvae.evidence.intervals import Difference, mean_difference
 from eqvae.networks.features import INCEPTION, metric_key
 from eqvae.paper.planned import PlannedRun
 

@@ -2,10 +2,11 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import Any
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -86,8 +87,26 @@ def to_css(color: str) -> str:
     return f"var({CSS_VARIABLES[color]}, {color})"
 
 
-def to_page_svg(chart: Figure, id_prefix: str) -> str:
-    """Write a chart as an SVG element for use inside HTML."""
+def page_chart(draw: Callable[[Axes], None], size_inches: tuple[float, float], id_prefix: str) -> str:
+    """Draw a chart for the page, whose legend and colours are the page's."""
+    with matplotlib.rc_context(STYLE):
+        chart = Figure(figsize=size_inches, layout="constrained")
+        draw(chart.add_subplot())
+        return _to_page_svg(chart, id_prefix)
+
+
+def paper_chart(draw: Callable[[Axes], None], size_inches: tuple[float, float], *, has_legend: bool = True) -> Figure:
+    """Draw a chart for a file of its own."""
+    with matplotlib.rc_context(PAPER_STYLE):
+        chart = Figure(figsize=size_inches, layout="constrained")
+        axes = chart.add_subplot()
+        draw(axes)
+        if has_legend:
+            add_legend(chart, axes)
+    return chart
+
+
+def _to_page_svg(chart: Figure, id_prefix: str) -> str:
     buffer = io.StringIO()
     FigureCanvasSVG(chart).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     svg = buffer.getvalue()

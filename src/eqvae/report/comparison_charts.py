@@ -1,6 +1,8 @@
 """Charts of a comparison of training runs: quality against images and time, speed-up against quality."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import matplotlib
@@ -9,17 +11,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from eqvae.evidence.comparisons import ArmComparison, RunComparison, TimeUnit
+from eqvae.evidence.arms import ArmComparison, RunComparison
 from eqvae.evidence.speed_up import SeedCurves, SpeedUp
-from eqvae.report.charts import INK, PAPER_STYLE, add_legend, autoencoder_colors
-from eqvae.report.comparison_text import show_speed_up
+from eqvae.report.charts import INK, PAPER_STYLE, add_legend, autoencoder_colors, page_chart, paper_chart
+from eqvae.report.tables import MISSING
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 
 Axis = Literal["images", "time"]
 
 CURVES_SIZE_INCHES = (4.6, 3.1)
+CURVES_PAGE_SIZE_INCHES = (3.9, 2.75)
 SPEED_UP_SIZE_INCHES = (6.6, 2.7)
+
+MARKS = {"exact": "", "at_least": "≥ ", "at_most": "≤ ", "unknown": ""}
 
 TRIANGLES = {"at_least": "^", "at_most": "v"}
 """For bounds; they point to where the true speed-up lies."""
@@ -37,31 +42,52 @@ ROOM_FOR_ARROW = 0.24
 """Below the curves, as a share of their range."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TimeUnit:
+    """In which a comparison prints its times."""
+
+    seconds: float
+    name: str
+    symbol: str
+
+
+TIME_UNITS = (
+    TimeUnit(seconds=3600.0, name="hours", symbol="h"),
+    TimeUnit(seconds=60.0, name="minutes", symbol="min"),
+    TimeUnit(seconds=1.0, name="seconds", symbol="s"),
+)
+
+
+def time_unit(comparison: RunComparison) -> TimeUnit:
+    """Choose the largest unit of which the longest run has at least two."""
+    longest = max(float(run.training_sec[-1]) for arm in comparison.arms for run in arm.runs)
+    return next((unit for unit in TIME_UNITS if longest >= 2 * unit.seconds), TIME_UNITS[-1])
+
+
+def quality_label(comparison: RunComparison) -> str:
+    """Name the distance: `FID`, or `FD (efficientnet-lite0)`."""
+    measure = comparison.measure
+    return "FID" if measure["metric"] == "fid" else f"FD ({measure['features']})"
+
+
+def show_ratio(value: float) -> str:
+    """Print a ratio with three digits."""
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def show_speed_up(found: SpeedUp) -> str:
+    """Print a speed-up."""
+    return MISSING if found.bound == "unknown" else f"{MARKS[found.bound]}{show_ratio(found.ratio)}"
+
+
 def curves_figure(comparison: RunComparison, axis: Axis) -> Figure:
-    """Draw quality against images seen or against training time."""
-    unit = comparison.time_unit
-    colors = autoencoder_colors([arm.name for arm in comparison.arms])
-    with matplotlib.rc_context(PAPER_STYLE):
-        chart = Figure(figsize=CURVES_SIZE_INCHES, layout="constrained")
-        axes = chart.add_subplot()
-        for arm in comparison.arms:
-            _draw_arm(axes, arm.by_images() if axis == "images" else _in_units(arm.by_time(), unit), arm.name, colors)
-        found = None
-        if len(comparison.comparisons) == 1:
-            (only,) = comparison.comparisons
-            found = only.in_images if axis == "images" else only.in_time
-        is_marked = found is not None and found.bound in ("exact", "at_least") and abs(np.log(found.ratio)) > 0.02
-        _limit_quality(axes, comparison, ROOM_FOR_ARROW if is_marked else 0.06)
-        if found is not None and is_marked:
-            _mark_speed_up(axes, found, 1.0 if axis == "images" else unit.seconds)
-        axes.set_xlim(left=0.0)
-        axes.set_xlabel("images seen in training" if axis == "images" else f"training time, {unit.name}")
-        axes.set_ylabel(comparison.label)
-        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        if axis == "images":
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        add_legend(chart, axes)
-    return chart
+    """Draw quality against images seen or against training time, for a paper."""
+    return paper_chart(partial(_draw_curves, comparison, axis), CURVES_SIZE_INCHES)
+
+
+def draw_curves(comparison: RunComparison, id_prefix: str) -> str:
+    """Draw quality against images seen for the page, whose legend is the page's."""
+    return page_chart(partial(_draw_curves, comparison, "images"), CURVES_PAGE_SIZE_INCHES, id_prefix)
 
 
 def speed_up_figure(comparison: RunComparison) -> Figure:
@@ -78,21 +104,42 @@ def speed_up_figure(comparison: RunComparison) -> Figure:
             axes.set_title(f"in {name}", fontsize=10, loc="left")
             axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         panels[0].invert_xaxis()
-        chart.supxlabel(f"{comparison.label} reached (better to the right)", fontsize=9, color=INK)
+        chart.supxlabel(f"{quality_label(comparison)} reached (better to the right)", fontsize=9, color=INK)
         panels[0].set_ylabel("times as fast as the base")
         _scale_ratios(panels[0], comparison.comparisons)
         add_legend(chart, panels[0])
     return chart
 
 
-def _draw_arm(axes: Axes, curves: SeedCurves, name: str, colors: dict[str, str]) -> None:
-    mean, color = curves.mean(), colors[name]
-    positions, values = mean.positions[0], mean.values[0]
+def _draw_curves(comparison: RunComparison, axis: Axis, axes: Axes) -> None:
+    unit = time_unit(comparison)
+    scale = 1.0 if axis == "images" else unit.seconds
+    colors = autoencoder_colors([arm.name for arm in comparison.arms])
+    for arm in comparison.arms:
+        _draw_arm(axes, arm.by_images() if axis == "images" else arm.by_time(), scale, arm.name, colors[arm.name])
+    found = None
+    if len(comparison.comparisons) == 1:
+        (only,) = comparison.comparisons
+        found = only.in_images if axis == "images" else only.in_time
+    is_marked = found is not None and found.bound in ("exact", "at_least") and abs(np.log(found.ratio)) > 0.02
+    _limit_quality(axes, comparison, ROOM_FOR_ARROW if is_marked else 0.06)
+    if found is not None and is_marked:
+        _mark_speed_up(axes, found, scale)
+    axes.set_xlim(left=0.0)
+    axes.set_xlabel("images seen in training" if axis == "images" else f"training time, {unit.name}")
+    axes.set_ylabel(quality_label(comparison))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    if axis == "images":
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _draw_arm(axes: Axes, curves: SeedCurves, scale: float, name: str, color: str) -> None:
+    mean = curves.mean()
+    positions, values = mean.positions[0] / scale, mean.values[0]
     if len(curves.seeds) > 1:
-        axes.fill_between(
-            positions, curves.values.min(axis=0), curves.values.max(axis=0), color=color, alpha=0.14, linewidth=0,
-        )  # fmt: skip
-        for own_positions, own_values in zip(curves.positions, curves.values, strict=True):
+        least, most = curves.values.min(axis=0), curves.values.max(axis=0)
+        axes.fill_between(positions, least, most, color=color, alpha=0.14, linewidth=0)
+        for own_positions, own_values in zip(curves.positions / scale, curves.values, strict=True):
             axes.plot(own_positions, own_values, color=color, alpha=0.45, linewidth=0.7)
     marker = "o" if len(positions) <= 30 else ""
     axes.plot(positions, values, color=color, linewidth=2.0, marker=marker, markersize=3.5, label=name, zorder=4)
@@ -162,7 +209,3 @@ def _limit_quality(axes: Axes, comparison: RunComparison, room_below: float) -> 
     ticks = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(max(low, 0.0), high)
     axes.set_yticks([tick for tick in ticks if max(low, 0.0) <= tick <= high])
     axes.set_ylim(low, high)
-
-
-def _in_units(curves: SeedCurves, unit: TimeUnit) -> SeedCurves:
-    return SeedCurves(seeds=curves.seeds, positions=curves.positions / unit.seconds, values=curves.values)

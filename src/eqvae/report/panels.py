@@ -1,8 +1,13 @@
-"""Panels: small charts of one quantity each, over a run's steps."""
+"""Panels: small charts of one quantity each over a run's steps, of fine-tuning and of a generator's training.
+
+Accent: what is trained, and the equivariance branch. Grey: the base autoencoder and the plain branch.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -12,8 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy import ndarray
 
-from eqvae.report.charts import ACCENT, BASE, INK, PAPER_STYLE, SIZE_INCHES, STYLE, to_page_svg
-from eqvae.report.tables import finite, with_minus_sign
+from eqvae.evidence.curves import finite
+from eqvae.report.charts import ACCENT, BASE, INK, PAPER_STYLE, SIZE_INCHES, page_chart
+from eqvae.report.folders import FineTuning, Training
+from eqvae.report.tables import METRICS, Metric, distance_metric, with_minus_sign
 
 MAX_POINTS = 1000
 """Of a line: panels are a few hundred pixels wide, and long runs log tens of thousands of steps."""
@@ -23,13 +30,11 @@ MAX_POINTS = 1000
 class Series:
     """One quantity over the run's steps."""
 
-    label: str
+    label: str = ""
     """Empty where the panel has only one series."""
 
-    color: str
-
+    color: str = ACCENT
     steps: Float64[ndarray, " n"]
-
     values: Float64[ndarray, " n"]
 
     is_noisy: bool = False
@@ -65,47 +70,99 @@ class Quantity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PanelGroup:
-    """Panels under one heading."""
+class Distances:
+    """A training run's Frechet distances of one measure."""
 
-    title: str
-    panels: list[Panel] = field(default_factory=list)
+    metric: Metric
+    num_samples: int | None
 
-
-def training_panel(records: Sequence[dict], quantity: Quantity) -> Panel | None:
-    """Draw what training steps logged: a series for each branch where they are told apart, as levels differ."""
-    equivariance = [record for record in records if record.get("branch") == "equivariance"]
-    plain = [record for record in records if record.get("branch", "equivariance") != "equivariance"]
-    if quantity.is_noisy and equivariance and plain:
-        candidates = [
-            read_series(plain, quantity.key, "plain", BASE, quantity.is_noisy),
-            read_series(equivariance, quantity.key, "equivariance", ACCENT, quantity.is_noisy),
-        ]
-    else:
-        candidates = [read_series(records, quantity.key, "", ACCENT, quantity.is_noisy)]
-    series = tuple(item for item in candidates if item is not None)
-    if not any(item.values.any() for item in series):
-        return None
-    return Panel(title=quantity.title, summary=_summary(series[-1]), y_label=quantity.y_label, series=series)
+    records: tuple[dict[str, Any], ...]
+    """Validations by step; one or more."""
 
 
-def read_series(
-    records: Sequence[dict], key: str, label: str = "", color: str = ACCENT, is_noisy: bool = False
-) -> Series | None:
-    """Pick the finite values of one key."""
-    points = [(record["step"], value) for record in records if (value := finite(record.get(key))) is not None]
-    if not points:
-        return None
-    steps, values = np.array(points, dtype=np.float64).T
-    return Series(label=label, color=color, steps=steps, values=values, is_noisy=is_noisy)
+OPTIMIZATION = (
+    Quantity(key="gradient_norm", title="Gradient norm", y_label="norm before clipping"),
+    Quantity(key="learning_rate", title="Learning rate", y_label="learning rate", is_noisy=False),
+)
+PACE = Quantity(key="images_per_sec", title="Pace", y_label="images per second")
+
+FINE_TUNING = {
+    "Losses": (
+        Quantity(key="reconstruction", title="Reconstruction", y_label="L1 + perceptual"),
+        Quantity(key="l1", title="L1 of pixels", y_label="mean absolute error"),
+        Quantity(key="perceptual", title="Perceptual", y_label="loss"),
+        Quantity(key="kl", title="KL to N(0, I)", y_label="nats per image"),
+        Quantity(key="explicit", title="Explicit equivariance", y_label="loss per image"),
+    ),
+    "Codebook": (
+        Quantity(key="quantization", title="Quantization", y_label="squared distance to codes"),
+        Quantity(key="codebook_usage", title="Codes used by a batch", y_label="share"),
+        Quantity(key="codebook_perplexity", title="Perplexity of a batch", y_label="codes"),
+    ),
+    "Discriminator": (
+        Quantity(key="adversarial", title="Adversarial loss", y_label="minus mean logit"),
+        Quantity(key="discriminator", title="Discriminator loss", y_label="hinge loss"),
+        Quantity(key="adaptive_weight", title="Adaptive weight", y_label="weight"),
+    ),
+    "Optimization": OPTIMIZATION[::-1],
+}
+"""Panels for what a fine-tuning step logs; those that a run has not logged, or that are always 0, are left out."""
+
+GENERATOR_LOSSES = {
+    "mse": ("Squared error", "mean squared error"),
+    "vb": ("Variational bound", "bits per dimension"),
+    "repa": ("Alignment with the teacher", "minus mean cosine"),
+    "cross_entropy": ("Cross-entropy", "nats per masked token"),
+    "accuracy": ("Masked tokens guessed", "share"),
+}
+"""Titles and axes of known parts of a generator's loss; others are titled by their names."""
+
+NO_LOSSES = frozenset(
+    {"kind", "step", "loss", "gradient_norm", "learning_rate", "images_per_sec", "share_of_peak", "training_sec"}
+)
+"""What a generator's training record holds besides the parts of its loss."""
+
+
+def run_panels(run: FineTuning) -> dict[str, list[Panel]]:
+    """Choose what to draw of a fine-tuning run, under headings."""
+    validations, records = run.records("validation"), run.records("train")
+    groups = {"Validation": [panel for metric in METRICS for panel in _validation_panels(validations, metric)]}
+    for title, quantities in FINE_TUNING.items():
+        groups[title] = [panel for quantity in quantities for panel in _step_panels(records, quantity)]
+    return {title: panels for title, panels in groups.items() if panels}
+
+
+def training_panels(training: Training) -> list[Panel]:
+    """Choose what to draw of a generator's training run: its samples' distance, losses, optimization, pace."""
+    records = training.records("train")
+    steps = [panel for quantity in (*_losses(records), *OPTIMIZATION) for panel in _step_panels(records, quantity)]
+    pace = [
+        replace(panel, summary=f"median {short_number(float(np.median(panel.series[0].values)))}")
+        for panel in _step_panels(records, PACE)
+    ]
+    return [*(_distance_panel(item) for item in sample_distances(training)), *steps, *pace]
+
+
+def sample_distances(training: Training) -> list[Distances]:
+    """Find what the run's samples were measured with."""
+    found: dict[tuple[str, Any], list[dict[str, Any]]] = {}
+    for record in training.records("validation"):
+        for key in record:
+            if (key == "fid" or key.startswith("fd_")) and finite(record[key]) is not None:
+                found.setdefault((key, record.get("num_samples")), []).append(record)
+    return [
+        Distances(
+            metric=distance_metric(key, training.config.get("features"), [record[key] for record in records]),
+            num_samples=count if isinstance(count, int) else None,
+            records=tuple(records),
+        )
+        for (key, count), records in found.items()
+    ]
 
 
 def draw_panel(panel: Panel, id_prefix: str = "chart") -> str:
     """Draw a panel as an SVG element for use inside HTML."""
-    with matplotlib.rc_context(STYLE):
-        chart = Figure(figsize=SIZE_INCHES, layout="constrained")
-        _draw_axes(chart.add_subplot(), panel)
-        return to_page_svg(chart, id_prefix)
+    return page_chart(partial(_draw_panel, panel), SIZE_INCHES, id_prefix)
 
 
 def draw_panels(panels: Sequence[Panel]) -> Figure:
@@ -115,7 +172,7 @@ def draw_panels(panels: Sequence[Panel]) -> Figure:
     with matplotlib.rc_context(PAPER_STYLE):
         chart = Figure(figsize=(num_columns * SIZE_INCHES[0], num_rows * (SIZE_INCHES[1] + 0.3)), layout="constrained")
         for axes, panel in zip(chart.subplots(num_rows, num_columns, squeeze=False).flat, panels, strict=False):
-            _draw_axes(axes, panel)
+            _draw_panel(panel, axes)
             axes.set_title(panel.title, fontsize=10, loc="left")
         for axes in chart.axes[len(panels) :]:
             axes.remove()
@@ -138,7 +195,82 @@ def short_number(value: float) -> str:
     return with_minus_sign(f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}")
 
 
-def _draw_axes(axes: Axes, panel: Panel) -> None:
+def _validation_panels(records: Sequence[dict[str, Any]], metric: Metric) -> list[Panel]:
+    """One, or none where the metric was not measured; a run's first validation is the base autoencoder's."""
+    series = _read_series(records, metric.key)
+    if series is None:
+        return []
+    first, last = float(series.values[0]), float(series.values[-1])
+    panel = Panel(
+        title=f"{metric.label} {metric.arrow}".strip(),
+        summary=f"{metric.show(first)} → {metric.show(last)} {metric.unit}".strip(),
+        y_label=metric.unit or ("relative squared error" if "error" in metric.key else metric.label),
+        series=(series,),
+        base=first if series.steps[0] == 0 else None,
+    )
+    return [panel]
+
+
+def _step_panels(records: Sequence[dict[str, Any]], quantity: Quantity) -> list[Panel]:
+    """One, or none; a series for each branch where they are told apart, as levels differ."""
+    equivariance = [record for record in records if record.get("branch") == "equivariance"]
+    plain = [record for record in records if record.get("branch", "equivariance") != "equivariance"]
+    branches: list[tuple[Sequence[dict[str, Any]], str, str]] = [(records, "", ACCENT)]
+    if quantity.is_noisy and equivariance and plain:
+        branches = [(plain, "plain", BASE), (equivariance, "equivariance", ACCENT)]
+    found = [_read_series(of_branch, quantity.key, label, color) for of_branch, label, color in branches]
+    series = tuple(replace(item, is_noisy=quantity.is_noisy) for item in found if item is not None)
+    if not any(item.values.any() for item in series):
+        return []
+    return [Panel(title=quantity.title, summary=_summary(series[-1]), y_label=quantity.y_label, series=series)]
+
+
+def _distance_panel(found: Distances) -> Panel:
+    metric = found.metric
+    series = _read_series(found.records, metric.key)
+    assert series is not None  # they are finite
+    first, last = metric.show(float(series.values[0])), metric.show(float(series.values[-1]))
+    return Panel(
+        title=f"{metric.label} {metric.arrow}",
+        summary=last if len(series.values) == 1 else f"{first} → {last}",
+        y_label=f"of {found.num_samples:,} samples" if found.num_samples is not None else metric.label,
+        series=(series,),
+    )
+
+
+def _losses(records: Sequence[dict[str, Any]]) -> list[Quantity]:
+    """The loss and its parts; one that is all of the loss names the loss's axis instead of being drawn twice."""
+    keys = dict.fromkeys(key for record in records for key, value in record.items() if finite(value) is not None)
+    parts = [key for key in keys if key not in NO_LOSSES]
+    whole = [key for key in parts if all(record.get(key) == record.get("loss") for record in records)]
+    axis = GENERATOR_LOSSES[whole[0]][1] if whole and whole[0] in GENERATOR_LOSSES else "loss"
+    quantities = [Quantity(key="loss", title="Loss", y_label=axis)]
+    for key in parts:
+        if key not in whole:
+            title, axis = GENERATOR_LOSSES.get(key, (key.replace("_", " ").capitalize(), "loss"))
+            quantities.append(Quantity(key=key, title=title, y_label=axis))
+    return quantities
+
+
+def _read_series(
+    records: Sequence[dict[str, Any]], key: str, label: str = "", color: str = ACCENT
+) -> Series | None:  # fmt: skip
+    points = [(record["step"], value) for record in records if (value := finite(record.get(key))) is not None]
+    if not points:
+        return None
+    steps, values = np.array(points, dtype=np.float64).T
+    return Series(label=label, color=color, steps=steps, values=values)
+
+
+def _summary(series: Series) -> str:
+    """First and last average of a noisy series; the peak of a schedule, whose ends say little."""
+    if not series.is_noisy:
+        return f"peak {short_number(series.values.max())}"
+    averages = smooth(series.values)
+    return f"{short_number(averages[0])} → {short_number(averages[-1])}"
+
+
+def _draw_panel(panel: Panel, axes: Axes) -> None:
     for series in panel.series:
         _draw_series(axes, series)
     if panel.base is not None:
@@ -155,12 +287,15 @@ def _draw_axes(axes: Axes, panel: Panel) -> None:
     axes.margins(y=0.12)
 
 
-def _summary(series: Series) -> str:
-    """First and last average of a noisy series; the peak of a schedule, whose ends say little."""
-    if not series.is_noisy:
-        return f"peak {short_number(series.values.max())}"
-    averages = smooth(series.values)
-    return f"{short_number(averages[0])} → {short_number(averages[-1])}"
+def _draw_series(axes: Axes, series: Series) -> None:
+    if series.is_noisy:
+        light, last = _extremes(series.values), len(series.values) - 1
+        strong = np.unique(np.linspace(0, last, MAX_POINTS).astype(np.int64))
+        axes.plot(series.steps[light], series.values[light], color=series.color, alpha=0.28, linewidth=0.9)
+        axes.plot(series.steps[strong], smooth(series.values)[strong], color=series.color, linewidth=2.0)
+    else:
+        marker = "o" if len(series.steps) <= 20 else ""
+        axes.plot(series.steps, series.values, color=series.color, linewidth=2.0, marker=marker, markersize=4)
 
 
 def _extremes(values: Float64[ndarray, " n"]) -> Int64[ndarray, " m"]:
@@ -174,14 +309,3 @@ def _extremes(values: Float64[ndarray, " n"]) -> Int64[ndarray, " m"]:
         for place in (values[first:last].argmin(), values[first:last].argmax())
     ]
     return np.unique(np.array(ends, dtype=np.int64))
-
-
-def _draw_series(axes: Axes, series: Series) -> None:
-    if series.is_noisy:
-        light, last = _extremes(series.values), len(series.values) - 1
-        strong = np.unique(np.linspace(0, last, MAX_POINTS).astype(np.int64))
-        axes.plot(series.steps[light], series.values[light], color=series.color, alpha=0.28, linewidth=0.9)
-        axes.plot(series.steps[strong], smooth(series.values)[strong], color=series.color, linewidth=2.0)
-    else:
-        marker = "o" if len(series.steps) <= 20 else ""
-        axes.plot(series.steps, series.values, color=series.color, linewidth=2.0, marker=marker, markersize=4)

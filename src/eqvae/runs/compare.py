@@ -7,21 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import matplotlib
-import numpy as np
 import torch
 import tyro
-from jaxtyping import Int64
 from matplotlib.figure import Figure
-from numpy import ndarray
 
 from eqvae.artifacts import CONFIG, claim_output_folder, to_plain, write_atomically, write_json
 from eqvae.errors import UserError, nearest_name
-from eqvae.evidence.comparisons import ArmComparison, FinalDifference, RunComparison
-from eqvae.evidence.seed_intervals import NUM_RESAMPLES, mean_difference, resample
-from eqvae.evidence.speed_up import common_levels, headline, speed_ups
-from eqvae.evidence.training_arms import Arm, read_arms, recipes_own_fields
+from eqvae.evidence.arms import Arm, RunComparison, compare_arms, read_arms
+from eqvae.evidence.intervals import NUM_RESAMPLES
+from eqvae.report.comparison import comparison_markdown, headline_lines
 from eqvae.report.comparison_charts import curves_figure, speed_up_figure
-from eqvae.report.comparison_text import comparison_markdown, headline_lines
 from eqvae.runtime.journal import write_environment
 from eqvae.runtime.run_folder import NOT_NEGATIVE, check_ranges
 
@@ -52,13 +47,29 @@ class CompareConfig:
     """Of the resamples."""
 
 
-def compare_runs(config: CompareConfig) -> RunComparison:
-    """Compare and write `comparison.json`, `comparison.md`, and the figures as SVG and PNG."""
+def command(config: CompareConfig) -> str:
+    """Compare, and return the headline."""
+    return "\n".join(headline_lines(compare(config)))
+
+
+def compare(config: CompareConfig) -> RunComparison:
+    """Compare training runs and write `comparison.json`, `comparison.md`, and the figures as SVG and PNG.
+
+    Args:
+        config: The runs, finished or not, and where to write.
+
+    Returns:
+        Arms, the base first, and each one's speed-up and final difference against it.
+
+    Raises:
+        UserError: If a folder holds no measured training run, the runs make less than two arms or were measured
+            differently, or `config.out` belongs to something else.
+    """
     check_ranges(config, _RANGES)
     saved = claim_output_folder(config.out, "compare")
     if saved is not None and saved.get("runs") != to_plain(config.runs):
         raise UserError(f"--out '{config.out}' holds a comparison of other runs", "Choose another folder")
-    arms = choose_base(read_arms(config.runs), config.base)
+    arms = _with_base_first(read_arms(config.runs), config.base)
     comparison = compare_arms(arms, seed=config.seed, num_resamples=config.num_resamples)
     figures = {
         "curves_images": curves_figure(comparison, "images"),
@@ -78,83 +89,11 @@ def compare_runs(config: CompareConfig) -> RunComparison:
     return comparison
 
 
-def choose_base(arms: Sequence[Arm], name: str | None) -> tuple[Arm, ...]:
-    """Put the base first."""
+def _with_base_first(arms: Sequence[Arm], name: str | None) -> tuple[Arm, ...]:
     names = [arm.name for arm in arms]
     if name is not None and name not in names:
         raise UserError(f"--base '{name}' is none of the arms", nearest_name(name, names))
     return tuple(sorted(arms, key=lambda arm: name is not None and arm.name != name))
-
-
-def compare_arms(arms: Sequence[Arm], *, seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> RunComparison:
-    """Compare arms with the first one."""
-    base, *others = arms
-    return RunComparison(
-        measure=base.runs[0].measure,
-        arms=tuple(arms),
-        comparisons=tuple(_compare(base, arm, seed, num_resamples) for arm in others),
-        notes=tuple(_notes(arms)),
-    )
-
-
-def _compare(base: Arm, arm: Arm, seed: int, num_resamples: int) -> ArmComparison:
-    draws = resample(base.seeds, arm.seeds, seed=seed, num_resamples=num_resamples)
-    levels = common_levels(base.by_images(), arm.by_images())
-    return ArmComparison(
-        base=base.name,
-        arm=arm.name,
-        in_images=headline(base.by_images(), arm.by_images(), draws),
-        in_time=headline(base.by_time(), arm.by_time(), draws),
-        levels_in_images=speed_ups(base.by_images(), arm.by_images(), levels, draws),
-        levels_in_time=speed_ups(base.by_time(), arm.by_time(), levels, draws),
-        final=_final_difference(base, arm),
-        num_resamples=len(draws.base) if draws is not None else 0,
-    )
-
-
-def _final_difference(base: Arm, arm: Arm) -> FinalDifference | None:
-    shared: Int64[ndarray, " n"] = np.intersect1d(base.num_images, arm.num_images)
-    if not len(shared):
-        return None
-    ours, theirs = (
-        item.by_images().values[:, int(np.flatnonzero(item.num_images == shared[-1])[0])] for item in (arm, base)
-    )
-    found = mean_difference(theirs, ours, paired=base.seeds == arm.seeds)
-    return FinalDifference(num_images=int(shared[-1]), **vars(found))
-
-
-def _notes(arms: Sequence[Arm]) -> list[str]:
-    """Say what a reader must know before believing the figures."""
-    found = []
-    runs = [run for arm in arms for run in arm.runs]
-    for name, values in recipes_own_fields([arm.runs[0] for arm in arms]).items():
-        listed = "; ".join(f"{arm.name}: {value}" for arm, value in zip(arms, values, strict=True))
-        found.append(f"The recipes also differ in {name} ({listed}).")
-    for name in runs[0].pace:
-        if len({run.pace[name] for run in runs}) > 1:
-            listed = ", ".join(dict.fromkeys(str(run.pace[name]) for run in runs))
-            found.append(f"Runs differ in their {name} ({listed}): their times say little of the latents.")
-    unfinished = [f"'{run.folder.name}' ({run.num_images[-1]:,} images)" for run in runs if not run.is_finished]
-    if unfinished:
-        found.append(f"Not finished: {', '.join(unfinished)}.")
-    for arm in arms:
-        longest = max(int(run.num_images[-1]) for run in arm.runs)
-        if arm.num_images[-1] < longest:
-            found.append(
-                f"The mean of {arm.name} ends after {arm.num_images[-1]:,} images, where its shortest run does; "
-                f"another has come to {longest:,}."
-            )
-    counts = {len(arm.runs) for arm in arms}
-    if min(counts) == 1:
-        found.append("An arm with one seed has no interval: the difference may be the seed's.")
-    if len({arm.seeds for arm in arms}) > 1 and max(counts) > 1:
-        found.append("The arms' seeds differ, so they count as unpaired; equal ones would give narrower intervals.")
-    if 1 < min(counts) <= 5:
-        found.append(
-            "Percentile intervals of a speed-up from so few seeds are too narrow: in simulations '95%' held the true "
-            "one in about 75% of cases with three seeds and 88% with five."
-        )
-    return found
 
 
 def _write_svg(figure: Figure, path: Path) -> None:

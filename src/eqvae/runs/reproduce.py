@@ -12,8 +12,9 @@ from eqvae.artifacts import CONFIG, check_writable, claim_output_folder, read_js
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.presets import PRESETS
 from eqvae.errors import UserError, nearest_name
+from eqvae.evidence.curves import short_name
 from eqvae.images import open_images
-from eqvae.images.sample_sets import open_reference
+from eqvae.images.image_sets import open_reference
 from eqvae.paper.execution import execute
 from eqvae.paper.figures import FIGURES, PaperFigure
 from eqvae.paper.planned import Plan, PlannedRun
@@ -23,7 +24,6 @@ from eqvae.paper.setting import GIVEN_LATER, Setting, describe_base
 from eqvae.paper.settings import SETTINGS
 from eqvae.paper.table import Table
 from eqvae.paper.tables import TABLES
-from eqvae.report.folders import short_name
 from eqvae.runs.encode import EncodeConfig
 from eqvae.runs.evaluate import EvaluateConfig
 from eqvae.runs.finetune_config import FinetuneConfig

@@ -21,7 +21,8 @@ from eqvae.artifacts import (
     write_json,
     write_tensors,
 )
-from eqvae.artifacts.adm_archive import SAMPLES, write_sample_set
+from eqvae.artifacts.names import SAMPLE_SET
+from eqvae.artifacts.sample_sets import write_sample_set
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import Interrupted, UserError
@@ -85,7 +86,7 @@ def command(config: SampleConfig) -> str | None:
     figures = sample(config)
     if figures is None:
         return None
-    return f"{figures['num_samples']} samples in '{config.out / SAMPLES}', a sheet of them in '{config.out / SHEET}'"
+    return f"{figures['num_samples']} samples in '{config.out / SAMPLE_SET}', a sheet of them in '{config.out / SHEET}'"
 
 
 def sample(config: SampleConfig) -> dict[str, Any] | None:
@@ -176,7 +177,7 @@ def _join_parts(drawer: Drawer, config: SampleConfig) -> None:
         images[first : first + len(part)] = part
     has_labels = drawer.num_classes > 0
     labels = drawer.labels(range(config.num_samples)).numpy() if has_labels else None
-    write_sample_set(config.out / SAMPLES, images, labels)
+    write_sample_set(config.out / SAMPLE_SET, images, labels)
     shown = sheet_indices(config.num_samples, drawer.num_classes if config.classes == "balanced" else 0)
     contact_sheet(torch.from_numpy(images[shown]).permute(0, 3, 1, 2), config.out / SHEET)
 

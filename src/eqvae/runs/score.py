@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import tyro
 
 from eqvae.artifacts import CONFIG, METRICS, check_writable, claim_output_folder, to_plain, write_json
-from eqvae.artifacts.adm_archive import has_images, moments_in
+from eqvae.artifacts.sample_sets import has_images, moments_in
 from eqvae.errors import UserError
-from eqvae.images.sample_sets import ImageSet, open_reference, open_samples
+from eqvae.images.image_sets import ImageSet, open_reference, open_samples
 from eqvae.metrics.comparison import check_comparable, check_enough, score_features
 from eqvae.metrics.statistics import (
     FeatureStatistics,

@@ -10,8 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from eqvae.artifacts import METRICS
-from eqvae.artifacts.weights import load_strictly
+from eqvae.artifacts import METRICS, load_strictly
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError

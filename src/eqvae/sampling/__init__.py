@@ -6,16 +6,26 @@ z = ddpm(predict, noise, balanced_labels(indices, specification.num_classes), Ga
 
 noise = TokenNoise(seed, indices, (specification.height, specification.width), device=device)
 tokens = confidence(transformer, noise, labels, specification, TokenDecoding(num_steps=8, guidance_scale=3.0))
+
+Every sampler takes a prediction, perhaps guided (z, t and labels to the backbone's output, or tokens and labels to
+logits); the noise of this batch's images; their labels, 0 ... num_classes - 1; and what the network was trained on. It
+returns normalized latents (n, c, h, w), or tokens (n, h, w), each filled once. `callback` is told the state before each
+step. Settings that make no sense, and outputs that are not finite, are a `UserError`.
 """
 
 from eqvae.sampling.diffusion import ddim, ddpm
 from eqvae.sampling.guidance import autoguidance, classifier_free_guidance
-from eqvae.sampling.labels import balanced_labels, listed_labels, random_labels
-from eqvae.sampling.noise import ImageNoise
+from eqvae.sampling.noise import (
+    Callback,
+    ImageNoise,
+    SamplingStep,
+    TokenNoise,
+    balanced_labels,
+    listed_labels,
+    random_labels,
+)
 from eqvae.sampling.ode import dopri5, euler, heun
 from eqvae.sampling.sde import DiffusionForm, LastStep, euler_maruyama
-from eqvae.sampling.step import Callback, SamplingStep
-from eqvae.sampling.token_noise import TokenNoise
 from eqvae.sampling.tokens import (
     GuidanceSchedule,
     TokenCallback,

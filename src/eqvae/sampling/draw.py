@@ -20,11 +20,9 @@ from eqvae.runtime.device import Precision, autocast
 from eqvae.sampling.config import Sampler, SamplerConfig
 from eqvae.sampling.diffusion import ddim, ddpm
 from eqvae.sampling.guidance import autoguidance, classifier_free_guidance
-from eqvae.sampling.labels import balanced_labels, listed_labels, random_labels
-from eqvae.sampling.noise import ImageNoise
+from eqvae.sampling.noise import ImageNoise, TokenNoise, balanced_labels, listed_labels, random_labels
 from eqvae.sampling.ode import dopri5, euler, heun
 from eqvae.sampling.sde import euler_maruyama
-from eqvae.sampling.token_noise import TokenNoise
 from eqvae.sampling.tokens import TokenDecoding, confidence, halton
 
 _DIFFUSION_SAMPLERS: tuple[Sampler, ...] = ("ddpm", "ddim")

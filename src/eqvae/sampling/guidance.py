@@ -9,6 +9,8 @@ noise, or an interpolant's t in [0, 1], where `Interpolant.time_of_data` says wh
 mixed and nothing more is computed.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -17,6 +19,9 @@ from eqvae.errors import UserError
 from eqvae.generators.protocol import Predict
 
 Interval = tuple[float | int, float | int]
+
+Rows = slice | Tensor
+"""Which images are guided."""
 
 
 def classifier_free_guidance(
@@ -29,37 +34,18 @@ def classifier_free_guidance(
 ) -> Predict:
     """Guide a conditional prediction away from the unconditional one (Ho & Salimans, arXiv:2207.12598).
 
-    Args:
-        predict: What to guide; called once, with the images and their null twins in one batch.
-        scale: 1 for none, which gives `predict` itself; 0 for the unconditional model.
-        null_label: Label of the unconditional model: the specification's `num_classes`.
-        interval: Times at which to guide (Kynkaanniemi et al., arXiv:2404.07724), or none for all.
-        channels: How many of the first channels to guide; none for all of the latent's. The published DiT and SiT code
-            guides three of four, and calls it a habit kept for reproducibility.
-
-    Returns:
-        The guided prediction. Channels behind the latent's, where the model learns variances, are the conditional's.
-
-    Raises:
-        UserError: If the interval is empty or the number of channels not positive.
+    `predict` is called once, with the images and their null twins (`null_label`: the specification's `num_classes`)
+    in one batch. Scale 1 gives `predict` itself, 0 the unconditional model. `interval` is of Kynkaanniemi et al.
+    (arXiv:2404.07724). The published DiT and SiT code guides the first three of four `channels`, and calls it a habit
+    kept for reproducibility; None: all of the latent's. What a model says of variances is the conditional's.
     """
-    _check(interval, channels)
-    if scale == 1.0:
-        return predict
 
-    def guided(z: Float[Tensor, "n c h w"], t: Tensor, labels: Int64[Tensor, " n"]) -> Float[Tensor, "n c2 h w"]:
-        inside = _inside(t, interval)
-        if inside is None:
-            z_null, t_null = z, t
-        elif inside.any():
-            z_null, t_null = z[inside], t[inside]
-        else:
-            return predict(z, t, labels)
-        null = torch.full_like(labels[: len(z_null)], null_label)
-        both = predict(torch.cat([z, z_null]), torch.cat([t, t_null]), torch.cat([labels, null]))
-        return _mixed(both[: len(z)], both[len(z) :], inside, scale, channels or z.shape[1])
+    def both(z: Tensor, t: Tensor, labels: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        null = torch.full_like(labels[rows], null_label)
+        predicted = predict(torch.cat([z, z[rows]]), torch.cat([t, t[rows]]), torch.cat([labels, null]))
+        return predicted[: len(z)], predicted[len(z) :]
 
-    return guided
+    return _guide(predict, both, scale, interval, channels)
 
 
 def autoguidance(
@@ -72,54 +58,42 @@ def autoguidance(
 ) -> Predict:
     """Guide a prediction away from that of a weaker version of itself (Karras et al., arXiv:2406.02507, Equation 3).
 
-    Args:
-        predict: What to guide.
-        weak_predict: A smaller or less trained model of the same data, objective and time.
-        scale: 1 for none, which gives `predict` itself.
-        interval: Times at which to guide, or none for all.
-        channels: How many of the first channels to guide; none for all of the latent's.
-
-    Returns:
-        The guided prediction. Channels behind the latent's are those of `predict`.
-
-    Raises:
-        UserError: If the interval is empty or the number of channels not positive.
+    `weak_predict` is a smaller or less trained model of the same data, objective and time; the rest is as above.
     """
-    _check(interval, channels)
-    if scale == 1.0:
-        return predict
 
-    def guided(z: Float[Tensor, "n c h w"], t: Tensor, labels: Int64[Tensor, " n"]) -> Float[Tensor, "n c2 h w"]:
-        inside = _inside(t, interval)
-        strong = predict(z, t, labels)
-        if inside is None:
-            weak = weak_predict(z, t, labels)
-        elif inside.any():
-            weak = weak_predict(z[inside], t[inside], labels[inside])
-        else:
-            return strong
-        return _mixed(strong, weak, inside, scale, channels or z.shape[1])
+    def both(z: Tensor, t: Tensor, labels: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        return predict(z, t, labels), weak_predict(z[rows], t[rows], labels[rows])
 
-    return guided
+    return _guide(predict, both, scale, interval, channels)
 
 
-def _check(interval: Interval | None, channels: int | None) -> None:
+def _guide(
+    predict: Predict,
+    both: Callable[[Tensor, Tensor, Tensor, Rows], tuple[Tensor, Tensor]],
+    scale: float | int,
+    interval: Interval | None,
+    channels: int | None,
+) -> Predict:
+    """Mix what `both` predicts for all images and, by the weaker model, for those inside the interval."""
     if interval is not None and not interval[0] <= interval[1]:
         raise UserError(f"The guidance interval {interval} is empty", "Give its lower end first")
     if channels is not None and channels < 1:
         raise UserError(f"{channels} channels are to be guided", "Give at least 1, or none for all of them")
+    if scale == 1.0:
+        return predict
 
+    def guided(z: Float[Tensor, "n c h w"], t: Tensor, labels: Int64[Tensor, " n"]) -> Float[Tensor, "n c2 h w"]:
+        rows: Rows = slice(None)  # without an interval no GPU is waited for
+        if interval is not None:
+            rows = (t >= interval[0]) & (t <= interval[1])
+            if not rows.any():
+                return predict(z, t, labels)
+        a, b = both(z, t, labels, rows)
+        num_guided = channels or z.shape[1]
+        # At least float32: a prediction that autocasts gives 16 bits, of which the difference would leave few.
+        dtype = torch.promote_types(a.dtype, torch.float32)
+        mixed, weak = a.to(dtype, copy=True), b[:, :num_guided].to(dtype)
+        mixed[rows, :num_guided] = weak + scale * (mixed[rows, :num_guided] - weak)
+        return mixed
 
-def _inside(t: Tensor, interval: Interval | None) -> Tensor | None:
-    """Say which images are guided; none stands for all, so that no GPU is waited for."""
-    return None if interval is None else (t >= interval[0]) & (t <= interval[1])
-
-
-def _mixed(a: Tensor, b: Tensor, inside: Tensor | None, scale: float | int, channels: int) -> Tensor:
-    """Return `b + scale (a - b)` in the first channels of the images inside, whose rows alone `b` has, else `a`."""
-    # At least float32: a prediction that autocasts gives 16 bits, of which the difference would leave few.
-    dtype = torch.promote_types(a.dtype, torch.float32)
-    mixed, weak = a.to(dtype, copy=True), b[:, :channels].to(dtype)
-    rows = slice(None) if inside is None else inside
-    mixed[rows, :channels] = weak + scale * (mixed[rows, :channels] - weak)
-    return mixed
+    return guided

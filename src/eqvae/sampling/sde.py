@@ -17,8 +17,7 @@ from torch import Tensor
 from eqvae.errors import UserError
 from eqvae.generators.interpolant import Interpolant
 from eqvae.generators.protocol import Predict
-from eqvae.sampling.noise import ImageNoise
-from eqvae.sampling.step import Callback, SamplingStep, ask
+from eqvae.sampling.noise import Callback, ImageNoise, SamplingStep, ask
 
 DiffusionForm = Literal["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"]
 LastStep = Literal["mean", "euler", "tweedie", "none"]
@@ -58,24 +57,10 @@ def euler_maruyama(
 ) -> Float[Tensor, "n c h w"]:
     """Sample with Euler-Maruyama steps of equal size and a last one without noise.
 
-    Args:
-        predict: The backbone at times of the interpolant.
-        noise: Of this batch's images.
-        labels: Their classes.
-        interpolant: What the backbone was trained on.
-        num_steps: Calls of `predict`, the last step's among them, as SiT and REPA count.
-        diffusion_form: Form of w, see `diffusion_coefficient`.
-        diffusion_norm: Its factor.
-        last_step: `mean`: the SDE's step without its noise; `euler`: the ODE's; `tweedie`: the expected latent; `none`:
-            noisy steps up to 1e-3 before data.
-        last_step_size: Time before data at which the last step begins, unless it is `none`.
-        callback: Told before each step.
-
-    Returns:
-        Normalized latents.
-
-    Raises:
-        UserError: If there are too few steps, the last step is not within (0, 1), or w is negative.
+    `num_steps` counts calls of `predict`, the last step's among them, as SiT and REPA do. The last step begins
+    `last_step_size` before data, in (0, 1), and is `mean`: the SDE's step without its noise; `euler`: the ODE's;
+    `tweedie`: the expected latent; or `none`: noisy steps up to 1e-3 before data. For the diffusion's form and norm,
+    0 or more, see `diffusion_coefficient`.
     """
     grid = _grid(interpolant, num_steps, diffusion_form, last_step, last_step_size)
     if diffusion_norm < 0:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -16,8 +17,9 @@ from torch import Tensor
 from eqvae.errors import UserError
 from eqvae.generators.maskgit import PredictTokens, Schedule, StepRule, tokens_per_step
 from eqvae.generators.protocol import LatentSpecification
-from eqvae.sampling.halton import halton_order
-from eqvae.sampling.token_noise import TokenNoise
+from eqvae.sampling.noise import TokenNoise
+
+_ROW_BASE, _COLUMN_BASE = 2, 3
 
 GuidanceSchedule = Literal["constant", "linear"]
 """`linear`: the scale rises from 1, which is none, at the first step to its value at the last (Besnier & Chen)."""
@@ -118,21 +120,8 @@ def confidence(
 ) -> Int64[Tensor, "n h w"]:
     """Fill the tokens of which the network is surest: the largest log-likelihood plus Gumbel noise that fades out.
 
-    Args:
-        predict: Logits of the codes.
-        noise: Of this batch's images.
-        labels: Their classes.
-        specification: Of the tokens; its channels are the codes.
-        decoding: Steps, temperature, guidance.
-        choice_temperature: Factor of the Gumbel noise at the first step, from where it falls linearly to 0 at the last;
-            0 for none; 4.5 in MaskGIT and, for 256 px, in Besnier & Chen.
-        callback: Told in each step, before it fills.
-
-    Returns:
-        Tokens, each filled once; never the mask.
-
-    Raises:
-        UserError: If the logits are NaN or infinite, or the noise is of another grid.
+    `choice_temperature` is the noise's factor at the first step, from where it falls linearly to 0 at the last: 0 for
+    none; 4.5 in MaskGIT and, for 256 px, in Besnier & Chen.
     """
 
     def surest(state: TokenStep, num_filled: int, num: int) -> Tensor:
@@ -145,6 +134,32 @@ def confidence(
 
     rule = decoding.step_rule or "increments"
     return _decode(predict, noise, labels, specification, decoding, rule, surest, callback)
+
+
+def halton_order(height: int, width: int) -> Int64[Tensor, " cells"]:
+    """Order the cells by the first point of the Halton sequence (bases 2 and 3, from its point 1 on) that hits them.
+
+    Any first few are spread over the whole grid: tokens filled in the same step should know little of each other.
+    Fractions are of integers, so that no cell is missed by rounding. The search ends: a cell contains a box of sides
+    2^-a >= 1 / (4 height) and 3^-b >= 1 / (9 width), and such a box is hit once in 2^a 3^b consecutive points.
+    """
+    num_points = 4 * height * width
+    while True:
+        points = np.arange(1, num_points + 1, dtype=np.int64)
+        cells = _hit(points, _ROW_BASE, height) * width + _hit(points, _COLUMN_BASE, width)
+        found, first_points = np.unique(cells, return_index=True)
+        if len(found) == height * width:
+            return torch.from_numpy(found[first_points.argsort()])
+        num_points *= 2
+
+
+def _hit(points: np.ndarray, base: int, size: int) -> np.ndarray:
+    """Say in which of `size` equal parts of [0, 1) the radical inverses of points lie."""
+    numerator, denominator, rest = np.zeros_like(points), 1, points
+    while rest.any():
+        rest, digit = np.divmod(rest, base)
+        numerator, denominator = numerator * base + digit, denominator * base
+    return numerator * size // denominator
 
 
 @torch.no_grad()
@@ -160,20 +175,7 @@ def halton(
 ) -> Int64[Tensor, "n h w"]:
     """Fill the tokens in the order of the Halton sequence, whatever the network is sure of.
 
-    Args:
-        predict: Logits of the codes.
-        noise: Of this batch's images.
-        labels: Their classes.
-        specification: Of the tokens; its channels are the codes.
-        decoding: Steps, temperature, guidance. The authors take 32 steps and a constant scale.
-        roll: Whether each image begins somewhere else in the order.
-        callback: Told in each step, before it fills.
-
-    Returns:
-        Tokens, each filled once; never the mask.
-
-    Raises:
-        UserError: If the logits are NaN or infinite, or the noise is of another grid.
+    With `roll`, each image begins somewhere else in the order. The authors take 32 steps and a constant scale.
     """
     order = halton_order(specification.height, specification.width).to(noise.device).expand(len(noise), -1)
     if roll:

@@ -1,0 +1,115 @@
+"""Records that a command leaves for others: pictures, the card of an exported model, what a conversion wrote."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from eqvae.artifacts.files import read_tensors, write_json, write_tensors
+from eqvae.artifacts.names import MODEL_CARD
+
+
+def to_uint8(x: Float[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h w"]:
+    """Round images in [-1, 1] to 8 bits, as files and metrics see them."""
+    return ((x.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """What a report draws of one autoencoder: the same few images, their latents and their transformed decodings.
+
+    Rows of the transformed pictures are images; the second axis runs over `transforms`.
+    """
+
+    images: UInt8[Tensor, "n 3 h w"]
+    """x."""
+
+    latents: Float[Tensor, "n c h2 w2"]
+    """E(x), raw, posterior mean."""
+
+    reconstructions: UInt8[Tensor, "n 3 h w"]
+    """D(E(x))."""
+
+    encoded_transformed: tuple[UInt8[Tensor, "n 3 _ _"], ...]
+    """D(E(tau o x)), one tensor for each transform."""
+
+    decoded_transformed: tuple[UInt8[Tensor, "n 3 _ _"], ...]
+    """D(tau o E(x)), one tensor for each transform."""
+
+    transforms: tuple[str, ...]
+    """Names of the transforms, as figures print them, e.g. "s = 0.5" and "90 degrees"."""
+
+    def write(self, path: Path) -> None:
+        """Write as safetensors."""
+        tensors = {"images": self.images, "latents": self.latents, "reconstructions": self.reconstructions}
+        for index, (encoded, decoded) in enumerate(
+            zip(self.encoded_transformed, self.decoded_transformed, strict=True)
+        ):
+            tensors |= {f"encoded_transformed.{index}": encoded, f"decoded_transformed.{index}": decoded}
+        write_tensors(path, tensors, {"transforms": json.dumps(self.transforms)})
+
+    @classmethod
+    def read(cls, path: Path) -> "Pictures":
+        """Read what `write` wrote."""
+        tensors, metadata = read_tensors(path)
+        names = tuple(json.loads(metadata["transforms"]))
+        return cls(
+            images=tensors["images"],
+            latents=tensors["latents"],
+            reconstructions=tensors["reconstructions"],
+            encoded_transformed=tuple(tensors[f"encoded_transformed.{index}"] for index in range(len(names))),
+            decoded_transformed=tuple(tensors[f"decoded_transformed.{index}"] for index in range(len(names))),
+            transforms=names,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """`eqvae.json` beside an exported autoencoder: where it comes from and what was measured on it."""
+
+    base: str
+    """The autoencoder that training started from: preset, hub id or path."""
+
+    base_fingerprint: str
+    """Digest of its weights."""
+
+    fingerprint: str
+    """Digest of the weights beside this file."""
+
+    data: str
+    """What it was trained on."""
+
+    num_steps: int
+    """Optimizer steps."""
+
+    recipe: dict[str, Any]
+    """The complete configuration of the run."""
+
+    latent_mean: tuple[float, ...]
+    """Per channel, raw latents."""
+
+    latent_std: tuple[float, ...]
+    """Per channel, raw latents."""
+
+    figures: dict[str, float]
+    """Measured at the end of the run; `before_` marks the base."""
+
+    eqvae_version: str
+
+    def write(self, folder: Path) -> None:
+        """Write into the model's folder."""
+        write_json(folder / MODEL_CARD, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """What a conversion between published layouts wrote."""
+
+    path: Path
+
+    advice: tuple[str, ...]
+    """What whoever loads it has to know or to set, one line each."""

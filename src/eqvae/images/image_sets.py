@@ -1,0 +1,172 @@
+"""Sets of 8-bit images that are scored: an `.npz` in ADM's layout, a folder, any DATA. None is ever held whole."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from eqvae.artifacts import SAMPLE_SET
+from eqvae.artifacts.sample_sets import (
+    IMAGES_KEY,
+    check_header,
+    moments_in,
+    open_member,
+    read_header,
+    reading,
+    skip,
+)
+from eqvae.errors import UserError
+from eqvae.images import BrokenImageError, ImageSource, encoding_batches, open_images, open_picture
+
+
+class ImageSet(ABC):
+    """Square 8-bit images of one size, read in order, a batch at a time.
+
+    Attributes:
+        name: What the user gave.
+        image_size_px: Their side.
+        broken: Names of images that could not be decoded and were left out, as they are met.
+    """
+
+    name: str
+    image_size_px: int
+    broken: list[str]
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Count the images, broken ones included."""
+
+    @abstractmethod
+    def batches(self, indices: range, *, batch_size: int, num_workers: int) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
+        """Read some of the images."""
+
+
+@final
+class NpzImages(ImageSet):
+    """`arr_0` of an `.npz`, streamed out of the archive; nothing is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the header."""
+        self.path, self.name, self.broken = path, str(path), []
+        self.shape = check_header(path)
+        self.image_size_px = self.shape[1]
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return self.shape[0]
+
+    def batches(self, indices: range, *, batch_size: int, num_workers: int) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
+        """Read some of the images."""
+        del num_workers
+        num_bytes = int(np.prod(self.shape[1:]))
+        with reading(self.path), open_member(self.path, IMAGES_KEY) as file:
+            read_header(file)
+            position = 0
+            for start in range(0, len(indices), batch_size):
+                chosen = indices[start : start + batch_size]
+                batch = np.empty((len(chosen), *self.shape[1:]), dtype=np.uint8)
+                for row, index in enumerate(chosen):
+                    skip(file, (index - position) * num_bytes)
+                    content = file.read(num_bytes)
+                    if len(content) != num_bytes:
+                        raise EOFError("it ends too early")
+                    batch[row] = np.frombuffer(content, dtype=np.uint8).reshape(self.shape[1:])
+                    position = index + 1
+                yield torch.from_numpy(batch).permute(0, 3, 1, 2)
+
+
+@final
+class SourceImages(ImageSet):
+    """Images that are decoded as they are read: a folder, parquet, archives."""
+
+    def __init__(self, source: ImageSource, image_size_px: int, *, cropped: bool) -> None:
+        """Name the images."""
+        self.source, self.name, self.image_size_px, self.broken = source, source.name, image_size_px, []
+        self._cropped = cropped
+
+    def __len__(self) -> int:
+        """Count the images, broken ones included."""
+        return len(self.source)
+
+    def batches(self, indices: range, *, batch_size: int, num_workers: int) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
+        """Read some of the images."""
+        parts = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+        for batch in encoding_batches(
+            self.source, image_size_px=self.image_size_px, parts=parts, num_workers=num_workers
+        ):
+            if batch.broken and not self._cropped:
+                raise UserError(f"The sample '{batch.broken[0]}' can't be decoded", "Write it again or remove it")
+            self.broken.extend(batch.broken)
+            if batch.indices:
+                yield batch.crops.permute(0, 3, 1, 2)
+
+
+def open_samples(path: Path) -> ImageSet:
+    """Open SAMPLES."""
+    path = path.expanduser()
+    if not path.exists():
+        raise UserError(f"Samples '{path}' do not exist", "Give an .npz, an output folder of eqvae sample, or images")
+    npz = path / SAMPLE_SET if (path / SAMPLE_SET).is_file() else path
+    if npz.suffix == ".npz":
+        if moments_in(npz):
+            raise UserError(
+                f"'{npz}' holds a reference's moments (mu, sigma), not samples alone", "Give it as --reference"
+            )
+        return NpzImages(npz)
+    source = open_images(str(path))
+    return SourceImages(source, _common_size_px(source), cropped=False)
+
+
+def open_reference(reference: str, *, image_size_px: int) -> ImageSet:
+    """Open the images of REFERENCE."""
+    path = Path(reference).expanduser()
+    npz = path / SAMPLE_SET if (path / SAMPLE_SET).is_file() else path
+    if npz.suffix != ".npz":
+        return SourceImages(open_images(reference, split="train"), image_size_px, cropped=True)
+    if not npz.is_file():
+        raise UserError(f"--reference '{npz}' does not exist", "Check the path")
+    images = NpzImages(npz)
+    if images.image_size_px != image_size_px:
+        raise UserError(
+            f"--reference '{npz}' holds images of {images.image_size_px} px, the samples have {image_size_px} px",
+            "Compare images of one size",
+        )
+    return images
+
+
+def _common_size_px(source: ImageSource) -> int:
+    """Read every image's header and hold the sizes to the first one's."""
+    first: tuple[int, int] | None = None
+    for index in range(len(source)):
+        label = source.label(index)
+        try:
+            size = _size_px(source, index)
+        except BrokenImageError as error:
+            raise UserError(f"The sample {error}", "Write it again or remove it") from None
+        first = size if first is None else first
+        if size != first:
+            raise UserError(
+                f"The sample '{label}' has {size[0]} x {size[1]} px, the first one has {first[0]} x {first[1]} px",
+                "Samples are never cropped or resized: make them of one size",
+            )
+        if size[0] != size[1]:
+            raise UserError(f"The sample '{label}' has {size[0]} x {size[1]} px", "Samples are square")
+    assert first is not None  # open_images gives at least one image
+    return first[0]
+
+
+def _size_px(source: ImageSource, index: int) -> tuple[int, int]:
+    """Find an image's size, from the header alone where the image is a file of its own."""
+    label = source.label(index)
+    if not Path(label).is_file():
+        return source.read(index).size
+    try:
+        with open_picture(Path(label)) as image:
+            return image.size
+    except Exception as error:  # a damaged header raises almost anything
+        raise BrokenImageError(f"'{label}' can't be decoded: {error}") from None

@@ -1,0 +1,290 @@
+"""One self-contained page about what earlier stages saved: no network, no scripts, all pictures inside; and its figures
+as files of their own, for papers and slides.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from matplotlib.figure import Figure
+from PIL.Image import Image
+
+from eqvae.artifacts import check_writable, to_plain, write_atomically
+from eqvae.errors import UserError
+from eqvae.report import comparison
+from eqvae.report.charts import autoencoder_colors, to_css
+from eqvae.report.comparison_charts import curves_figure, draw_curves
+from eqvae.report.evaluation_charts import (
+    DistanceChart,
+    SpectrumChart,
+    charts_of_one,
+    distance_charts,
+    distance_figure,
+    draw_distances,
+    draw_spectra,
+    spectrum_charts,
+    spectrum_figure,
+)
+from eqvae.report.folders import Contents, Evaluation, FineTuning, OutputFolder, read_folders
+from eqvae.report.panels import draw_panel, draw_panels, run_panels, training_panels
+from eqvae.report.pictures import (
+    EmbeddedGrid,
+    card_grids,
+    draw_grid,
+    draw_stages,
+    embed,
+    embed_sheet,
+    latent_map_grid,
+    picture_groups,
+    read_sheet,
+    sample_sheet,
+    stages,
+    transform_grids,
+)
+from eqvae.report.summary import drawing_facts, headline, notes, shared_conditions, training_facts
+from eqvae.report.tables import (
+    FigureTable,
+    card_columns,
+    data_name,
+    distances,
+    figure_table,
+    latent_statistics,
+    main_columns,
+    predictor_columns,
+    score_tables,
+    transform_metrics,
+)
+
+FEATURED_TRANSFORMS = ("s = 0.5", "90°")
+"""Shown openly, the first as in the paper's Figure 2; the other transforms fold away."""
+
+MAX_MAPS, MAX_DECODINGS = 6, 4
+"""Images shown in each figure: more would make the page heavy without showing more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One autoencoder at one glance."""
+
+    name: str
+
+    color: str
+    """In all charts."""
+
+    detail: str
+    """The latent's shape, features other than Inception's, and what was measured on where that differs."""
+
+    figures: tuple[tuple[str, str, str], ...]
+    """Label without the features, which the card names once; arrow; figure with its unit."""
+
+    pictures: EmbeddedGrid | None
+    """One row: an image, its reconstruction and its latent map; None where the folder has no pictures."""
+
+    distances: tuple[DistanceChart, ...]
+    spectra: tuple[SpectrumChart, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overview:
+    """All cards, and the charts of two autoencoders or more: the card has a single one's."""
+
+    cards: tuple[Card, ...]
+    distances: tuple[DistanceChart, ...]
+    spectra: tuple[SpectrumChart, ...]
+
+    @property
+    def num_columns(self) -> int:
+        """Of cards on a wide screen: rows stay full where that is possible."""
+        count = len(self.cards)
+        return count if count <= 3 else 2 if count == 4 else 3
+
+
+def write_report(folders: Sequence[Path], out: Path) -> None:
+    """Write a page about what earlier stages saved.
+
+    Args:
+        folders: Output folders of `eqvae evaluate`, `finetune`, `train`, `sample` and `score`, of each kind the base
+            first. The run that made an evaluated autoencoder is found through its path.
+        out: The HTML file; replaced atomically.
+
+    Raises:
+        UserError: If a folder is missing, unfinished or of another kind, or `out` is a folder or
+            can't be written.
+    """
+    if out.is_dir():
+        raise UserError(f"'{out}' is a folder", "Name the HTML file to write")
+    check_writable(out.parent, "--out")
+    page = render_report(read_folders(folders))
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(page, encoding="utf-8")
+
+    write_atomically(out, write)
+
+
+def write_figures(folders: Sequence[Path], out: Path) -> list[Path]:
+    """Write latent maps (Figure 1), transformed decodings (Figures 2 and 6) and contact sheets as PNG, charts as SVG.
+
+    Charts are Figure 3, the spectra, the runs' curves, and distances of training runs that were measured alike.
+    A run that has not logged anything yet has no curves and gets no file.
+    """
+    contents = read_folders(folders)
+    evaluations, trainings = contents.evaluations, contents.trainings
+    pictures: list[tuple[str, Image]] = []
+    groups = picture_groups(evaluations)
+    for number, group in enumerate(groups):
+        suffix = f"_{number + 1}" if len(groups) > 1 else ""
+        for grid in [latent_map_grid(group), *transform_grids(group)]:
+            name = _file_name(grid.title.replace("°", "_degrees")) or "latent_maps"
+            pictures.append((name + suffix, draw_grid(grid)))
+    charts: list[tuple[str, Figure]] = []
+    for name, drawn in (
+        ("figure3", [distance_figure(chart) for chart in distance_charts(evaluations)]),
+        ("spectrum", [spectrum_figure(chart) for chart in spectrum_charts(evaluations)]),
+        ("learning_curves", [curves_figure(item, "images") for item in comparison.shared_curves(trainings)]),
+    ):
+        charts += [(f"{name}_{number + 1}" if len(drawn) > 1 else name, chart) for number, chart in enumerate(drawn)]
+    panels = [
+        (f"curves_{run.name}", [panel for group in run_panels(run).values() for panel in group])
+        for run in contents.runs
+    ]
+    panels += [(f"training_{training.name}", training_panels(training)) for training in trainings]
+    charts += [(_file_name(name), draw_panels(drawn)) for name, drawn in panels if drawn]
+    pictures += [(_file_name(f"stages_{item.name}"), draw_stages(stages(item))) for item in trainings if item.sheets]
+    pictures += [(_file_name(f"samples_{item.name}"), read_sheet(sample_sheet(item))) for item in contents.sample_sets]
+    written = []
+    for name, picture in pictures:
+        written.append(out / f"{name}.png")
+        write_atomically(written[-1], partial(picture.save, format="png"))
+    for name, chart in charts:
+        written.append(out / f"{name}.svg")
+        write_atomically(written[-1], partial(chart.savefig, format="svg"))
+    return written
+
+
+def render_report(contents: Contents) -> str:
+    """Render the page."""
+    evaluations = contents.evaluations
+    shared = comparison.shared_curves(contents.trainings)
+    package = files("eqvae.report")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.loader = jinja2.FunctionLoader(lambda name: package.joinpath(name).read_text(encoding="utf-8"))
+    draw = {"draw_panel": draw_panel, "draw_distances": draw_distances, "draw_spectra": draw_spectra}
+    environment.globals |= draw | {"draw_curves": draw_curves, "to_css": to_css, "words": comparison}
+    environment.globals |= {"data_name": data_name, "autoencoder_colors": autoencoder_colors}
+    return environment.get_template("report.html.jinja").render(
+        css=package.joinpath("report.css").read_text(encoding="utf-8"),
+        headline=headline(contents, shared),
+        conditions=shared_conditions(evaluations),
+        notes=notes(contents),
+        evaluations=evaluations,
+        overview=overview(evaluations),
+        table=figure_table(evaluations, main_columns(evaluations)),
+        predictor_table=figure_table(evaluations, predictor_columns(evaluations)),
+        transform_tables=_transform_tables(evaluations),
+        statistics=latent_statistics(evaluations),
+        sections=[_picture_section(group) for group in picture_groups(evaluations)],
+        runs=[(run, run_panels(run)) for run in contents.runs],
+        shared=shared,
+        score_tables=score_tables(contents.scores),
+        trainings=[
+            (
+                item.name,
+                training_facts(item),
+                [embed_sheet(sheet, f"Samples of {item.name}: {sheet.label}") for sheet in stages(item)],
+                training_panels(item),
+            )
+            for item in contents.trainings
+        ],
+        sample_sets=[
+            (item.name, drawing_facts(item), embed_sheet(sample_sheet(item), f"Samples of {item.name}"))
+            for item in contents.sample_sets
+        ],
+        records=[(f"{item.TITLE} {item.name}", _record(item)) for items in contents for item in items],
+    )
+
+
+def overview(evaluations: Sequence[Evaluation]) -> Overview:
+    """Make a card for each evaluation that measured more than single images (`eqvae evaluate --all`)."""
+    bars, spectra = distance_charts(evaluations), spectrum_charts(evaluations)
+    drawn = {bar.name for chart in bars for bar in chart.entries} | {
+        line.name for chart in spectra for line in chart.entries
+    }
+    members = [item for item in evaluations if item.name in drawn]
+    colors = autoencoder_colors([item.name for item in evaluations])
+    grids, columns = card_grids(evaluations), card_columns(members)
+    cards = tuple(
+        Card(
+            name=item.name,
+            color=colors[item.name],
+            detail=_detail(item, says_conditions=not shared_conditions(evaluations)),
+            figures=tuple(
+                (metric.label.partition(" (")[0], metric.arrow, f"{text} {metric.unit}".strip())
+                for metric in columns
+                if (text := metric.show_of(item.metrics)) is not None
+            ),
+            pictures=embed(grids[item.name], 1) if item.name in grids else None,
+            distances=tuple(charts_of_one(bars, item.name)),
+            spectra=tuple(charts_of_one(spectra, item.name)),
+        )
+        for item in members
+    )
+    return Overview(
+        cards=cards,
+        distances=tuple(chart for chart in bars if len(chart.entries) > 1),
+        spectra=tuple(chart for chart in spectra if len(chart.entries) > 1),
+    )
+
+
+def _detail(evaluation: Evaluation, *, says_conditions: bool) -> str:
+    parts = []
+    if evaluation.pictures is not None:
+        channels, height, width = evaluation.pictures.latents.shape[1:]
+        size_px = evaluation.pictures.images.shape[-1]
+        parts.append(f"{channels} channels, {height} \N{MULTIPLICATION SIGN} {width} cells for {size_px} px")
+    found = (*distances([evaluation], "r"), *distances([evaluation], "i"))
+    parts += dict.fromkeys(f"{distance.features} features" for distance in found if not distance.is_fid)
+    return "; ".join([*parts, *([evaluation.describe_conditions()] if says_conditions else [])])
+
+
+def _transform_tables(evaluations: Sequence[Evaluation]) -> list[tuple[str, FigureTable]]:
+    """Equivariance errors and Frechet distances of single transformations, which other figures average."""
+    tables = [("Equivariance error", figure_table(evaluations, transform_metrics(evaluations)))]
+    for distance in distances(evaluations, "r"):
+        metrics = transform_metrics(evaluations, distance.key, distance.digits)
+        tables.append((distance.label, figure_table(evaluations, metrics)))
+    return [(label, table) for label, table in tables if table.metrics]
+
+
+def _picture_section(group: dict[str, Any]) -> dict[str, Any]:
+    """The figures of evaluations that show the same images: maps, decodings shown at once, others that fold away."""
+    grids = transform_grids(group)
+    named = [grid for grid in grids if grid.title in FEATURED_TRANSFORMS]
+    featured = sorted(named, key=lambda grid: FEATURED_TRANSFORMS.index(grid.title)) or grids[:1]
+    return {
+        "names": tuple(group),
+        "channel_counts": {item.latents.shape[1] for item in group.values()},
+        "latent_maps": embed(latent_map_grid(group), MAX_MAPS),
+        "featured": [embed(grid, MAX_DECODINGS) for grid in featured],
+        "others": [embed(grid, MAX_DECODINGS) for grid in grids if grid not in featured],
+    }
+
+
+def _record(item: OutputFolder) -> dict[str, str]:
+    """What a folder says about itself, as readable text."""
+    found = {"Configuration": item.config, "Environment": item.environment}
+    if not isinstance(item, FineTuning):
+        found["Figures"] = item.metrics
+    return {name: json.dumps(to_plain(content), indent=2, ensure_ascii=False) for name, content in found.items()}
+
+
+def _file_name(title: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", title).strip("_")

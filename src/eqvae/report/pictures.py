@@ -1,0 +1,344 @@
+"""Pictures side by side, for the page and for papers: latent maps (Figure 1 of arXiv:2502.09509), transformed decodings
+(Figures 2 and 6), contact sheets of samples (Figure 4).
+"""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import torch
+from jaxtyping import Float, Float64, UInt8
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from eqvae.artifacts import Pictures
+from eqvae.errors import UserError
+from eqvae.images import open_picture
+from eqvae.report.folders import SHEET, Evaluation, SampleSet, Training
+from eqvae.report.tables import grouped
+
+PERCENTILES = (0.01, 0.99)
+"""What of a latent map falls outside is clipped, so that a few extreme cells do not wash out the rest."""
+
+SHEET_GAP_PX = 2
+"""Between a contact sheet's pictures, and around them."""
+
+SIDE_PX = 340
+"""About what one of three sheets has on a desk; smaller ones are enlarged by whole factors."""
+
+LEAST_COUNT = 4
+"""Pictures in a row that are shown of a sheet with large ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of a grid."""
+
+    name: str
+    """The autoencoder, or "input"."""
+
+    formula: str
+    """What is seen, in the paper's letters."""
+
+    pictures: UInt8[Tensor, "n 3 h w"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Rows are images; every column shows the same images."""
+
+    title: str
+    """The transform, as `Pictures.transforms` names it; empty for latent maps."""
+
+    columns: tuple[Column, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """The images."""
+        return len(self.columns[0].pictures)
+
+    @property
+    def cell_px(self) -> tuple[int, int]:
+        """Width and height that hold the largest picture of any column."""
+        shapes = [column.pictures.shape for column in self.columns]
+        return max(shape[-1] for shape in shapes), max(shape[-2] for shape in shapes)
+
+    def enlargement(self, column: Column) -> int:
+        """The whole factor by which a column's pictures are enlarged: the largest that still fits the cell."""
+        width, height = self.cell_px
+        return max(min(width // column.pictures.shape[-1], height // column.pictures.shape[-2]), 1)
+
+    def cell(self, column: Column, row: int) -> Image.Image:
+        """Draw one picture, enlarged pixel by pixel and centred."""
+        picture = Image.fromarray(column.pictures[row].movedim(0, -1).contiguous().numpy())
+        picture = _enlarged(picture, self.enlargement(column))
+        width, height = self.cell_px
+        if picture.size == (width, height):
+            return picture
+        padded = Image.new("RGBA", (width, height), (0, 0, 0, 0))
+        padded.paste(picture, ((width - picture.width) // 2, (height - picture.height) // 2))
+        return padded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """One contact sheet."""
+
+    label: str
+    path: Path
+
+    cell_px: int | None
+    """Side of one picture; None where the folder does not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedPicture:
+    """A picture on the page."""
+
+    name: str
+    formula: str = ""
+    alt: str
+    source: str
+    """A data URI."""
+
+    width_px: int
+    height_px: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedGrid:
+    """A grid on the page."""
+
+    title: str
+    rows: tuple[tuple[EmbeddedPicture, ...], ...]
+    num_hidden_rows: int
+
+
+def picture_groups(evaluations: Sequence[Evaluation]) -> list[dict[str, Pictures]]:
+    """Gather the evaluations that show the same images: only those are drawn side by side."""
+    shown = [(item.name, item.pictures) for item in evaluations if item.pictures is not None]
+    return [dict(group) for group in grouped(shown, lambda one, other: torch.equal(one[1].images, other[1].images))]
+
+
+def transform_grids(pictures: Mapping[str, Pictures]) -> list[Grid]:
+    """Lay out transformed decodings: x, D(E(tau o x)) of the base, and D(tau o E(x)) of every autoencoder."""
+    images = _common_images(pictures)
+    names = dict.fromkeys(transform for item in pictures.values() for transform in item.transforms)
+    grids = []
+    for transform in names:
+        members = {name: item for name, item in pictures.items() if transform in item.transforms}
+        base = next(iter(members))
+        index = members[base].transforms.index(transform)
+        columns = [
+            Column(name="input", formula="x", pictures=images),
+            Column(name=base, formula="D(E(τ∘x))", pictures=members[base].encoded_transformed[index]),
+        ]
+        for name, item in members.items():
+            decoded = item.decoded_transformed[item.transforms.index(transform)]
+            columns.append(Column(name=name, formula="D(τ∘E(x))", pictures=decoded))
+        grids.append(Grid(title=transform, columns=tuple(columns)))
+    return grids
+
+
+def latent_map_grid(pictures: Mapping[str, Pictures]) -> Grid:
+    """Lay out images beside the principal components of their latents; see `latent_maps`."""
+    columns = [Column(name="input", formula="x", pictures=_common_images(pictures))]
+    maps = latent_maps([item.latents for item in pictures.values()])
+    columns += [
+        Column(name=name, formula="PCA of E(x)", pictures=drawn) for name, drawn in zip(pictures, maps, strict=True)
+    ]
+    return Grid(title="", columns=tuple(columns))
+
+
+def card_grids(evaluations: Sequence[Evaluation]) -> dict[str, Grid]:
+    """An image, its reconstruction and its latent map, by the autoencoder's name; maps of equal shape share colours."""
+    grids = {}
+    for group in picture_groups(evaluations):
+        image, *maps = latent_map_grid(group).columns
+        for (name, pictures), latent_map in zip(group.items(), maps, strict=True):
+            decoded = Column(name="decoded", formula="D(E(x))", pictures=pictures.reconstructions)
+            named = Column(name="latent map", formula=latent_map.formula, pictures=latent_map.pictures)
+            grids[name] = Grid(title="", columns=(image, decoded, named))
+    return grids
+
+
+def draw_grid(grid: Grid, gap_px: int = 8) -> Image.Image:
+    """Draw a grid as one picture on white, the columns' names above: for papers and readmes."""
+    width, height = grid.cell_px
+    size = max(width // 16, 9)
+    font = _font(size)
+    header = 3 * size + gap_px
+    sheet = Image.new(
+        "RGB",
+        (len(grid.columns) * (width + gap_px) + gap_px, header + grid.num_rows * (height + gap_px)),
+        "white",
+    )
+    draw = ImageDraw.Draw(sheet)
+    for position, column in enumerate(grid.columns):
+        left = gap_px + position * (width + gap_px)
+        centre = left + width // 2
+        draw.text((centre, gap_px + size), column.name, fill="#6b6b70", font=font, anchor="ms")
+        draw.text((centre, gap_px + 2.4 * size), column.formula, fill="#1d1d1f", font=font, anchor="ms")
+        for row in range(grid.num_rows):
+            cell = grid.cell(column, row)
+            sheet.paste(cell, (left, header + row * (height + gap_px)), cell if cell.mode == "RGBA" else None)
+    return sheet
+
+
+def embed(grid: Grid, max_rows: int) -> EmbeddedGrid:
+    """Encode a grid's pictures for the page: without loss where whole pixels were enlarged."""
+    num_rows = min(grid.num_rows, max_rows)
+
+    def cell(column: Column, row: int) -> EmbeddedPicture:
+        transform = f", {grid.title}" if grid.title and column.formula != "x" else ""
+        alt = f"Image {row + 1}, {column.name}: {column.formula}{transform}"
+        picture, is_exact = grid.cell(column, row), grid.enlargement(column) > 1
+        return _embedded(picture, column.name, column.formula, alt, lossless=is_exact)
+
+    rows = tuple(tuple(cell(column, row) for column in grid.columns) for row in range(num_rows))
+    return EmbeddedGrid(title=_transform_title(grid.title), rows=rows, num_hidden_rows=grid.num_rows - num_rows)
+
+
+def latent_maps(latents: Sequence[Float[Tensor, "_ _ _ _"]]) -> list[UInt8[Tensor, "_ 3 _ _"]]:
+    """Draw latents as pictures, their top three principal components as red, green and blue.
+
+    Each autoencoder's channels are standardized first, because fine-tuning moves the latents' scale and a mere change
+    of scale must not show. Autoencoders with equally many channels then share one projection and one colour scale;
+    where the channel counts differ, colours have nothing to do with each other.
+    """
+    cells = [_standardized_cells(latent) for latent in latents]
+    colours: dict[int, Float64[Tensor, "m 3"]] = {}
+    for channels in {cell.shape[1] for cell in cells}:
+        members = [index for index, cell in enumerate(cells) if cell.shape[1] == channels]
+        painted = _project(torch.cat([cells[index] for index in members]))
+        split = painted.split([len(cells[index]) for index in members])
+        colours |= dict(zip(members, split, strict=True))
+    return [_cells_to_pictures(colours[index], latent) for index, latent in enumerate(latents)]
+
+
+def stages(training: Training) -> list[Sheet]:
+    """Choose the contact sheets that show how samples became better: the first, the middle, the last."""
+    chosen = steps = list(training.sheets)
+    if len(steps) > 3:
+        middle = (steps[0] + steps[-1]) / 2
+        chosen = [steps[0], min(steps[1:-1], key=lambda step: abs(step - middle)), steps[-1]]
+    sheets = []
+    for step in chosen:
+        count = training.num_images(step)
+        label = f"Step {step:,}" + (f", {count:,} images" if count is not None else "")
+        sheets.append(Sheet(label=label, path=training.sheets[step], cell_px=_image_size_px(training.card)))
+    return sheets
+
+
+def sample_sheet(samples: SampleSet) -> Sheet:
+    """Find the contact sheet of a sample set."""
+    return Sheet(label=samples.name, path=samples.folder / SHEET, cell_px=_image_size_px(samples.card))
+
+
+def read_sheet(sheet: Sheet) -> Image.Image:
+    """Read a sheet, or of one with large pictures the first rows and columns."""
+    try:
+        with open_picture(sheet.path) as file:
+            picture = file.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"'{sheet.path}' is no readable picture ({error})", "Remove it or write it again") from None
+    if sheet.cell_px is not None:
+        count = max(round(SIDE_PX / sheet.cell_px), LEAST_COUNT)
+        side = count * (sheet.cell_px + SHEET_GAP_PX) + SHEET_GAP_PX
+        picture = picture.crop((0, 0, min(side, picture.width), min(side, picture.height)))
+    return _enlarged(picture, max(round(SIDE_PX / picture.width), 1))
+
+
+def embed_sheet(sheet: Sheet, alt: str) -> EmbeddedPicture:
+    """Encode a sheet for the page, at most for screens of twice the density."""
+    picture = read_sheet(sheet)
+    picture.thumbnail((2 * SIDE_PX, 2 * SIDE_PX), Image.Resampling.LANCZOS)
+    return _embedded(picture, sheet.label, "", alt)
+
+
+def draw_stages(sheets: Sequence[Sheet]) -> Image.Image:
+    """Lay sheets side by side under their labels, for papers."""
+    pictures = [read_sheet(sheet) for sheet in sheets]
+    gap, size = max(pictures[0].width // 24, 8), max(pictures[0].width // 22, 13)
+    font = _font(size)
+    widths = [
+        max(picture.width, int(font.getlength(sheet.label)) + 1)
+        for sheet, picture in zip(sheets, pictures, strict=True)
+    ]
+    top, height = 2 * gap + size, max(item.height for item in pictures)
+    page = Image.new("RGB", (sum(widths) + gap * (len(widths) + 1), top + height + gap), "white")
+    draw, x = ImageDraw.Draw(page), gap
+    for sheet, picture, width in zip(sheets, pictures, widths, strict=True):
+        draw.text((x, gap), sheet.label, fill="#55555a", font=font)
+        page.paste(picture, (x, top))
+        x += width + gap
+    return page
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # it has the Greek letters
+    return ImageFont.truetype(str(path), size)
+
+
+def _enlarged(picture: Image.Image, factor: int) -> Image.Image:
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def _embedded(
+    picture: Image.Image, name: str, formula: str, alt: str, *, lossless: bool = False
+) -> EmbeddedPicture:  # fmt: skip
+    buffer = io.BytesIO()
+    picture.save(buffer, format="WEBP", quality=90, method=4, lossless=lossless)
+    source = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    width, height = picture.size
+    return EmbeddedPicture(name=name, formula=formula, alt=alt, source=source, width_px=width, height_px=height)
+
+
+def _transform_title(transform: str) -> str:
+    """For example `Rotation by 90°`; the name itself where it says enough."""
+    if transform.startswith("s = ") and "·" not in transform:
+        return f"Scale, {transform}"
+    if transform.endswith(("°", " degrees")) and "·" not in transform:
+        return f"Rotation by {transform}"
+    return transform
+
+
+def _common_images(pictures: Mapping[str, Pictures]) -> UInt8[Tensor, "n 3 h w"]:
+    images = [item.images for item in pictures.values()]
+    if not all(torch.equal(images[0], other) for other in images[1:]):
+        raise ValueError("The autoencoders' pictures show different images")
+    return images[0]
+
+
+def _standardized_cells(latent: Float[Tensor, "n c h w"]) -> Float64[Tensor, "m c"]:
+    """One row for each cell, each channel with mean 0 and standard deviation 1; a constant channel is all zeros."""
+    cells = latent.detach().double().movedim(1, -1).flatten(0, 2)
+    centred = cells - cells.mean(0)
+    std = centred.square().mean(0).sqrt()
+    return torch.where(std > 1e-12, centred / std.clamp_min(1e-12), 0.0)
+
+
+def _project(cells: Float64[Tensor, "m c"]) -> Float64[Tensor, "m 3"]:
+    """Project to the leading eigenvectors of the covariance and stretch each component to [0, 1]."""
+    covariance = cells.T @ cells / len(cells)
+    directions = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :3]
+    # An eigenvector's sign is arbitrary: make its largest entry positive, so that colours never invert between runs.
+    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+    components = cells @ (directions * largest.sign())
+    ordered = components.sort(0).values
+    low, high = (ordered[round(share * (len(cells) - 1))] for share in PERCENTILES)
+    stretched = torch.where(high > low, (components - low) / (high - low).clamp_min(1e-12), 0.5).clamp(0.0, 1.0)
+    return torch.nn.functional.pad(stretched, (0, 3 - stretched.shape[1]), value=0.5)
+
+
+def _cells_to_pictures(colours: Float64[Tensor, "m 3"], latent: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n 3 h w"]:
+    n, _, height, width = latent.shape
+    return (colours * 255.0).round().to(torch.uint8).reshape(n, height, width, 3).movedim(-1, 1).contiguous()
+
+
+def _image_size_px(card: Mapping[str, object]) -> int | None:
+    size = card.get("image_size_px")
+    return size if isinstance(size, int) and size > 0 else None
