@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from eqvae.autoencoders import build_autoencoder, load_autoencoder
     from eqvae.autoencoders.protocol import Autoencoder, Posterior
-    from eqvae.equivariance import Objective, eq_vae_loss
+    from eqvae.equivariance import Decoded, decode_transformed, eq_vae_loss, equivariance_loss
     from eqvae.metrics.equivariance import equivariance_error
     from eqvae.metrics.reconstruction import psnr_db, ssim
     from eqvae.report import write_report
@@ -26,8 +26,10 @@ _HOME = {
     "Rotate": "eqvae.transforms",
     "Scale": "eqvae.transforms",
     "TransformSampler": "eqvae.transforms",
+    "Decoded": "eqvae.equivariance",
+    "decode_transformed": "eqvae.equivariance",
     "eq_vae_loss": "eqvae.equivariance",
-    "Objective": "eqvae.equivariance",
+    "equivariance_loss": "eqvae.equivariance",
     "Autoencoder": "eqvae.autoencoders.protocol",
     "Posterior": "eqvae.autoencoders.protocol",
     "build_autoencoder": "eqvae.autoencoders",
@@ -44,16 +46,18 @@ _HOME = {
 __all__ = [
     "Autoencoder",
     "Compose",
+    "Decoded",
     "Draw",
     "EvaluateConfig",
-    "Objective",
     "Posterior",
     "Rotate",
     "Scale",
     "TransformSampler",
     "build_autoencoder",
+    "decode_transformed",
     "eq_vae_loss",
     "equivariance_error",
+    "equivariance_loss",
     "evaluate",
     "load_autoencoder",
     "psnr_db",

@@ -1,145 +1,145 @@
-"""EQ-VAE: the objective of arXiv:2502.09509.
+"""EQ-VAE, the idea of arXiv:2502.09509: `L(tau o x, D(tau o E(x)))`.
 
-    L_EQ-VAE(x, tau) = L_rec(tau o x, D(tau o E(x))) + lambda_gan L_gan(D(tau o E(x))) + lambda_reg L_reg    (5)
+An autoencoder that decodes a transformed latent to the transformed image has a latent space on which tau acts as it
+acts on images. All of this can be differentiated; a training loop of one's own needs three lines:
 
-An autoencoder that can decode a transformed latent to the transformed image has a latent space on which tau acts as it
-acts on images. With tau the identity this is the standard objective (1); Equation 7 mixes the two, and
-`eqvae.transforms.TransformSampler` draws which one a step takes. A discrete autoencoder quantizes after tau, and its
-L_reg is the codebook's.
+    loss = eq_vae_loss(autoencoder, x, TransformSampler(), generator).mean()
+    loss.backward()
+    optimizer.step()
+
+Like the released code, it transforms a sample of the posterior, encodes once and decodes once. L_gan, the adversarial
+term of Equations 1 and 5, is in `eqvae.losses.adversarial`: its adaptive weight cuts the graph at D's end.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, Quantized
-from eqvae.transforms import Transform
+from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, Posterior, Quantized
+from eqvae.losses.reconstruction import l1_distance
+from eqvae.transforms import IDENTITY, Transform, TransformSampler
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""L_rec(target, decoded): one value for each image."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective:
-    """The terms of Equation 5 for each image, before their weights, and the pair of images that they compare."""
-
-    reconstruction: Float[Tensor, " n"]
-    """L_rec(tau o x, D(tau o E(x))): L1 + perceptual, summed over pixels as in LDM."""
-
-    adversarial: Float[Tensor, " n"]
-    """L_gan(D(tau o E(x))): minus the discriminator's logits, averaged over patches; zero without a discriminator."""
-
-    regularization: Float[Tensor, " n"]
-    """L_reg: Kullback-Leibler divergence to N(0, I), nats, summed over the latent; zero for a discrete autoencoder."""
-
-    quantized: Quantized | None
-    """What the codebook made of tau o E(x), with its own L_reg; None for a continuous autoencoder."""
-
-    latent: Float[Tensor, "n c _ _"]
-    """E(x): the posterior's mean, raw, before tau."""
-
-    transformed: Float[Tensor, "n c h2 w2"]
-    """tau o E(x), raw: what is decoded, before quantization."""
+class Decoded:
+    """The two images that EQ-VAE compares, and what lay between them."""
 
     target: Float[Tensor, "n 3 h w"]
     """tau o x."""
 
     decoded: Float[Tensor, "n 3 h w"]
-    """D(tau o E(x)), the end of the autoencoder's graph."""
+    """D(tau o E(x)); nominally in [-1, 1]."""
 
-    seam: Float[Tensor, "n 3 h w"]
-    """The same values, cut off: the leaf on which the first two terms depend, see `backward`."""
+    posterior: Posterior
+    """E(x), before tau."""
 
-    fake_logits: Float[Tensor, "n 1 _ _"] | None
-    """The discriminator's view of `seam`; its own loss uses them too."""
+    latents: Float[Tensor, "n c h2 w2"]
+    """tau o z with z drawn from E(x), raw: what is decoded, before quantization."""
 
-    def backward(
-        self,
-        last_layer: Tensor,
-        *,
-        adversarial_weight: float,
-        regularization: Float[Tensor, ""],
-        factor: float,
-    ) -> Float[Tensor, ""]:
-        """Send the gradient of `factor * (L_rec + lambda_gan L_gan + regularization)` through the decoder, once.
-
-        `lambda_gan` is LDM's adaptive weight: `adversarial_weight * |grad L_rec| / |grad L_gan|`, measured at the
-        decoder's last layer. Both gradients are known at the seam, so each costs one convolution's weight gradient.
-
-        Args:
-            last_layer: Weight of the decoder's last convolution.
-            adversarial_weight: 0.5 in LDM; 0 leaves L_gan out.
-            regularization: lambda_reg L_reg, already weighted (1e-6 times the divergence in LDM; see `step.py` for the
-                codebook's).
-            factor: Conditions the whole, e.g. 1 / pixels; changes no ratio.
-
-        Returns:
-            lambda_gan.
-        """
-        (gradient,) = torch.autograd.grad(self.reconstruction.mean(), self.seam)
-        adaptive_weight = self.seam.new_zeros(())
-        if adversarial_weight > 0 and self.fake_logits is not None:
-            (adversarial,) = torch.autograd.grad(self.adversarial.mean(), self.seam, retain_graph=True)
-
-            def norm_at_last_layer(upstream: Tensor) -> Tensor:
-                upstream = upstream.to(self.decoded.dtype)
-                return torch.autograd.grad(self.decoded, last_layer, upstream, retain_graph=True)[0].float().norm()
-
-            ratio = norm_at_last_layer(gradient) / (norm_at_last_layer(adversarial) + 1e-4)
-            adaptive_weight = adversarial_weight * ratio.clamp(0.0, 1e4)
-            gradient = gradient + adaptive_weight * adversarial
-        ends, upstream = [self.decoded], [(factor * gradient).to(self.decoded.dtype)]
-        if regularization.requires_grad:  # not where the encoder is deterministic
-            ends, upstream = [*ends, factor * regularization], [*upstream, torch.ones_like(regularization)]
-        torch.autograd.backward(ends, upstream)
-        return adaptive_weight
+    quantized: Quantized | None
+    """What the codebook made of these latents; None for a continuous autoencoder."""
 
 
-def eq_vae_loss(
+def decode_transformed(
+    autoencoder: Autoencoder, x: Float[Tensor, "n 3 h w"], tau: Transform, noise: Float[Tensor, "n c h2 w2"]
+) -> Decoded:
+    """Encode images, transform their latents and decode these: D(tau o E(x)) beside tau o x.
+
+    Args:
+        autoencoder: E and D; a discrete one quantizes after tau.
+        x: Images, RGB in [-1, 1]; both sides divisible by the stride.
+        tau: The transformation; its scales must leave whole latent cells, as `TransformSampler`'s do.
+        noise: Standard normal numbers in the latent's shape; of no effect where the encoder is deterministic.
+
+    Returns:
+        Both images and what lay between, on one graph.
+    """
+    posterior = autoencoder.encode(x)
+    z = tau(posterior.sample(noise))
+    if isinstance(autoencoder, DiscreteAutoencoder):
+        quantized = autoencoder.quantize(z)
+        decoded = autoencoder.decode_quantized(quantized.z_q)
+    else:
+        quantized, decoded = None, autoencoder.decode(z)
+    return Decoded(target=tau(x), decoded=decoded, posterior=posterior, latents=z, quantized=quantized)
+
+
+def vae_loss(
+    autoencoder: Autoencoder, x: Float[Tensor, "n 3 h w"], noise: Float[Tensor, "n c h2 w2"], **terms: Any
+) -> Float[Tensor, " n"]:
+    """L_rec(x, D(E(x))) + lambda_reg L_reg: Equation 1; `terms` as those of `equivariance_loss`."""
+    return equivariance_loss(autoencoder, x, IDENTITY, noise, **terms)
+
+
+def explicit_loss(
+    autoencoder: Autoencoder,
+    x: Float[Tensor, "n 3 h w"],
+    z: Float[Tensor, "n c h2 w2"],
+    tau: Transform,
+    *,
+    stop_gradient: bool = False,
+) -> Float[Tensor, " n"]:
+    """`||tau o E(x) - E(tau o x)||^2`, Equation 4, given z = E(x): the ablation of Table 7; latents collapse."""
+    transformed = autoencoder.encode(tau(x)).mode()
+    if stop_gradient:
+        transformed = transformed.detach()
+    return (tau(z) - transformed).float().square().flatten(1).sum(1)
+
+
+def equivariance_loss(
     autoencoder: Autoencoder,
     x: Float[Tensor, "n 3 h w"],
     tau: Transform,
     noise: Float[Tensor, "n c h2 w2"],
     *,
-    reconstruction_loss: Callable[[Tensor, Tensor], Tensor],
-    discriminator: Callable[[Tensor], Tensor] | None = None,
-) -> Objective:
-    """L_EQ-VAE(x, tau), Equation 5; with tau the identity L_VAE(x), Equation 1. Encodes once and decodes once.
-
-    Like the released code, it transforms a sample of the posterior. Unlike it, one reconstruction and one tau serve
-    the autoencoder and the discriminator.
+    reconstruction_loss: Distance = l1_distance,
+    kl_weight: float = 1e-6,
+    codebook_weight: float = 1.0,
+    commitment_weight: float = 0.25,
+) -> Float[Tensor, " n"]:
+    """L_rec(tau o x, D(tau o E(x))) + lambda_reg L_reg: Equation 5 of arXiv:2502.09509 without L_gan.
 
     Args:
         autoencoder: E and D.
-        x: Images in [-1, 1].
-        tau: The step's transformation.
+        x: Images, RGB in [-1, 1].
+        tau: The transformation; with the identity this is Equation 1.
         noise: Standard normal numbers in the latent's shape.
-        reconstruction_loss: L_rec(target, reconstruction) for each image.
-        discriminator: Images to logits, or None for an objective without L_gan.
+        reconstruction_loss: L_rec for each image, summed over its values as in LDM; L1 alone unless given, see
+            `eqvae.losses.reconstruction.ReconstructionLoss` for the perceptual distance.
+        kl_weight: lambda_reg of a Gaussian encoder.
+        codebook_weight: Per value, of the loss that pulls codes to latents.
+        commitment_weight: Per value, of the loss that pulls latents to codes.
 
     Returns:
-        The terms; their `backward` sends the gradients into the autoencoder.
+        One loss for each image.
     """
-    posterior = autoencoder.encode(x)
-    target, z = tau(x), tau(posterior.sample(noise))
-    quantized = None
-    if isinstance(autoencoder, DiscreteAutoencoder):
-        quantized = autoencoder.quantize(z)
-        decoded = autoencoder.decode_quantized(quantized.z_q)
-    else:
-        decoded = autoencoder.decode(z)
+    pair = decode_transformed(autoencoder, x, tau, noise)
+    loss = reconstruction_loss(pair.target, pair.decoded) + kl_weight * pair.posterior.kl()
+    if pair.quantized is None:
+        return loss
+    # VQ-GAN's weights are relative to the reconstruction loss per value, which is a sum here.
+    values_per_latent_value = pair.target[0].numel() / pair.latents[0].numel()
+    codes = codebook_weight * pair.quantized.codebook_loss + commitment_weight * pair.quantized.commitment_loss
+    return loss + values_per_latent_value * codes
 
-    seam = decoded.detach().float().requires_grad_()
-    logits = discriminator(seam) if discriminator is not None else None
-    return Objective(
-        reconstruction=reconstruction_loss(target, seam),
-        adversarial=-logits.float().flatten(1).mean(1) if logits is not None else seam.new_zeros(len(x)),
-        regularization=posterior.kl(),
-        quantized=quantized,
-        latent=posterior.mode(),
-        transformed=z,
-        target=target,
-        decoded=decoded,
-        seam=seam,
-        fake_logits=logits,
-    )
+
+def eq_vae_loss(
+    autoencoder: Autoencoder,
+    x: Float[Tensor, "n 3 h w"],
+    sampler: TransformSampler,
+    generator: torch.Generator | None = None,
+    **terms: Any,
+) -> Float[Tensor, " n"]:
+    """Equation 7: Equation 5 with tau drawn, or Equation 1 in the plain branch; `terms` as there."""
+    draw = sampler.draw((x.shape[-2] // autoencoder.stride, x.shape[-1] // autoencoder.stride), generator)
+    x = draw.before(x)
+    shape = (len(x), autoencoder.latent_channels, *(side // autoencoder.stride for side in x.shape[-2:]))
+    noise = torch.randn(shape, generator=generator).to(x.device)
+    return equivariance_loss(autoencoder, x, draw.tau, noise, **terms)

@@ -351,39 +351,6 @@ def test_golden_losses(configure, small_autoencoder):
 # The watchdog -------------------------------------------------------------------------------------------------------
 
 
-def look_at(losses, window: int = 20) -> list[str]:
-    watchdog = Watchdog(window)
-    return [verdict for loss in losses if (verdict := watchdog.look(loss)) is not None]
-
-
-def test_the_watchdog_is_silent_before_its_window_is_full():
-    assert look_at([1.0] * 19) == []
-
-
-def test_a_dead_discriminator_is_said_once():
-    (verdict,) = look_at([1.0 + 0.001 * (-1) ** step for step in range(200)])
-    assert "dead" in verdict
-
-
-def test_a_saturated_discriminator_is_said_once():
-    (verdict,) = look_at([0.001] * 200)
-    assert "saturated" in verdict
-
-
-def test_a_healthy_discriminator_is_left_in_peace():
-    generator = np.random.default_rng(0)
-    assert look_at(generator.uniform(0.5, 1.1, 500)) == []
-    assert look_at(1.0 + generator.uniform(-0.1, 0.1, 500)) == []  # near chance, but alive
-
-
-def test_a_relapse_is_said_again():
-    healthy = [0.4, 0.9] * 20
-    verdicts = look_at([1.0] * 40 + healthy + [0.0] * 40 + healthy + [1.0] * 40)
-    assert [next(word for word in ("dead", "saturated") if word in verdict) for verdict in verdicts] == [
-        "dead", "saturated", "dead",
-    ]  # fmt: skip
-
-
 def test_the_watchdogs_words_reach_the_journal(configure, small_autoencoder, monkeypatch, capsys):
     words, seen = iter([None, "the discriminator sleeps", None]), []
     monkeypatch.setattr(Watchdog, "look", lambda self, loss: seen.append(loss) or next(words))

@@ -165,11 +165,11 @@ def test_the_discriminators_warm_up_leaves_the_autoencoder_bit_for_bit(small_aut
         before, discriminator, average = (
             weights(state.autoencoder),
             weights(state.discriminator),
-            weights(state.average),
+            weights(state.exported()),
         )
         record = step(state, x, config)
         assert_same(weights(state.autoencoder), before)
-        assert_same(weights(state.average), average)
+        assert_same(weights(state.exported()), average)
         after = weights(state.discriminator)
         assert all(not torch.equal(after[name], value) for name, value in discriminator.items())
         assert (record.learning_rate, record.adaptive_weight, record.gradient_norm) == (0.0, 0.0, 0.0)

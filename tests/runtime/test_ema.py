@@ -59,9 +59,12 @@ def test_constant_weights_stay_as_they_are_bit_for_bit():
 def test_warm_up_forgets_first_weights_sooner():
     module = _Module()
     ema, plain = Ema(module, decay=0.9, warm_up=True), Ema(module, decay=0.9)
+    module.set(3.0, 3.0)
+    ema.update(module)
+    assert ema.averages["weight"].tolist() == [3.0, 3.0]  # nothing is left of the start
     module.set(0.0, 0.0)
-    expected = 1.0
-    for update in range(200):
+    expected = 3.0
+    for update in range(1, 201):
         ema.update(module)
         plain.update(module)
         expected *= min(0.9, (1 + update) / (10 + update))
@@ -154,3 +157,13 @@ def test_any_horizon_is_reconstructed_from_two(tmp_path, sigma_rel, step):
 def test_without_snapshots_nothing_is_reconstructed(tmp_path):
     with pytest.raises(UserError, match="no snapshots up to step 0"):
         reconstruct(find_snapshots(tmp_path), sigma_rel=0.1)
+
+
+def test_a_twins_own_weights_are_the_averages():
+    module, twin = _Module(), _Module()
+    ema = Ema(module, decay=0.5, twin=twin)
+    module.set(5.0, 6.0)
+    ema.update(module)
+    assert twin.weight.tolist() == [3.0, 2.0]
+    ema.load_state_dict({**module.state_dict(), "num_updates": torch.tensor(4)})
+    assert (twin.weight.tolist(), ema.num_updates) == ([5.0, 6.0], 4)

@@ -1,11 +1,38 @@
-"""L_gan of Equation 1: PatchGAN with the hinge loss, and a watchdog over the discriminator."""
+"""L_gan of Equations 1 and 5: PatchGAN with the hinge loss, LDM's adaptive weight, a watchdog over both."""
 
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from eqvae.runtime.processes import count_processes, sum_with_gradient
+
+
+class GlobalBatchNorm(nn.BatchNorm2d):
+    """Batch normalization over the batch of all processes together, on any device (PyTorch's needs accelerators)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize by the global batch's mean and variance."""
+        num_processes = count_processes()
+        if num_processes == 1 or not self.training:
+            return super().forward(input)
+        values = input.float()
+        count = num_processes * values[:, 0].numel()
+        mean = sum_with_gradient(values.sum((0, 2, 3))) / count
+        centred = values - mean[:, None, None]
+        variance = sum_with_gradient(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            assert self.running_mean is not None and self.running_var is not None
+            assert self.num_batches_tracked is not None and self.momentum is not None
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
 
 
 class PatchDiscriminator(nn.Sequential):
@@ -20,7 +47,7 @@ class PatchDiscriminator(nn.Sequential):
             stride = 2 if index < num_layers else 1
             layers += [
                 nn.Conv2d(channels, wider, 4, stride=stride, padding=1, bias=False),
-                nn.BatchNorm2d(wider),
+                GlobalBatchNorm(wider),
                 nn.LeakyReLU(0.2),
             ]
             channels = wider
@@ -40,6 +67,69 @@ MIN_IMAGE_SIZE_PX = 24
 def hinge_loss(real_logits: Float[Tensor, "n 1 h w"], fake_logits: Float[Tensor, "n 1 h w"]) -> Float[Tensor, ""]:
     """The discriminator's loss: half of `relu(1 - real) + relu(1 + fake)`, averaged over patches."""
     return 0.5 * (F.relu(1.0 - real_logits.float()).mean() + F.relu(1.0 + fake_logits.float()).mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seam:
+    """The end of the autoencoder's graph, cut open, so that all losses of the image share one pass through the decoder.
+
+    Both gradients that LDM's adaptive weight compares are known here, and each costs one convolution's weight gradient.
+    """
+
+    decoded: Float[Tensor, "n 3 h w"]
+    """D(tau o E(x)), where the autoencoder's graph ends."""
+
+    image: Float[Tensor, "n 3 h w"]
+    """The same values, in float32, as the leaf on which L_rec and L_gan depend."""
+
+    @classmethod
+    def cut(cls, decoded: Float[Tensor, "n 3 h w"]) -> "Seam":
+        """Cut the graph after the decoder."""
+        return cls(decoded=decoded, image=decoded.detach().float().requires_grad_())
+
+    def backward(
+        self,
+        last_layer: Tensor,
+        *,
+        reconstruction: Float[Tensor, ""],
+        adversarial: Float[Tensor, ""] | None,
+        adversarial_weight: float,
+        regularization: Float[Tensor, ""],
+        factor: float,
+        average: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+    ) -> Float[Tensor, ""]:
+        """Send the gradient of `factor * (L_rec + lambda_gan L_gan + regularization)` through the decoder, once.
+
+        Args:
+            last_layer: Weight of the decoder's last convolution, where the adaptive weight is measured.
+            reconstruction: L_rec, a function of `image`.
+            adversarial: L_gan, a function of `image`; None without a discriminator.
+            adversarial_weight: 0.5 in LDM; 0 leaves L_gan out.
+            regularization: lambda_reg L_reg, already weighted.
+            factor: Conditions the whole, e.g. 1 / pixels; changes no ratio.
+            average: Averages gradients over processes, so that all of them find the same weight.
+
+        Returns:
+            lambda_gan = `adversarial_weight * |grad L_rec| / |grad L_gan|`.
+        """
+        (gradient,) = torch.autograd.grad(reconstruction, self.image)
+        adaptive_weight = self.image.new_zeros(())
+        if adversarial_weight > 0 and adversarial is not None:
+            (against,) = torch.autograd.grad(adversarial, self.image, retain_graph=True)
+
+            def norm_at_last_layer(upstream: Tensor) -> Tensor:
+                upstream = upstream.to(self.decoded.dtype)
+                (found,) = torch.autograd.grad(self.decoded, last_layer, upstream, retain_graph=True)
+                return average(found).float().norm()
+
+            ratio = norm_at_last_layer(gradient) / (norm_at_last_layer(against) + 1e-4)
+            adaptive_weight = adversarial_weight * ratio.clamp(0.0, 1e4)
+            gradient = gradient + adaptive_weight * against
+        ends, upstream = [self.decoded], [(factor * gradient).to(self.decoded.dtype)]
+        if regularization.requires_grad:  # not where the encoder is deterministic
+            ends, upstream = [*ends, factor * regularization], [*upstream, torch.ones_like(regularization)]
+        torch.autograd.backward(ends, upstream)
+        return adaptive_weight
 
 
 class Watchdog:

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from eqvae.equivariance import Objective
-from eqvae.metrics.codes import CodeCounts
+from eqvae.autoencoders.protocol import Quantized
+from eqvae.runtime.processes import Processes
 
 _SMOOTHING = 1e-5
 """epsilon of Laplace smoothing: no code divides by zero."""
@@ -25,12 +25,10 @@ class Codes:
     """Their nearest codes."""
 
     @classmethod
-    def of(cls, objective: Objective) -> "Codes | None":
-        """Take them out of a micro-batch's objective."""
-        if objective.quantized is None:
-            return None
-        vectors = objective.transformed.detach().permute(0, 2, 3, 1).flatten(0, 2).float()
-        return cls(vectors=vectors, tokens=objective.quantized.tokens.flatten())
+    def of(cls, latents: Float[Tensor, "n c h w"], quantized: Quantized, processes: Processes) -> "Codes":
+        """Take them out of a micro-batch, all processes' parts of it: each then moves the codes alike."""
+        vectors = latents.detach().permute(0, 2, 3, 1).flatten(0, 2).float()
+        return cls(vectors=processes.join(vectors), tokens=processes.join(quantized.tokens.flatten()))
 
     @classmethod
     def join(cls, parts: "Sequence[Codes]") -> "Codes | None":
@@ -40,12 +38,6 @@ class Codes:
         return cls(
             vectors=torch.cat([part.vectors for part in parts]), tokens=torch.cat([part.tokens for part in parts])
         )
-
-    def figures(self, codebook_size: int) -> dict[str, float]:
-        """Measure how the step used the codebook."""
-        counts = CodeCounts(codebook_size)
-        counts.add(self.tokens)
-        return counts.figures()
 
 
 @dataclass(kw_only=True)

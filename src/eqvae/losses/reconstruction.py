@@ -34,6 +34,11 @@ class FeatureDistance(nn.Module):
         return torch.stack(distances).mean(0)
 
 
+def l1_distance(target: Float[Tensor, "n 3 h w"], decoded: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
+    """Absolute differences of two images, summed over their values."""
+    return (target - decoded).abs().flatten(1).sum(1)
+
+
 def _unit(feature: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
     feature = feature.float()
     return feature / (feature.square().sum(1, keepdim=True) + 1e-8).sqrt()
@@ -54,7 +59,7 @@ class ReconstructionLoss(nn.Module):
         self, target: Float[Tensor, "n 3 h w"], reconstruction: Float[Tensor, "n 3 h w"]
     ) -> Float[Tensor, " n"]:
         """Compare images."""
-        loss = (target - reconstruction).abs().flatten(1).sum(1)
+        loss = l1_distance(target, reconstruction)
         if self.distance is None:
             return loss
         # LDM adds the distance of an image to each of its values before it sums.

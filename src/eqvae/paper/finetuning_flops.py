@@ -7,8 +7,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from eqvae.equivariance import eq_vae_loss
-from eqvae.losses.adversarial import build_discriminator, hinge_loss
+from eqvae.equivariance import decode_transformed
+from eqvae.losses.adversarial import Seam, build_discriminator, hinge_loss
+from eqvae.losses.reconstruction import l1_distance
 from eqvae.paper.flop_counts import META, Architecture, area_of, meta_autoencoder, perceptual_flops
 from eqvae.runs.finetune_config import FinetuneConfig
 from eqvae.runtime.seeds import generator_for
@@ -118,27 +119,24 @@ def _objective_flops(
     x = torch.empty(1, 3, image_size_px, image_size_px, device=META)
     noise = torch.empty(1, autoencoder.latent_channels, side, side, device=META)
 
-    def distance(target: Tensor, reconstruction: Tensor) -> Tensor:
-        return (target - reconstruction).abs().flatten(1).sum(1)
-
     def judge(image: Tensor) -> Tensor:
         assert discriminator is not None
         return discriminator(1.0 * image)  # the counter can't follow `autograd.grad` to a leaf that a module was given
 
     def run() -> None:
-        critic = judge if adversarial else None
-        objective = eq_vae_loss(autoencoder, x, IDENTITY, noise, reconstruction_loss=distance, discriminator=critic)
-        loss: Tensor | None = None
-        if objective.fake_logits is not None:
-            loss = hinge_loss(judge(objective.target), objective.fake_logits)
-        if objective.decoded.requires_grad:
-            objective.backward(
+        pair = decode_transformed(autoencoder, x, IDENTITY, noise)
+        seam = Seam.cut(pair.decoded)
+        logits = judge(seam.image) if adversarial else None
+        if pair.decoded.requires_grad:
+            seam.backward(
                 autoencoder.last_layer.weight,
+                reconstruction=l1_distance(pair.target, seam.image).mean(),
+                adversarial=-logits.mean() if logits is not None else None,
                 adversarial_weight=float(adversarial),
-                regularization=objective.regularization.mean(),
+                regularization=pair.posterior.kl().mean(),
                 factor=1.0,
             )
-        if discriminator is not None and loss is not None:
-            loss.backward(inputs=list(discriminator.parameters()))
+        if discriminator is not None and logits is not None:
+            hinge_loss(judge(pair.target), logits).backward(inputs=list(discriminator.parameters()))
 
     return float(count_flops(run))

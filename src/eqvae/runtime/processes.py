@@ -2,18 +2,23 @@
 
 import atexit
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 import torch.distributed
+import torch.distributed.nn.functional
 from accelerate import PartialState
 from torch import Tensor
+from torch.nn import Parameter
 
 from eqvae.runtime.progress import Progress
 
 Value = TypeVar("Value")
+
+_BUCKET_SIZE = 2**24
+"""Gradients that travel together: 64 MiB in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,37 @@ class Processes:
         torch.distributed.all_reduce(total)
         return total.to(value.device)
 
+    def average(self, value: Tensor) -> Tensor:
+        """Average a tensor over processes, each of which stands for as many images."""
+        return value if self.count == 1 else self.sum(value) / self.count
+
+    def any(self, flag: bool) -> bool:
+        """Whether it holds for any of the processes; all of them get the same answer."""
+        return flag if self.count == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)))
+
+    def join(self, rows: Tensor) -> Tensor:
+        """Put all processes' rows together, in the order of ranks; each has as many."""
+        if self.count == 1:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.count)]
+        torch.distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    def average_gradients(self, parameters: Iterable[Parameter]) -> None:
+        """Average gradients over processes, many at a time."""
+        if self.count == 1:
+            return
+        pending: list[Tensor] = []
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for index, gradient in enumerate(gradients):
+            pending.append(gradient)
+            if sum(each.numel() for each in pending) < _BUCKET_SIZE and index < len(gradients) - 1:
+                continue
+            means = self.average(torch.cat([each.flatten() for each in pending]))
+            for each, mean in zip(pending, means.split([each.numel() for each in pending]), strict=True):
+                each.copy_(mean.view_as(each))
+            pending = []
+
     def gather(self, value: Value) -> list[Value]:
         """Collect an object from each process."""
         if self.count == 1:
@@ -62,6 +98,20 @@ class Processes:
         values: list = [None] * self.count
         torch.distributed.all_gather_object(values, value)
         return values
+
+
+ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
+"""A single process, wherever it computes."""
+
+
+def count_processes() -> int:
+    """Count the processes that work together."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def sum_with_gradient(value: Tensor) -> Tensor:
+    """Add up a tensor over processes as a step of the graph: each process's loss sends its gradient to all."""
+    return torch.distributed.nn.functional.all_reduce(value)
 
 
 def join_processes(device: torch.device) -> Processes:

@@ -1,12 +1,11 @@
 """The state of a run: all that a resume needs, in one record."""
 
+import copy
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
-from torch.optim.swa_utils import AveragedModel
 
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.losses.adversarial import PatchDiscriminator, build_discriminator
@@ -14,6 +13,7 @@ from eqvae.losses.codebook import CodebookState
 from eqvae.runs.finetune_config import FinetuneConfig
 from eqvae.runtime.device import place
 from eqvae.training.checkpoint import load_optimizer_tensors, optimizer_tensors, sub_state
+from eqvae.training.ema import Ema
 
 
 @dataclass(kw_only=True)
@@ -24,7 +24,10 @@ class TrainState:
     optimizer: Optimizer
     discriminator: PatchDiscriminator | None
     discriminator_optimizer: Optimizer | None
-    average: AveragedModel | None
+    average: Ema | None
+    averaged: Autoencoder | None
+    """Holds the averaged weights; never trained itself."""
+
     codebook: CodebookState | None = None
     """Of a discrete autoencoder whose codes are averaged or restarted."""
 
@@ -35,7 +38,8 @@ class TrainState:
         named = {f"autoencoder.{name}": value for name, value in self.autoencoder.state_dict().items()}
         named |= optimizer_tensors(self.optimizer, "optimizer")
         if self.average is not None:
-            named |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+            named |= {f"average.module.{name}": value for name, value in self.average.weights().items()}
+            named["average.n_averaged"] = torch.tensor(self.average.num_updates)
         if self.discriminator is not None and self.discriminator_optimizer is not None:
             named |= {f"discriminator.{name}": value for name, value in self.discriminator.state_dict().items()}
             named |= optimizer_tensors(self.discriminator_optimizer, "discriminator_optimizer")
@@ -48,7 +52,8 @@ class TrainState:
         self.autoencoder.load_state_dict(sub_state(tensors, "autoencoder"))
         load_optimizer_tensors(self.optimizer, "optimizer", tensors)
         if self.average is not None:
-            self.average.load_state_dict(sub_state(tensors, "average"))
+            averages = sub_state(tensors, "average.module")
+            self.average.load_state_dict({**averages, "num_updates": tensors["average.n_averaged"]})
         if self.discriminator is not None and self.discriminator_optimizer is not None:
             self.discriminator.load_state_dict(sub_state(tensors, "discriminator"))
             load_optimizer_tensors(self.discriminator_optimizer, "discriminator_optimizer", tensors)
@@ -58,7 +63,7 @@ class TrainState:
 
     def exported(self) -> Autoencoder:
         """The autoencoder to validate and export: the averaged one where there is one."""
-        return cast(Autoencoder, self.average.module) if self.average is not None else self.autoencoder
+        return self.autoencoder if self.averaged is None else self.averaged
 
 
 def build_state(autoencoder: Autoencoder, config: FinetuneConfig, device: torch.device) -> TrainState:
@@ -75,10 +80,10 @@ def build_state(autoencoder: Autoencoder, config: FinetuneConfig, device: torch.
             fused=device.type in ("cpu", "cuda"),
         )
 
-    average = None
+    average, averaged = None, None
     if config.ema_decay > 0:
-        average = AveragedModel(autoencoder, multi_avg_fn=_moving_average(config.ema_decay), use_buffers=True)
-        average.requires_grad_(False)
+        averaged = copy.deepcopy(autoencoder).requires_grad_(False)
+        average = Ema(autoencoder, decay=config.ema_decay, warm_up=True, twin=averaged)
     if discriminator is not None:
         place(discriminator, device).train()
     codebook = None
@@ -90,6 +95,7 @@ def build_state(autoencoder: Autoencoder, config: FinetuneConfig, device: torch.
         discriminator=discriminator,
         discriminator_optimizer=adamw(discriminator) if discriminator is not None else None,
         average=average,
+        averaged=averaged,
         codebook=codebook,
     )
 
@@ -100,19 +106,3 @@ def set_training(autoencoder: Autoencoder) -> None:
     for module in autoencoder.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.eval()
-
-
-def _moving_average(decay: float):
-    """Exponential moving average whose horizon grows with the run, so that it soon lets go of the base."""
-
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
-        count = float(num_averaged)
-        weight = 1.0 - min(decay, (1.0 + count) / (10.0 + count))
-        floating = [pair for pair in zip(averaged, current, strict=True) if pair[0].is_floating_point()]
-        torch._foreach_lerp_([pair[0] for pair in floating], [pair[1] for pair in floating], weight)
-        for mean, value in zip(averaged, current, strict=True):
-            if not mean.is_floating_point():
-                mean.copy_(value)
-
-    return update

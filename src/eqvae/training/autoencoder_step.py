@@ -8,15 +8,16 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim import Optimizer
 
-from eqvae.autoencoders.protocol import DiscreteAutoencoder, Quantized
-from eqvae.equivariance import eq_vae_loss
+from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, Quantized
+from eqvae.equivariance import decode_transformed, explicit_loss
 from eqvae.errors import NotFiniteError
-from eqvae.losses.adversarial import hinge_loss
+from eqvae.losses.adversarial import Seam, hinge_loss
 from eqvae.losses.codebook import Codes
-from eqvae.losses.explicit import explicit_loss
 from eqvae.losses.reconstruction import ReconstructionLoss
+from eqvae.metrics.codes import CodeCounts
 from eqvae.runs.finetune_config import FinetuneConfig
 from eqvae.runtime.device import autocast
+from eqvae.runtime.processes import ALONE, Processes
 from eqvae.runtime.seeds import generator_for
 from eqvae.training.autoencoder_state import TrainState
 from eqvae.transforms import IDENTITY, Draw, TransformSampler
@@ -91,8 +92,13 @@ def train_step(
     config: FinetuneConfig,
     reconstruction_loss: ReconstructionLoss,
     sampler: TransformSampler,
+    processes: Processes = ALONE,
 ) -> StepRecord:
-    """Take one optimizer step of Equation 7; one reconstruction serves autoencoder and discriminator."""
+    """Take one optimizer step of Equation 7; one reconstruction serves autoencoder and discriminator.
+
+    `x` holds this process's rows of each micro-batch. All processes draw the same tau: scaled pictures cost less,
+    and with a tau for each the others would wait for the one whose pictures are the largest.
+    """
     first_step = config.discriminator_warmup_steps or 0
     warming_up = state.step < first_step
     rate = 0.0 if warming_up else learning_rate_at(state.step, config, first_step=first_step)
@@ -108,11 +114,13 @@ def train_step(
     for index, part in enumerate(parts):
         generator = generator_for(config.seed, state.step, index)
         draws.append(sampler.draw(latent_size, generator))
-        losses, codes = _accumulate(state, part, draws[-1], generator, config, reconstruction_loss)
+        losses, codes = _accumulate(state, part, draws[-1], generator, config, reconstruction_loss, processes)
         sums = {name: sums.get(name, 0.0) + value / len(parts) for name, value in losses.items()}
         coded += [codes] if codes is not None else []
     codes = Codes.join(coded)
 
+    for module in (state.autoencoder, state.discriminator):
+        processes.average_gradients(module.parameters() if module is not None else ())
     norm = _clip(state.autoencoder, config.max_grad_norm)
     norms = [norm] if state.discriminator is None else [norm, _clip(state.discriminator, config.max_grad_norm)]
     if not all(math.isfinite(value) for value in (*sums.values(), *norms)):
@@ -157,7 +165,7 @@ def _update_averages(state: TrainState, config: FinetuneConfig, codes: Codes | N
             restarted = state.codebook.restart(codebook, codes, after=config.restart_dead_codes, generator=generator)
     if state.average is None:
         return
-    state.average.update_parameters(state.autoencoder)
+    state.average.update(state.autoencoder)
     exported = state.exported()
     if restarted is not None and isinstance(exported, DiscreteAutoencoder):
         # A mean of a dead code and its successor would stand for nothing.
@@ -167,7 +175,9 @@ def _update_averages(state: TrainState, config: FinetuneConfig, codes: Codes | N
 def _codebook_figures(state: TrainState, codes: Codes | None) -> dict[str, float]:
     if codes is None or not isinstance(state.autoencoder, DiscreteAutoencoder):
         return {}
-    return codes.figures(state.autoencoder.codebook_size)
+    counts = CodeCounts(state.autoencoder.codebook_size)
+    counts.add(codes.tokens)
+    return counts.figures()
 
 
 def _running_statistics(state: TrainState) -> list[Tensor]:
@@ -183,64 +193,74 @@ def _accumulate(
     generator: torch.Generator,
     config: FinetuneConfig,
     reconstruction_loss: ReconstructionLoss,
+    processes: Processes,
 ) -> tuple[dict[str, float], Codes | None]:
     """Add one micro-batch's gradients to those of the autoencoder, unless it is frozen, and of the discriminator."""
     autoencoder, discriminator = state.autoencoder, state.discriminator
     num_values, num_parts = x[0].numel(), config.gradient_accumulation_steps
     num_latent_values = autoencoder.latent_channels * num_values // (3 * autoencoder.stride**2)
     x = draw.before(x).contiguous(memory_format=torch.channels_last)
-    latent_shape = (len(x), autoencoder.latent_channels, *(side // autoencoder.stride for side in x.shape[-2:]))
-    noise = torch.randn(latent_shape, generator=generator).to(x.device)
+    noise = _noise(autoencoder, x, generator, processes)
     implicit = config.objective == "implicit"
     explicit = discriminator_loss = x.new_zeros(())
 
-    def weighted_reconstruction_loss(target: Tensor, reconstruction: Tensor) -> Tensor:
-        loss = reconstruction_loss(target, reconstruction)
-        return loss * (num_values / target[0].numel()) if config.resolution_weighting == "equal" else loss
-
     with autocast(x.device, config.precision):
-        objective = eq_vae_loss(
-            autoencoder,
-            x,
-            draw.tau if implicit else IDENTITY,
-            noise,
-            reconstruction_loss=weighted_reconstruction_loss,
-            discriminator=discriminator,
-        )
+        pair = decode_transformed(autoencoder, x, draw.tau if implicit else IDENTITY, noise)
+        seam = Seam.cut(pair.decoded)
+        logits = discriminator(seam.image) if discriminator is not None else None
+        per_image = reconstruction_loss(pair.target, seam.image)
+        if config.resolution_weighting == "equal":
+            per_image = per_image * (num_values / pair.target[0].numel())
+        adversarial = -logits.float().flatten(1).mean(1) if logits is not None else seam.image.new_zeros(len(x))
+        reconstruction, adversarial, kl = per_image.mean(), adversarial.mean(), pair.posterior.kl().mean()
         if not implicit and draw.branch == "equivariance":
             stop_gradient = config.objective == "explicit-stop-gradient"
-            explicit = explicit_loss(autoencoder, x, objective.latent, draw.tau, stop_gradient=stop_gradient).mean()
-        if discriminator is not None and objective.fake_logits is not None:
-            discriminator_loss = hinge_loss(discriminator(objective.target), objective.fake_logits)
+            z = pair.posterior.mode()
+            explicit = explicit_loss(autoencoder, x, z, draw.tau, stop_gradient=stop_gradient).mean()
+        if discriminator is not None and logits is not None:
+            discriminator_loss = hinge_loss(discriminator(pair.target), logits)
 
     figures = {
-        "reconstruction": objective.reconstruction.mean() / num_values,
-        "l1": (objective.target - objective.seam).abs().mean(),
-        "kl": objective.regularization.mean(),
+        "reconstruction": reconstruction / num_values,
+        "l1": (pair.target - seam.image).abs().mean(),
+        "kl": kl,
         "explicit": explicit,
-        "adversarial": objective.adversarial.mean(),
+        "adversarial": adversarial,
         "discriminator": discriminator_loss,
         "adaptive_weight": x.new_zeros(()),
     }
-    regularization = config.kl_weight * figures["kl"] + config.explicit_weight * explicit
-    if objective.quantized is not None:
-        codebook_loss, commitment_loss = _losses_per_value(objective.quantized, config, num_latent_values)
+    regularization, codes = config.kl_weight * kl + config.explicit_weight * explicit, None
+    if pair.quantized is not None:
+        codebook_loss, commitment_loss = _losses_per_value(pair.quantized, config, num_latent_values)
         figures["quantization"] = commitment_loss
         # VQ-GAN's weights are relative to the reconstruction loss per value, which is a sum here.
         weighted = config.codebook_weight * codebook_loss + config.commitment_weight * commitment_loss
         regularization = regularization + num_values * weighted
-    if objective.decoded.requires_grad:
-        figures["adaptive_weight"] = objective.backward(
+        codes = Codes.of(pair.latents, pair.quantized, processes)
+    if pair.decoded.requires_grad:
+        figures["adaptive_weight"] = seam.backward(
             autoencoder.last_layer.weight,
+            reconstruction=reconstruction,
+            adversarial=adversarial if logits is not None else None,
             adversarial_weight=config.adversarial_weight,
             regularization=regularization,
             factor=1.0 / (num_values * num_parts),
+            average=processes.average,
         )
     if discriminator is not None:
         (discriminator_loss / num_parts).backward(inputs=list(discriminator.parameters()))
     # One transfer, and so one wait for the device, for all of them.
-    values = torch.stack([value.detach().float() for value in figures.values()]).tolist()
-    return dict(zip(figures, values, strict=True)), Codes.of(objective)
+    values = processes.average(torch.stack([value.detach().float() for value in figures.values()])).tolist()
+    return dict(zip(figures, values, strict=True)), codes
+
+
+def _noise(
+    autoencoder: Autoencoder, x: Float[Tensor, "n 3 h w"], generator: torch.Generator, processes: Processes
+) -> Float[Tensor, "n c h2 w2"]:
+    """Draw the posterior's noise for all processes' images, and take the rows of this one's."""
+    size = [side // autoencoder.stride for side in x.shape[-2:]]
+    noise = torch.randn((len(x) * processes.count, autoencoder.latent_channels, *size), generator=generator)
+    return noise[len(x) * processes.rank :][: len(x)].to(x.device)
 
 
 def _losses_per_value(

@@ -25,26 +25,32 @@ _NUM_UPDATES = "num_updates"
 class Ema:
     """An exponential moving average of a module's weights: `average = decay * average + (1 - decay) * weights`.
 
-    Buffers and integers are copied.
+    Integers are copied.
 
     Attributes:
         averages: Tensors under the names of the module's state dict; they live where the module lived.
         num_updates: Updates so far.
     """
 
-    def __init__(self, module: nn.Module, *, decay: float, warm_up: bool = False) -> None:
-        """Start from the module's present weights."""
+    def __init__(
+        self, module: nn.Module, *, decay: float, warm_up: bool = False, twin: nn.Module | None = None
+    ) -> None:
+        """Start from the module's present weights.
+
+        With `warm_up` the first update copies, and the horizon grows with the run, so that it soon lets go of its
+        start. A `twin` is a copy of the module whose own weights are the averages.
+        """
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"decay is {decay}, but it lies in [0, 1)")
         self.decay, self.warm_up, self.num_updates = decay, warm_up, 0
-        self.averages = _copy(module)
+        self.averages = _copy(module) if twin is None else twin.state_dict()
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """Take in the weights after an optimizer step."""
         decay = self.decay
         if self.warm_up:
-            decay = min(decay, (1 + self.num_updates) / (10 + self.num_updates))
+            decay = min(decay, (1.0 + self.num_updates) / (10.0 + self.num_updates)) if self.num_updates else 0.0
         _lerp(self.averages, module, 1.0 - decay)
         self.num_updates += 1
 
@@ -186,16 +192,16 @@ def _copy(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _lerp(averages: Mapping[str, Tensor], module: nn.Module, weight: float) -> None:
-    """Move the averages of parameters towards their values; copy all else."""
+    """Move the averages towards the module's values; copy integers."""
     own, new = [], []
-    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     for name, tensor in module.state_dict().items():
-        if name in trained and tensor.is_floating_point():
+        if tensor.is_floating_point() and weight < 1.0:
             own.append(averages[name])
             new.append(tensor.detach())
         else:
             averages[name].copy_(tensor)
-    torch._foreach_lerp_(own, new, weight)
+    if own:
+        torch._foreach_lerp_(own, new, weight)
 
 
 def _restore(averages: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
