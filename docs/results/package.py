@@ -15,7 +15,7 @@ import tyro
 
 from eqvae.artifacts import AUTOENCODER, MODEL_CARD, ModelCard, read_json, to_uint8
 from eqvae.autoencoders import Autoencoder, LatentStatistics, build_autoencoder, load_autoencoder
-from eqvae.autoencoders.presets import PACKAGED
+from eqvae.autoencoders.presets import PACKAGED, PACKAGED_NAMES
 from eqvae.autoencoders.protocol import DiscreteAutoencoder
 from eqvae.images import evaluation_batches, open_images
 from eqvae.metrics.codes import token_agreement
@@ -27,7 +27,7 @@ class Options:
     """Put a run's model into the package."""
 
     preset: Annotated[str, tyro.conf.Positional]
-    """Whose weights they become: `tiny-kl`, `tiny-kl-64`, `tiny-kl-f2`, `tiny-vq`, `tiny-vq-f4`."""
+    """Whose weights they become: `tiny-kl`, `tiny-kl-64` or `tiny-vq`."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """A finished run of `eqvae finetune`."""
@@ -51,8 +51,11 @@ def package(preset: str, run: Path, into: Path) -> Path:
         The preset's folder.
 
     Raises:
-        SystemExit: If the run's model is not of the preset's architecture, or too large for half precision.
+        SystemExit: If the package has no place for the preset, or the run's model is not of its architecture, or too
+            large for half precision.
     """
+    if preset not in PACKAGED_NAMES:
+        raise SystemExit(f"The package carries no weights of '{preset}', only of {', '.join(PACKAGED_NAMES)}")
     autoencoder = load_autoencoder(str(run))
     if shapes(autoencoder) != shapes(build_autoencoder(preset, seed=0)):
         raise SystemExit(f"The model of '{run}' has another architecture than '{preset}'")

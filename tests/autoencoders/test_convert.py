@@ -14,11 +14,9 @@ from torch import Tensor
 from eqvae.artifacts import write_json
 from eqvae.autoencoders import PRESETS, LatentStatistics, load_autoencoder
 from eqvae.autoencoders.convert import convert_autoencoder, describe_ldm
-from eqvae.autoencoders.kl import KLAutoencoder
-from eqvae.autoencoders.ldm import diffusers_to_ldm
+from eqvae.autoencoders.families import KLAutoencoder, TinyAutoencoder, VQAutoencoder
+from eqvae.autoencoders.layouts import diffusers_to_ldm
 from eqvae.autoencoders.loading import build_autoencoder
-from eqvae.autoencoders.tiny import TinyAutoencoder
-from eqvae.autoencoders.vq import VQAutoencoder
 from eqvae.errors import UserError
 
 CARD = {"base": "somewhere", "num_steps": 3, "latent_mean": [0.5]}

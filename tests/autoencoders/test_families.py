@@ -10,9 +10,7 @@ from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderKLFlux2, Autoenco
 from torch import Tensor
 
 from eqvae.autoencoders import LatentStatistics, build_autoencoder, load_autoencoder
-from eqvae.autoencoders.dc import DCAutoencoder
-from eqvae.autoencoders.kl import KLAutoencoder
-from eqvae.autoencoders.tiny import TinyAutoencoder
+from eqvae.autoencoders.families import DCAutoencoder, Flux2Autoencoder, KLAutoencoder, TinyAutoencoder
 
 STATISTICS = LatentStatistics(mean=(1.0, 2.0, 3.0), std=(1.0, 2.0, 2.0))
 STD = math.sqrt(23 / 3 - 2.0**2)  # of all values: E[z^2] - E[z]^2
@@ -90,7 +88,7 @@ def test_saved_folder_is_diffusers_own(small_kl: AutoencoderKL, images: Tensor, 
 @pytest.mark.parametrize(
     ("fixture", "adapter"),
     [
-        ("small_flux2", KLAutoencoder),
+        ("small_flux2", Flux2Autoencoder),
         ("attending_kl", KLAutoencoder),
         ("small_tiny", TinyAutoencoder),
         ("small_dc", DCAutoencoder),
@@ -146,7 +144,7 @@ def test_flux2_statistics_normalize_patchified_latents(small_flux2: AutoencoderK
     """Latents with these very statistics leave the batch norm, as diffusers' pipeline patchifies them, standard."""
     from diffusers import Flux2Pipeline
 
-    KLAutoencoder(small_flux2, name="small").set_latent_statistics(STATISTICS)
+    Flux2Autoencoder(small_flux2, name="small").set_latent_statistics(STATISTICS)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (STATISTICS.mean, STATISTICS.std))
     z = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     normalized = small_flux2.bn(Flux2Pipeline._patchify_latents(z * std + mean))

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from eqvae.autoencoders import load_autoencoder
-from eqvae.autoencoders.ldm import diffusers_to_ldm
+from eqvae.autoencoders.layouts import diffusers_to_ldm
 from eqvae.errors import UserError
 
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from eqvae.autoencoders import load_autoencoder
-from eqvae.autoencoders.checkpoints import read_weights
-from eqvae.autoencoders.kl import KLAutoencoder
+from eqvae.autoencoders.families import KLAutoencoder
+from eqvae.autoencoders.weight_files import read_weights
 from eqvae.errors import UserError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

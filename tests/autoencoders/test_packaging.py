@@ -9,9 +9,8 @@ from safetensors.torch import load_file
 
 from eqvae.artifacts import AUTOENCODER, MODEL_CARD, ModelCard, read_json
 from eqvae.autoencoders import PRESETS, LatentStatistics, build_autoencoder, load_autoencoder
-from eqvae.autoencoders.presets import PACKAGED
+from eqvae.autoencoders.presets import PACKAGED, PACKAGED_NAMES
 
-TINY = ("tiny-kl", "tiny-kl-64", "tiny-kl-f2", "tiny-vq", "tiny-vq-f4")
 MAX_BYTES = 4_800_000
 """Of one model: the package stays small."""
 
@@ -35,7 +34,7 @@ def write_run(folder: Path, preset: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("preset", TINY)
+@pytest.mark.parametrize("preset", PACKAGED_NAMES)
 def test_a_runs_model_becomes_a_presets_weights(tmp_path, preset):
     run = write_run(tmp_path / "run", preset)
     folder = SCRIPT["package"](preset, run, tmp_path / "weights")
@@ -56,7 +55,7 @@ def test_a_runs_model_becomes_a_presets_weights(tmp_path, preset):
 
 
 def test_half_precision_is_measured(tmp_path):
-    run = write_run(tmp_path / "run", "tiny-vq-f4")
+    run = write_run(tmp_path / "run", "tiny-vq")
     said = SCRIPT["compare"](load_autoencoder(str(run)), load_autoencoder(str(run)), 32)
     assert "latents move by 0.000% of their deviation, 100.00% of the tokens stay" in said
 
@@ -68,8 +67,9 @@ def test_another_architecture_is_refused(tmp_path):
     assert not (tmp_path / "weights").exists()
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in PACKAGED.iterdir()))
+@pytest.mark.parametrize("name", PACKAGED_NAMES)
 def test_packaged_weights_are_their_presets(name):
+    assert sorted(path.name for path in PACKAGED.iterdir()) == sorted(PACKAGED_NAMES)
     preset = PRESETS[name]
     assert preset.packaged == PACKAGED / name
     assert sum(path.stat().st_size for path in preset.packaged.iterdir()) < MAX_BYTES

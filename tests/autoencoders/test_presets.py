@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from eqvae.autoencoders import PRESETS, build_autoencoder, load_autoencoder
-from eqvae.autoencoders.loading import _family
+from eqvae.autoencoders.families import find_family
 from eqvae.errors import UserError
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_architectures_have_the_said_stride_and_channels(name: str) -> None:
     preset = PRESETS[name]
-    family = _family(preset.architecture.class_name, name)
+    class_name, config = preset.architecture.class_name, preset.architecture.config
     with torch.device("meta"):
-        autoencoder = family.adapter(family.model(dict(preset.architecture.config)), name=name)
+        autoencoder = find_family(class_name, name).build(class_name, config, name=name)
         stride, channels = preset.stride, preset.latent_channels
         assert (autoencoder.stride, autoencoder.latent_channels) == (stride, channels)
         z = autoencoder.encode(torch.zeros(1, 3, stride, 2 * stride)).mean

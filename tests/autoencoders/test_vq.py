@@ -12,8 +12,8 @@ from diffusers import VQModel
 from torch import Tensor
 
 from eqvae.autoencoders import DiscreteAutoencoder, LatentStatistics, build_autoencoder, load_autoencoder
-from eqvae.autoencoders.ldm import diffusers_to_ldm
-from eqvae.autoencoders.vq import VQAutoencoder
+from eqvae.autoencoders.families import VQAutoencoder
+from eqvae.autoencoders.layouts import diffusers_to_ldm
 from eqvae.errors import UserError
 
 

@@ -23,15 +23,15 @@ import torch
 import tyro
 from PIL import Image, ImageFilter
 
-from eqvae.images import open_images
-from eqvae.networks.features import Measure, load_features, metric_key
 from eqvae.artifacts.sample_sets import write_sample_set
+from eqvae.images import open_images
 from eqvae.images.image_sets import open_samples
-from eqvae.runs.score import score_features
 from eqvae.metrics.statistics import FeatureStatistics, compute_statistics
+from eqvae.networks.features import Measure, load_features, metric_key
+from eqvae.runs.score import score_features
 from eqvae.runtime.device import Precision, choose_device, place
-from eqvae.runtime.processes import join_processes
 from eqvae.runtime.journal import device_name, installed_version
+from eqvae.runtime.processes import join_processes
 
 Damage = Callable[[Image.Image, int], Image.Image]
 

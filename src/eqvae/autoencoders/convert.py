@@ -23,7 +23,7 @@ from eqvae.artifacts import (
     write_json,
     write_tensors,
 )
-from eqvae.autoencoders.ldm import diffusers_to_ldm
+from eqvae.autoencoders.layouts import diffusers_to_ldm
 from eqvae.autoencoders.loading import load_autoencoder
 from eqvae.autoencoders.presets import PRESETS, UNTRAINED
 from eqvae.autoencoders.protocol import Autoencoder

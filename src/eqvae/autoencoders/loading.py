@@ -1,34 +1,37 @@
 """From a name to an autoencoder: presets, hub ids, folders and files, loaded strictly, without running code."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from eqvae.artifacts import AUTOENCODER, CONFIG, load_strictly, read_json
-from eqvae.autoencoders import ldm, taming
-from eqvae.autoencoders.checkpoints import read_weights, rename_legacy_attention
-from eqvae.autoencoders.hub import WEIGHT_FILES, fetch_folder, looks_like_hub_id
+from eqvae.autoencoders.layouts import (
+    find_pair,
+    has_codebook,
+    infer_ldm_config,
+    infer_vqgan_config,
+    is_ldm,
+    is_llamagen,
+    ldm_to_diffusers,
+    llamagen_to_taming,
+    pair_to_diffusers,
+    rename_legacy_attention,
+    select_autoencoder,
+)
 from eqvae.autoencoders.presets import PRESETS, UNTRAINED
 from eqvae.autoencoders.protocol import Autoencoder
+from eqvae.autoencoders.weight_files import WEIGHT_FILES, fetch_folder, looks_like_hub_id, read_weights
 from eqvae.errors import UserError, nearest_name
+
+if TYPE_CHECKING:
+    from eqvae.autoencoders.families import DiffusersAutoencoder
 
 _KINDS = (
     "a diffusers folder, an eqvae run, a folder with 'vae', a TAESD pair, or an LDM or VQ-GAN .ckpt/.safetensors file"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Family:
-    """What stands behind one `_class_name`."""
-
-    model: Callable[[dict[str, Any]], Any]
-    """Builds the model from its config."""
-
-    adapter: Callable[..., Autoencoder]
 
 
 def load_autoencoder(name: str) -> Autoencoder:
@@ -79,13 +82,19 @@ def build_autoencoder(name: str, *, seed: int) -> Autoencoder:
     family = _family(architecture.class_name, name)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        model = family.model(dict(architecture.config))
-    return family.adapter(model, name=UNTRAINED + name).eval()
+        return family.build(architecture.class_name, architecture.config, name=UNTRAINED + name).eval()
+
+
+def _family(class_name: str, source: str) -> "type[DiffusersAutoencoder]":
+    """Look up a family; they are imported here because diffusers takes seconds to import."""
+    from eqvae.autoencoders.families import find_family
+
+    return find_family(class_name, source)
 
 
 def _load_preset(name: str) -> Autoencoder:
     preset = PRESETS[name]
-    if preset.packaged is not None and (preset.packaged / CONFIG).is_file():
+    if preset.packaged is not None:
         return _load_diffusers(preset.packaged, name)
     if preset.hub is not None:
         return _load_diffusers(fetch_folder(preset.hub, preset.subfolder), name)
@@ -96,8 +105,6 @@ def _load_preset(name: str) -> Autoencoder:
 
 
 def _load_path(path: Path, name: str) -> Autoencoder:
-    from eqvae.autoencoders.tiny import find_pair, pair_to_diffusers
-
     if path.is_dir():
         for folder in (path / AUTOENCODER, path / "vae", path):
             if (folder / CONFIG).is_file():
@@ -137,19 +144,17 @@ def _no_autoencoder(folder: Path, config: Mapping[str, Any]) -> UserError:
 
 
 def _load_ldm(path: Path, name: str) -> Autoencoder:
-    state = ldm.select_autoencoder(read_weights(path))
-    if taming.is_llamagen(state):
-        state = taming.llamagen_to_taming(state)
-    if not ldm.is_ldm(state):
+    state = select_autoencoder(read_weights(path))
+    if is_llamagen(state):
+        state = llamagen_to_taming(state)
+    if not is_ldm(state):
         raise UserError(f"'{path}' holds no autoencoder under CompVis' names", f"Give {_KINDS}")
-    discrete = taming.has_codebook(state)
+    discrete = has_codebook(state)
     class_name, config = (
-        ("VQModel", taming.infer_config(state)) if discrete else ("AutoencoderKL", ldm.infer_config(state))
+        ("VQModel", infer_vqgan_config(state)) if discrete else ("AutoencoderKL", infer_ldm_config(state))
     )
     num_levels = len(config["block_out_channels"])
-    return _fill(
-        class_name, config, state, name, rename=lambda own, model: ldm.ldm_to_diffusers(own, model, num_levels)
-    )
+    return _fill(class_name, config, state, name, rename=lambda own, model: ldm_to_diffusers(own, model, num_levels))
 
 
 def _fill(
@@ -161,29 +166,11 @@ def _fill(
 ) -> Autoencoder:
     """Build a model without weights, then give it exactly these."""
     family = _family(class_name, name)
-    # AutoencoderTiny writes this entry into its config but does not know it when it reads it, and says so.
-    redundant = {"block_out_channels"} if class_name.endswith("AutoencoderTiny") else set()
     with torch.device("meta"):
         try:
-            model = family.model({key: value for key, value in config.items() if key not in redundant})
+            autoencoder = family.build(class_name, config, name=name)
         except Exception as error:  # whatever a wrong config breaks in diffusers' constructors, the input is at fault
             raise UserError(f"The config of '{name}' does not describe an {class_name} ({error})", "Mend it") from error
+    model = autoencoder.model
     load_strictly(model, rename(state, model.state_dict()) if rename else state, source=name)
-    return family.adapter(model, name=name).eval()
-
-
-def _family(class_name: str, source: str) -> _Family:
-    """Look up model and adapter. They are imported here because diffusers takes seconds to import."""
-    from eqvae.autoencoders.dc import DCAutoencoder
-    from eqvae.autoencoders.kl import KLAutoencoder
-    from eqvae.autoencoders.tiny import TinyAutoencoder
-    from eqvae.autoencoders.vq import VQAutoencoder
-
-    families = {
-        model.__name__: _Family(model=model.from_config, adapter=adapter)
-        for adapter in (KLAutoencoder, TinyAutoencoder, DCAutoencoder, VQAutoencoder)
-        for model in adapter.model_classes
-    }
-    if class_name not in families:
-        raise UserError(f"'{source}' is of the unknown class '{class_name}'", nearest_name(class_name, families))
-    return families[class_name]
+    return autoencoder.eval()

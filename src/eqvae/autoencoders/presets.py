@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any
 
 PACKAGED = Path(__file__).with_name("weights")
-"""Weights that are installed with the package: one diffusers folder for each preset."""
+"""Weights that are installed with the package: one diffusers folder for each of `PACKAGED_NAMES`."""
+
+PACKAGED_NAMES = ("tiny-kl", "tiny-kl-64", "tiny-vq")
+"""The demo's, and the bases of `eqvae reproduce --scale tiny`."""
 
 UNTRAINED = "untrained:"
 """`untrained:NAME` asks for a preset's architecture with random weights."""
@@ -188,7 +191,7 @@ PRESETS: dict[str, Preset] = {
     name: Preset(
         hub=hub,
         subfolder=subfolder,
-        packaged=PACKAGED / name if name.startswith("tiny-") else None,
+        packaged=PACKAGED / name if name in PACKAGED_NAMES else None,
         architecture=architecture,
         latent_channels=latent_channels,
         stride=stride,

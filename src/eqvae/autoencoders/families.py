@@ -1,0 +1,196 @@
+"""Families of autoencoders over diffusers' models: KL (SD, SDXL, SD3, Flux, FLUX.2), TAESD, DC-AE, VQ-GAN."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from diffusers.models.autoencoders.vq_model import VQModel
+from diffusers.models.modeling_utils import ModelMixin
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from eqvae.artifacts import AUTOENCODER_WEIGHTS, CONFIG, write_json, write_tensors
+from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, LatentStatistics, Posterior
+from eqvae.autoencoders.tiny import PooledAutoencoderTiny
+from eqvae.errors import UserError, nearest_name
+
+
+class DiffusersAutoencoder(Autoencoder):
+    """An autoencoder that wraps one diffusers model, whose parameters are its own under `model.`.
+
+    Attributes:
+        model: The wrapped model.
+        model_classes: The diffusers classes that the family takes.
+        levels_field: A field of their config with one entry for each resolution.
+        has_shift: Whether their config knows a `shift_factor` beside the `scaling_factor`.
+    """
+
+    model_classes: ClassVar[tuple[type[ModelMixin], ...]]
+    levels_field: ClassVar[str] = "block_out_channels"
+    has_shift: ClassVar[bool] = True
+
+    def __init__(self, model: Any, *, name: str) -> None:
+        """Wrap a model; its stride follows from the number of its resolutions."""
+        super().__init__()
+        self.model, self.name = model, name
+        self.stride = 2 ** (len(model.config[self.levels_field]) - 1)
+        self.latent_channels = model.config.latent_channels
+
+    @classmethod
+    def build(cls, class_name: str, config: Mapping[str, Any], *, name: str) -> "DiffusersAutoencoder":
+        """Build what a `config.json` describes, with the weights that its layers begin with."""
+        model_class: Any = next(each for each in cls.model_classes if each.__name__ == class_name)
+        return cls(model_class.from_config(dict(config)), name=name)
+
+    def decode(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h2 w2"]:
+        """Decode raw latents."""
+        return self.model.decode(z).sample
+
+    @property
+    def last_layer(self) -> nn.Conv2d:
+        """The decoder's last convolution."""
+        return self.model.decoder.conv_out
+
+    def set_latent_statistics(self, statistics: LatentStatistics) -> None:
+        """Write `scaling_factor` and `shift_factor`; without a shift, the reciprocal of the root mean square."""
+        mean, std = statistics.overall()
+        if self.has_shift:
+            self.model.register_to_config(scaling_factor=1.0 / std, shift_factor=mean)
+        else:
+            self.model.register_to_config(scaling_factor=1.0 / math.hypot(mean, std))
+
+    def save(self, folder: Path) -> None:
+        """Write `config.json` and the weights as safetensors, each atomically."""
+        write_json(folder / CONFIG, json.loads(self.model.to_json_string()))
+        write_tensors(folder / AUTOENCODER_WEIGHTS, self.model.state_dict(), {"format": "pt"})
+
+
+class KLAutoencoder(DiffusersAutoencoder):
+    """Autoencoders with a Gaussian posterior: SD, SDXL, SD3, Flux."""
+
+    model_classes = (AutoencoderKL,)
+
+    def encode(self, x: Float[Tensor, "n 3 h w"]) -> Posterior:
+        """Encode images; the log variance is clamped to [-30, 20] by diffusers."""
+        posterior = self.model.encode(x).latent_dist
+        return Posterior(mean=posterior.mean, log_variance=posterior.logvar)
+
+    def set_latent_statistics(self, statistics: LatentStatistics) -> None:
+        """Write measured statistics where diffusers' pipelines read them.
+
+        A config with `latents_mean` and `latents_std` normalizes channels by them *and* multiplies by
+        `scaling_factor`, so that the latter must become 1. All others know the scalars only:
+        `(z - shift_factor) * scaling_factor`. There, `latents_mean` must stay empty: filled in, SDXL's pipeline would
+        divide by the standard deviation twice.
+        """
+        config = self.model.config
+        if config.latents_mean is not None and config.latents_std is not None:
+            self.model.register_to_config(
+                latents_mean=list(statistics.mean), latents_std=list(statistics.std), scaling_factor=1.0
+            )
+        else:
+            super().set_latent_statistics(statistics)
+
+
+class Flux2Autoencoder(KLAutoencoder):
+    """FLUX.2's, whose pipelines normalize 2x2-patchified latents by a batch norm."""
+
+    model_classes = (AutoencoderKLFlux2,)
+
+    def set_latent_statistics(self, statistics: LatentStatistics) -> None:
+        """Write channel statistics into the batch norm's buffers, whose channels are (latent channel, cell)."""
+        norm, cells = self.model.bn, math.prod(self.model.config.patch_size)
+        mean, std = (
+            torch.tensor(values, dtype=norm.running_mean.dtype, device=norm.running_mean.device)
+            for values in (statistics.mean, statistics.std)
+        )
+        norm.running_mean.copy_(mean.repeat_interleave(cells))
+        # The pipelines divide by sqrt(running_var + eps).
+        norm.running_var.copy_((std.square() - norm.eps).clamp_min(0.0).repeat_interleave(cells))
+
+
+class TinyAutoencoder(DiffusersAutoencoder):
+    """Tiny distilled autoencoders: TAESD and its relatives for SDXL, SD3, Flux and FLUX.2; deterministic."""
+
+    model_classes = (AutoencoderTiny, PooledAutoencoderTiny)
+    levels_field = "num_encoder_blocks"
+
+    @classmethod
+    def build(cls, class_name: str, config: Mapping[str, Any], *, name: str) -> "DiffusersAutoencoder":
+        """Leave out an entry that AutoencoderTiny writes into its config and, reading it, says it does not know."""
+        known = {key: value for key, value in config.items() if key != "block_out_channels"}
+        return super().build(class_name, known, name=name)
+
+    def encode(self, x: Float[Tensor, "n 3 h w"]) -> Posterior:
+        """Encode images."""
+        return Posterior(mean=self.model.encode(x).latents)
+
+    @property
+    def last_layer(self) -> nn.Conv2d:
+        """The decoder's last convolution."""
+        return self.model.decoder.layers[-1]
+
+
+class DCAutoencoder(DiffusersAutoencoder):
+    """Deep-compression autoencoders (arXiv:2410.10733): strides 32 to 128, deterministic, no shift in their config."""
+
+    model_classes = (AutoencoderDC,)
+    levels_field = "encoder_block_out_channels"
+    has_shift = False
+
+    def encode(self, x: Float[Tensor, "n 3 h w"]) -> Posterior:
+        """Encode images."""
+        return Posterior(mean=self.model.encode(x).latent)
+
+    @property
+    def last_layer(self) -> nn.Conv2d:
+        """The decoder's last convolution; a pixel shuffle follows where the finest resolution has no blocks."""
+        layer = self.model.decoder.conv_out
+        return layer if isinstance(layer, nn.Conv2d) else layer.conv
+
+
+class VQAutoencoder(DiscreteAutoencoder, DiffusersAutoencoder):
+    """Discrete autoencoders: VQ-GAN, LDM's VQ-regularized ones, LlamaGen's tokenizer.
+
+    Their scaling factor is for diffusion on E(x); tokens need none.
+    """
+
+    model_classes = (VQModel,)
+    has_shift = False
+
+    def __init__(self, model: Any, *, name: str) -> None:
+        """Wrap a model; `latent_channels` of its config is the width between encoder and `quant_conv`."""
+        super().__init__(model, name=name)
+        self.latent_channels = model.quantize.embedding.embedding_dim
+
+    def encode(self, x: Float[Tensor, "n 3 h w"]) -> Posterior:
+        """Encode images."""
+        return Posterior(mean=self.model.encode(x).latents)
+
+    @property
+    def codebook(self) -> nn.Parameter:
+        """The codes, (codebook_size, latent_channels)."""
+        return self.model.quantize.embedding.weight
+
+    def decode_quantized(self, z_q: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h2 w2"]:
+        """Decode what lies on codes already."""
+        model = self.model
+        return model.decoder(model.post_quant_conv(z_q), z_q if model.config.norm_type == "spatial" else None)
+
+
+_FAMILIES = (KLAutoencoder, Flux2Autoencoder, TinyAutoencoder, DCAutoencoder, VQAutoencoder)
+
+
+def find_family(class_name: str, source: str) -> type[DiffusersAutoencoder]:
+    """Look up the family of a `_class_name`; `source` names where it stands, for the error's line."""
+    families = {model.__name__: family for family in _FAMILIES for model in family.model_classes}
+    if class_name not in families:
+        raise UserError(f"'{source}' is of the unknown class '{class_name}'", nearest_name(class_name, families))
+    return families[class_name]
