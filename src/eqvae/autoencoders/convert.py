@@ -6,8 +6,7 @@ where CompVis' code does not look and the way back does.
 
 import json
 import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from eqvae.artifacts import (
     Converted,
     check_writable,
     read_json,
+    replace_folder,
     write_json,
     write_tensors,
 )
@@ -41,9 +41,6 @@ _BESIDE_ARCHITECTURE = (
     "scaling_factor", "shift_factor", "latents_mean", "latents_std", "sample_size", "force_upcast"
 )  # fmt: skip
 """Fields of a diffusers config that an LDM file's names and shapes don't show."""
-
-_QUANT_CONVS = ("use_quant_conv", "use_post_quant_conv")
-"""Fields of `AutoencoderKL`'s config; a `VQModel` always has these layers."""
 
 _LDM_NUM_GROUPS = 32
 _LDM_RESOLUTION_PX = 256
@@ -96,10 +93,15 @@ def describe_ldm(model: Any, source: str) -> dict[str, Any]:
         ddconfig["attn_type"] = "none"
     embed_dim = (config["vq_embed_dim"] or config["latent_channels"]) if is_discrete else config["latent_channels"]
     target = f"ldm.models.autoencoder.{class_name}"
-    if not all(config.get(name, True) for name in _QUANT_CONVS):
+    if not _has_quant_convs(config):
         target = "ldm.modules.diffusionmodules.model.Encoder and Decoder"
     described = {"target": target, "embed_dim": embed_dim, "ddconfig": ddconfig}
     return described | ({"n_embed": config["num_vq_embeddings"]} if is_discrete else {})
+
+
+def _has_quant_convs(config: Mapping[str, Any]) -> bool:
+    """Look for layers that an `AutoencoderKL` may lack and a `VQModel` always has."""
+    return all(config.get(name, True) for name in ("use_quant_conv", "use_post_quant_conv"))
 
 
 def _check_destination(destination: Path, to: Format) -> None:
@@ -178,7 +180,7 @@ def _write_diffusers(
         if card is not None:
             write_json(folder / MODEL_CARD, card)
 
-    _write_folder(destination, fill)
+    replace_folder(destination, fill)
     model: Any = autoencoder.model
     own = type(model).__module__.startswith("eqvae.")
     module = type(model).__module__ if own else "diffusers"
@@ -189,16 +191,6 @@ def _write_diffusers(
             f"its source has no scaling factor: scaling_factor {model.config['scaling_factor']:g} in {CONFIG} is {said}"
         )
     return Converted(path=destination, advice=tuple(advice))
-
-
-def _write_folder(destination: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write a folder elsewhere and rename it into place; an error leaves nothing."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as part:
-        folder = Path(part, destination.name)
-        folder.mkdir()
-        fill(folder)
-        folder.rename(destination)
 
 
 def _write_ldm(
@@ -212,39 +204,27 @@ def _write_ldm(
         note["card"] = card
     state = diffusers_to_ldm(model.state_dict(), len(config["block_out_channels"]))
     write_tensors(destination, state, {_NOTE: json.dumps(note)} if note else None)
-    return Converted(path=destination, advice=(_naming_advice(config), _building_advice(described), *_scaling(kept)))
+    advice = _ldm_advice(described, kept, has_quant_convs=_has_quant_convs(config))
+    return Converted(path=destination, advice=tuple(advice))
 
 
-def _naming_advice(config: Mapping[str, Any]) -> str:
-    if not all(config.get(name, True) for name in _QUANT_CONVS):
-        return (
-            "CompVis' names without prefix and without quant_conv, as in SD3's and Flux' own files; "
-            "CompVis' AutoencoderKL has these layers and does not load it strictly"
-        )
-    return (
+def _ldm_advice(described: Mapping[str, Any], kept: Mapping[str, Any], *, has_quant_convs: bool) -> list[str]:
+    """Say what a user of the file must know and set, which the file can't say to CompVis' code."""
+    no_setting = "latent-diffusion has no setting for it"
+    settings = {name: value for name, value in described.items() if name != "target"}
+    advice = [
         "CompVis' names without prefix: loads strictly where lossconfig is torch.nn.Identity; inside a diffusion "
         "model's checkpoint they begin with 'first_stage_model.'"
-    )
-
-
-def _building_advice(described: Mapping[str, Any]) -> str:
-    settings = {name: value for name, value in described.items() if name != "target"}
-    return f"for {described['target']}: {json.dumps(settings)}"
-
-
-def _scaling(config: Mapping[str, Any]) -> list[str]:
-    """Say what a user of the latents must set, which the file can't say to CompVis' code."""
-    advice = []
-    if config.get("scaling_factor") is not None:
-        advice.append(f"set scale_factor: {config['scaling_factor']!r} in the diffusion model's config")
-    if config.get("shift_factor"):
-        advice.append(
-            f"subtract {config['shift_factor']!r} from latents before scale_factor, and add it before decoding: "
-            "latent-diffusion has no setting for it"
-        )
-    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
-        advice.append(
-            f"normalize channels by mean {list(config['latents_mean'])} and deviation {list(config['latents_std'])}: "
-            "latent-diffusion has no setting for it"
-        )
+        if has_quant_convs
+        else "CompVis' names without prefix and without quant_conv, as in SD3's and Flux' own files; "
+        "CompVis' AutoencoderKL has these layers and does not load it strictly",
+        f"for {described['target']}: {json.dumps(settings)}",
+    ]
+    if (factor := kept.get("scaling_factor")) is not None:
+        advice.append(f"set scale_factor: {factor!r} in the diffusion model's config")
+    if shift := kept.get("shift_factor"):
+        advice.append(f"subtract {shift!r} from latents before scale_factor, and add it before decoding: {no_setting}")
+    mean, std = kept.get("latents_mean"), kept.get("latents_std")
+    if mean is not None and std is not None:
+        advice.append(f"normalize channels by mean {list(mean)} and deviation {list(std)}: {no_setting}")
     return advice

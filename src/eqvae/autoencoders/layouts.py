@@ -9,7 +9,7 @@
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,27 +41,56 @@ _LEGACY_PATTERN = re.compile(rf"(attentions\.\d+)\.({'|'.join(_LEGACY_ATTENTION)
 _ENCODER_SUFFIXES = ("_encoder.pth", "_encoder.safetensors")
 
 
-def select_autoencoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take the autoencoder's weights out of a checkpoint."""
-    prefix = next(prefix for prefix in _PREFIXES if not prefix or any(key.startswith(prefix) for key in state))
-    own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
-    return {key: tensor for key, tensor in own.items() if not key.startswith(_TRAINING_STATE)}
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What a published file holds, as diffusers describes it."""
+
+    class_name: str
+    config: dict[str, Any]
+    state: dict[str, Tensor]
 
 
-def is_ldm(state: Mapping[str, Tensor]) -> bool:
-    """Say whether these are an autoencoder's weights under CompVis' names."""
-    return {"encoder.down.0.block.0.conv1.weight", "encoder.conv_in.weight", "decoder.conv_in.weight"} <= set(state)
+def block_types(attends: Sequence[bool]) -> dict[str, Any]:
+    """Say in a config which resolutions attend, the finest first."""
+    return {
+        "down_block_types": tuple("AttnDownEncoderBlock2D" if yes else "DownEncoderBlock2D" for yes in attends),
+        "up_block_types": tuple("AttnUpDecoderBlock2D" if yes else "UpDecoderBlock2D" for yes in reversed(attends)),
+    }
 
 
-def infer_ldm_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
+def read_ldm(weights: Mapping[str, Tensor]) -> Published | None:
+    """Read an autoencoder of LDM, taming-transformers or LlamaGen; None where the weights are none of these.
+
+    The weights keep CompVis' names, see `ldm_to_diffusers`.
+    """
+    prefix = next(prefix for prefix in _PREFIXES if not prefix or any(key.startswith(prefix) for key in weights))
+    own = {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}
+    state = {key: tensor for key, tensor in own.items() if not key.startswith(_TRAINING_STATE)}
+    if _CODEBOOK in state and any(_LLAMAGEN_BLOCKS.match(key) for key in state):
+        state = llamagen_to_taming(state)
+    if not {"encoder.down.0.block.0.conv1.weight", "encoder.conv_in.weight", "decoder.conv_in.weight"} <= set(state):
+        return None
+    config = _infer_config(state)
+    last = state.get("encoder.conv_out.weight")
+    # A posterior needs twice as many channels at the encoder's end as the decoder takes.
+    if _CODEBOOK not in state or last is None or last.shape[0] != state["decoder.conv_in.weight"].shape[1]:
+        return Published(class_name="AutoencoderKL", config=config, state=state)
+    # VQModel always has both, and strict loading will name what is missing.
+    for name in ("use_quant_conv", "use_post_quant_conv"):
+        del config[name]
+    num_codes, width = state[_CODEBOOK].shape
+    config |= {"num_vq_embeddings": num_codes, "vq_embed_dim": width, "scaling_factor": 1.0}
+    return Published(class_name="VQModel", config=config, state=state)
+
+
+def _infer_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Read the architecture off names and shapes."""
     num_levels = _count(state, r"encoder\.down\.(\d+)\.")
     levels = range(num_levels)
     attends = [any(key.startswith(f"encoder.down.{level}.attn.") for key in state) for level in levels]
     return {
         "block_out_channels": [_num_outputs(state, f"encoder.down.{level}.block.0.conv1.weight") for level in levels],
-        "down_block_types": ["AttnDownEncoderBlock2D" if attend else "DownEncoderBlock2D" for attend in attends],
-        "up_block_types": ["AttnUpDecoderBlock2D" if attend else "UpDecoderBlock2D" for attend in reversed(attends)],
+        **block_types(attends),
         "layers_per_block": _count(state, r"encoder\.down\.0\.block\.(\d+)\."),
         "latent_channels": state["decoder.conv_in.weight"].shape[1],
         "use_quant_conv": any(key.startswith("quant_conv.") for key in state),
@@ -109,27 +138,6 @@ def diffusers_to_ldm(state: Mapping[str, Tensor], num_levels: int) -> dict[str, 
         return tensor[:, :, None, None] if is_linear else tensor
 
     return {diffusers_to_ldm_name(name, num_levels): reshape(name, tensor) for name, tensor in state.items()}
-
-
-def has_codebook(state: Mapping[str, Tensor]) -> bool:
-    """Tell a VQ-GAN's weights from those of an autoencoder with a Gaussian posterior."""
-    last = state.get("encoder.conv_out.weight")
-    return _CODEBOOK in state and last is not None and last.shape[0] == state["decoder.conv_in.weight"].shape[1]
-
-
-def infer_vqgan_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read the architecture off names and shapes."""
-    config = infer_ldm_config(state)
-    # VQModel always has both, and strict loading will name what is missing.
-    for name in ("use_quant_conv", "use_post_quant_conv"):
-        del config[name]
-    num_codes, width = state[_CODEBOOK].shape
-    return config | {"num_vq_embeddings": num_codes, "vq_embed_dim": width, "scaling_factor": 1.0}
-
-
-def is_llamagen(state: Mapping[str, Tensor]) -> bool:
-    """Say whether these are weights of LlamaGen's tokenizer (arXiv:2406.06525)."""
-    return _CODEBOOK in state and any(_LLAMAGEN_BLOCKS.match(key) for key in state)
 
 
 def llamagen_to_taming(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -181,16 +189,7 @@ def find_pair(path: Path) -> Pair | None:
     return Pair(encoder=encoder, decoder=decoder)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PairContent:
-    """A TAESD pair in diffusers' terms."""
-
-    class_name: str
-    config: dict[str, Any]
-    state: dict[str, Tensor]
-
-
-def pair_to_diffusers(encoder: dict[str, Tensor], decoder: dict[str, Tensor]) -> PairContent:
+def pair_to_diffusers(encoder: dict[str, Tensor], decoder: dict[str, Tensor]) -> Published:
     """Rename the weights of a pair and read its variant and its latent channels off their shapes.
 
     Both files number the layers of one `nn.Sequential`. The decoder's layer 0 is the clamp `3 tanh(x / 3)`, which
@@ -203,10 +202,8 @@ def pair_to_diffusers(encoder: dict[str, Tensor], decoder: dict[str, Tensor]) ->
         state[f"decoder.layers.{shifted}"] = tensor
     pooled = any(".pool." in key for key in state)
     first = decoder.get("1.weight")
-    config = {"latent_channels": first.shape[1]} if first is not None and first.ndim == 4 else {}
-    return PairContent(
-        class_name="PooledAutoencoderTiny" if pooled else "AutoencoderTiny", config=dict(config), state=state
-    )
+    config: dict[str, Any] = {"latent_channels": first.shape[1]} if first is not None and first.ndim == 4 else {}
+    return Published(class_name="PooledAutoencoderTiny" if pooled else "AutoencoderTiny", config=config, state=state)
 
 
 def rename_legacy_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

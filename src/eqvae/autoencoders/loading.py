@@ -9,17 +9,12 @@ from torch import Tensor
 
 from eqvae.artifacts import AUTOENCODER, CONFIG, load_strictly, read_json
 from eqvae.autoencoders.layouts import (
+    Published,
     find_pair,
-    has_codebook,
-    infer_ldm_config,
-    infer_vqgan_config,
-    is_ldm,
-    is_llamagen,
     ldm_to_diffusers,
-    llamagen_to_taming,
     pair_to_diffusers,
+    read_ldm,
     rename_legacy_attention,
-    select_autoencoder,
 )
 from eqvae.autoencoders.presets import PRESETS, UNTRAINED
 from eqvae.autoencoders.protocol import Autoencoder
@@ -110,11 +105,14 @@ def _load_path(path: Path, name: str) -> Autoencoder:
             if (folder / CONFIG).is_file():
                 return _load_diffusers(folder, name)
     if (pair := find_pair(path)) is not None:
-        content = pair_to_diffusers(read_weights(pair.encoder), read_weights(pair.decoder))
-        return _fill(content.class_name, content.config, content.state, name)
+        return _fill(pair_to_diffusers(read_weights(pair.encoder), read_weights(pair.decoder)), name)
     if path.is_dir():
         raise UserError(f"'{path}' holds no autoencoder", f"Give {_KINDS}")
-    return _load_ldm(path, name)
+    published = read_ldm(read_weights(path))
+    if published is None:
+        raise UserError(f"'{path}' holds no autoencoder under CompVis' names", f"Give {_KINDS}")
+    num_levels = len(published.config["block_out_channels"])
+    return _fill(published, name, rename=lambda state, model: ldm_to_diffusers(state, model, num_levels))
 
 
 def _load_diffusers(folder: Path, name: str) -> Autoencoder:
@@ -126,7 +124,8 @@ def _load_diffusers(folder: Path, name: str) -> Autoencoder:
     weights = next((file for file in WEIGHT_FILES if (folder / file).is_file()), None)
     if weights is None:
         raise UserError(f"'{folder}' has a {CONFIG} but no weights ({WEIGHT_FILES[0]})", "Fetch or write it again")
-    return _fill(class_name, config, rename_legacy_attention(read_weights(folder / weights)), name)
+    state = rename_legacy_attention(read_weights(folder / weights))
+    return _fill(Published(class_name=class_name, config=config, state=state), name)
 
 
 def _no_autoencoder(folder: Path, config: Mapping[str, Any]) -> UserError:
@@ -143,32 +142,13 @@ def _no_autoencoder(folder: Path, config: Mapping[str, Any]) -> UserError:
     return UserError(f"'{folder / CONFIG}' names no autoencoder ('_class_name')", f"Give {_KINDS}")
 
 
-def _load_ldm(path: Path, name: str) -> Autoencoder:
-    state = select_autoencoder(read_weights(path))
-    if is_llamagen(state):
-        state = llamagen_to_taming(state)
-    if not is_ldm(state):
-        raise UserError(f"'{path}' holds no autoencoder under CompVis' names", f"Give {_KINDS}")
-    discrete = has_codebook(state)
-    class_name, config = (
-        ("VQModel", infer_vqgan_config(state)) if discrete else ("AutoencoderKL", infer_ldm_config(state))
-    )
-    num_levels = len(config["block_out_channels"])
-    return _fill(class_name, config, state, name, rename=lambda own, model: ldm_to_diffusers(own, model, num_levels))
-
-
-def _fill(
-    class_name: str,
-    config: Mapping[str, Any],
-    state: dict[str, Tensor],
-    name: str,
-    rename: Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]] | None = None,
-) -> Autoencoder:
-    """Build a model without weights, then give it exactly these."""
+def _fill(published: Published, name: str, *, rename: Callable[..., dict[str, Tensor]] | None = None) -> Autoencoder:
+    """Build a model without weights, then give it exactly these, renamed to what it expects."""
+    class_name, state = published.class_name, published.state
     family = _family(class_name, name)
     with torch.device("meta"):
         try:
-            autoencoder = family.build(class_name, config, name=name)
+            autoencoder = family.build(class_name, published.config, name=name)
         except Exception as error:  # whatever a wrong config breaks in diffusers' constructors, the input is at fault
             raise UserError(f"The config of '{name}' does not describe an {class_name} ({error})", "Mend it") from error
     model = autoencoder.model

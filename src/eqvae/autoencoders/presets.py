@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eqvae.autoencoders.layouts import block_types
+
 PACKAGED = Path(__file__).with_name("weights")
 """Weights that are installed with the package: one diffusers folder for each of `PACKAGED_NAMES`."""
 
@@ -25,7 +27,7 @@ class Architecture:
     """Its config."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Preset:
     """One named autoencoder."""
 
@@ -34,9 +36,6 @@ class Preset:
 
     subfolder: str
     """Folder inside the hub's repository; empty for its root."""
-
-    packaged: Path | None
-    """Folder of weights that come with the package; None for the others."""
 
     architecture: Architecture
     """What `untrained:NAME` builds."""
@@ -55,6 +54,9 @@ class Preset:
     source: str
     """Where the expected figures stand."""
 
+    packaged: Path | None
+    """Folder of weights that come with the package; None for the others."""
+
 
 def _kl(
     channels: tuple[int, ...],
@@ -66,13 +68,11 @@ def _kl(
     **others: int | bool,
 ) -> Architecture:
     """Describe an `AutoencoderKL`; `attention_levels` are the resolutions, finest first, whose blocks attend."""
-    attends = [level in attention_levels for level in range(len(channels))]
     return Architecture(
         class_name="AutoencoderKL",
         config={
             "block_out_channels": channels,
-            "down_block_types": tuple("AttnDownEncoderBlock2D" if yes else "DownEncoderBlock2D" for yes in attends),
-            "up_block_types": tuple("AttnUpDecoderBlock2D" if yes else "UpDecoderBlock2D" for yes in reversed(attends)),
+            **block_types([level in attention_levels for level in range(len(channels))]),
             "layers_per_block": 2,
             "latent_channels": latent_channels,
             "sample_size": 256,
@@ -109,13 +109,11 @@ def _vq(
     channels: tuple[int, ...], num_codes: int, width: int, *, attention: bool = True, **others: int
 ) -> Architecture:
     """Describe a `VQModel` with codes of `width` numbers; as in VQ-GAN, the coarsest resolution attends."""
-    attends = [attention and level == len(channels) - 1 for level in range(len(channels))]
     return Architecture(
         class_name="VQModel",
         config={
             "block_out_channels": channels,
-            "down_block_types": tuple("AttnDownEncoderBlock2D" if yes else "DownEncoderBlock2D" for yes in attends),
-            "up_block_types": tuple("AttnUpDecoderBlock2D" if yes else "UpDecoderBlock2D" for yes in reversed(attends)),
+            **block_types([attention and level == len(channels) - 1 for level in range(len(channels))]),
             "layers_per_block": 2,
             "latent_channels": width,
             "vq_embed_dim": width,
@@ -157,7 +155,7 @@ _TAMING = "github.com/CompVis/taming-transformers, README (reconstruction FID)"
 _NONE = ""
 
 # fmt: off
-_ROWS = (
+_ROWS: tuple[tuple[Any, ...], ...] = (
     # name             hub id                                         folder architecture c    f    rFID  PSNR   source
     ("tiny-kl",        None,                                          "",    _TINY_KL,    4,   8,   None, None,  _NONE),
     ("tiny-kl-64",     None,                                          "",    _TINY_KL,    4,   8,   None, None,  _NONE),
@@ -188,17 +186,6 @@ _ROWS = (
 # fmt: on
 
 PRESETS: dict[str, Preset] = {
-    name: Preset(
-        hub=hub,
-        subfolder=subfolder,
-        packaged=PACKAGED / name if name in PACKAGED_NAMES else None,
-        architecture=architecture,
-        latent_channels=latent_channels,
-        stride=stride,
-        rfid=rfid,
-        psnr_db=psnr_db,
-        source=source,
-    )
-    for name, hub, subfolder, architecture, latent_channels, stride, rfid, psnr_db, source in _ROWS
+    name: Preset(*(*values, PACKAGED / name if name in PACKAGED_NAMES else None)) for name, *values in _ROWS
 }
 """All presets by name."""
