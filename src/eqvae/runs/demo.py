@@ -26,7 +26,27 @@ class DemoConfig:
 
 
 def command(config: DemoConfig) -> str:
-    """Run the demo; run again, it resumes."""
+    """Run the demo, and say what came of it and where the page is."""
+    figures = demo(config)
+    return (
+        f"equivariance error {figures['equivariance_error_rotation']:.3f} (rotation), "
+        f"{figures['equivariance_error_scale']:.3f} (scale), PSNR {figures['psnr_db']:.2f} dB\n"
+        f"{config.out / 'report.html'}"
+    )
+
+
+def demo(config: DemoConfig) -> dict[str, float | int]:
+    """Measure, fine-tune, measure again and draw the page; called again, it resumes.
+
+    Args:
+        config: Where, and for how long.
+
+    Returns:
+        The figures of the fine-tuned autoencoder, as `eqvae evaluate` gives them.
+
+    Raises:
+        Interrupted: If a signal stopped it.
+    """
     training = FinetuneConfig(
         autoencoder="tiny-kl",
         data="photos",
@@ -53,13 +73,9 @@ def command(config: DemoConfig) -> str:
     _say("3/4  measuring it again")
     tuned = str(training.out)
     figures = evaluate(EvaluateConfig(autoencoder=tuned, data="photos", out=after), load_autoencoder(tuned))
-    page = config.out / "report.html"
     _say("4/4  drawing the report")
-    write_report([before, after, training.out], page)
-    return (
-        f"equivariance error {figures['equivariance_error_rotation']:.3f} (rotation), "
-        f"{figures['equivariance_error_scale']:.3f} (scale), PSNR {figures['psnr_db']:.2f} dB\n{page}"
-    )
+    write_report([before, after, training.out], config.out / "report.html")
+    return figures
 
 
 def _say(text: str) -> None:
