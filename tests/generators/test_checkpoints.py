@@ -9,8 +9,9 @@ import torch
 
 from eqvae.artifacts import write_tensors
 from eqvae.errors import UserError
-from eqvae.generators.checkpoints import load_transformer, read_official
+from eqvae.generators.checkpoints import load_transformer
 from eqvae.generators.families import find_recipe
+from eqvae.generators.official import read_official
 from eqvae.generators.protocol import LatentSpecification
 
 

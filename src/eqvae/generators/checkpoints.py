@@ -1,11 +1,10 @@
-"""Generators on disk: an official file of weights, read without running anything in it, and a run's own folder.
+"""Generators on disk: weights under the published models' names, and all that sampling has to know of them.
 
 generator/generator.json      the record below
-generator/ema.safetensors     averaged weights, under the published models' names; they are sampled from
+generator/ema.safetensors     averaged weights, which are sampled from
 generator/model.safetensors   the weights in training
 """
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,72 +154,3 @@ def load_transformer(config: BackboneConfig, weights: Mapping[str, Tensor], *, s
         mend="Are recipe, latents and number of classes those of the weights?",
     )
     return transformer.eval()
-
-
-# Official files -----------------------------------------------------------------------------------------------------
-
-_WRAPPERS = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and torch.compile put before names."""
-
-
-class _Inert:
-    """Stands for the command line (argparse's Namespace) that training codes save beside weights; it does nothing."""
-
-
-_INERT_GLOBALS: list[Any] = [(_Inert, "argparse.Namespace")]
-
-
-def read_official(path: Path) -> dict[Weights, dict[str, Tensor]]:
-    """Read an official file of DiT, SiT, REPA or MaskGIT: a state dict, or a training checkpoint with one or two.
-
-    Where there is one set of weights only, it is `ema`, which is sampled from.
-    """
-    content: Any = read_tensors(path)[0] if path.suffix == ".safetensors" else _read_pickle(path)
-    content = content if isinstance(content, Mapping) else {}
-    found: dict[Weights, dict[str, Tensor]] = {}
-    names: tuple[tuple[str, Weights], ...] = (("model", "model"), ("model_state_dict", "ema"), ("ema", "ema"))
-    for name, which in names:
-        if isinstance(content.get(name), Mapping):
-            found[which] = _named_tensors(content[name])
-    if not found:
-        found["ema"] = _named_tensors(content)
-    if "ema" not in found:
-        found["ema"] = found.pop("model")
-    if not all(found.values()):
-        raise UserError(f"'{path}' holds no named weights", "Give a state dict or a training checkpoint")
-    if "cls_emb.weight" in found["ema"]:
-        raise UserError(
-            f"'{path}' is of Halton-MaskGIT's network, which is not MaskGIT's of 2023",
-            "Give one of valeoai/Maskgit-pytorch, v1.0; the Halton order samples from it too",
-        )
-    return found
-
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals(_INERT_GLOBALS):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"'{path}' does not exist", "Check the path") from None
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"'{path}' is truncated or holds more than weights, and was refused: nothing in it was run",
-            "Use a .safetensors file of the same weights",
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError):
-        raise UserError(f"'{path}' is truncated or no weight file", "Fetch it again") from None
-
-
-def _named_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Take the wrappers off the names, and let the blocks after REPA's projector count on, as in its later files."""
-    named: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        while name.startswith(_WRAPPERS):
-            name = name.split(".", 1)[1]
-        if isinstance(tensor, Tensor):
-            named[name] = tensor.float()
-    encoder_depth = len({name.split(".")[1] for name in named if name.startswith("blocks.")})
-    for name in [name for name in named if name.startswith("decoder_blocks.")]:
-        _, index, rest = name.split(".", 2)
-        named[f"blocks.{int(index) + encoder_depth}.{rest}"] = named.pop(name)
-    return named

@@ -47,6 +47,11 @@ def choose_normalization(name: str, index: CacheIndex) -> Normalization:
         if not bool((scale > 0).all()):
             raise UserError("A latent channel of the cache never varies", f"Normalize with '{FIXED}FACTOR'")
         return Normalization(shift=torch.tensor(index.statistics.mean), scale=scale)
+    return fixed_normalization(name, index.latent_channels)
+
+
+def fixed_normalization(name: str, num_channels: int) -> Normalization:
+    """Read `fixed:FACTOR`."""
     if not name.startswith(FIXED):
         known = (MEASURED, f"{FIXED}0.18215")
         raise UserError(f"The normalization '{name}' is not known", nearest_name(name, known))
@@ -56,5 +61,4 @@ def choose_normalization(name: str, index: CacheIndex) -> Normalization:
         factor = math.nan
     if not (math.isfinite(factor) and factor > 0):
         raise UserError(f"The normalization '{name}' has no positive factor", f"Write it as '{FIXED}0.18215'")
-    channels = index.latent_channels
-    return Normalization(shift=torch.zeros(channels), scale=torch.full((channels,), 1.0 / factor))
+    return Normalization(shift=torch.zeros(num_channels), scale=torch.full((num_channels,), 1.0 / factor))

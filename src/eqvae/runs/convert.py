@@ -1,29 +1,51 @@
-"""`eqvae convert SOURCE DESTINATION --to FORMAT`."""
+"""`eqvae convert SOURCE DESTINATION`: an autoencoder or a generator in another published layout."""
 
-from collections.abc import Callable
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
+import torch
 import tyro
 
-from eqvae.artifacts import Converted
-from eqvae.autoencoders.convert import Format, convert_autoencoder
+from eqvae.artifacts import CONFIG, Converted, check_writable, replace_folder, to_plain, write_json
+from eqvae.autoencoders import load_autoencoder
+from eqvae.autoencoders.convert import convert_autoencoder
+from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
+from eqvae.errors import UserError
+from eqvae.generators.checkpoints import GeneratorCard, write_generator
+from eqvae.generators.families import find_recipe
+from eqvae.generators.official import describe_official, read_official, write_official
+from eqvae.latents.normalization import fixed_normalization
+from eqvae.runtime.journal import write_environment
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
-    """Write an autoencoder in diffusers' format, or under CompVis' parameter names; weights stay what they are."""
+    """Write an autoencoder or a generator in another published layout; weights stay what they are."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """Preset, hub id or path: a diffusers folder, an eqvae run, an LDM or VQ-GAN file, a TAESD pair."""
+    """An autoencoder: preset, hub id or path. Or a generator: an official file of DiT, SiT, REPA or MaskGIT, or a run
+    of `eqvae train`."""
 
     destination: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DESTINATION")]
-    """A new folder for `diffusers`, a new `.safetensors` file for `ldm`."""
+    """What is not there yet: a folder for `diffusers` and for an official generator, a `.safetensors` file for `ldm`, a
+    `.pt` file for `official`."""
 
-    to: Format
+    to: Literal["diffusers", "ldm", "official"] | None = None
     """`diffusers`: a folder that `from_pretrained` loads. `ldm`: a file with the names of CompVis' latent-diffusion
-    and taming-transformers, without prefix."""
+    and taming-transformers, without prefix. `official`: a generator as DiT's, SiT's, REPA's or MaskGIT's code loads it.
+    None, with a recipe: a run that `eqvae sample` and `eqvae train --init` take."""
+
+    recipe: str | None = None
+    """What an official generator is, for example `dit-xl-2`."""
+
+    autoencoder: str | None = None
+    """Of an official generator: the autoencoder whose latents it models, for example `sd-vae-ft-ema`."""
+
+    normalization: str | None = None
+    """Of an official generator: `fixed:0.18215` if its latents were multiplied by this; None: by the scaling factor of
+    the autoencoder's config."""
 
 
 def convert(config: ConvertConfig) -> Converted:
@@ -38,7 +60,18 @@ def convert(config: ConvertConfig) -> Converted:
     Raises:
         UserError: If the destination is taken or unfit, the source can't be loaded, or the layout can't express it.
     """
-    return _CONVERTERS[config.to](config)
+    if config.to is not None and config.recipe is not None:
+        raise UserError(f"--recipe {config.recipe} is for an official generator", f"Leave it out, or --to {config.to}")
+    if config.recipe is not None:
+        return _import_generator(config, config.recipe)
+    if config.to is None:
+        raise UserError(
+            "neither --to nor --recipe is given",
+            "An autoencoder goes --to diffusers or ldm, a run --to official, an official generator needs its --recipe",
+        )
+    if config.to == "official":
+        return _export_generator(config)
+    return convert_autoencoder(config.source, config.destination, config.to)
 
 
 def command(config: ConvertConfig) -> str:
@@ -47,12 +80,63 @@ def command(config: ConvertConfig) -> str:
     return "\n".join([str(converted.path), *(f"  {line}" for line in converted.advice)])
 
 
-def _convert_autoencoder(config: ConvertConfig) -> Converted:
-    return convert_autoencoder(config.source, config.destination, config.to)
+def _import_generator(config: ConvertConfig, name: str) -> Converted:
+    """Write an official generator as a run."""
+    _check_destination(config.destination)
+    recipe = find_recipe(name)
+    if config.autoencoder is None:
+        raise UserError("--autoencoder is missing", "Name the one whose latents it models")
+    weights, autoencoder = read_official(Path(config.source)), load_autoencoder(config.autoencoder)
+    shift, scale = _normalization(config.normalization, autoencoder)
+    card = describe_official(weights, recipe, autoencoder, shift=shift, scale=scale, source=config.source)
+
+    def fill(folder: Path) -> None:
+        write_generator(folder, card, weights)
+        write_json(folder / CONFIG, to_plain(config) | {"command": "convert"})
+        write_environment(folder, device=torch.device("cpu"), seed=None)
+
+    replace_folder(config.destination, fill)
+    return Converted(path=config.destination, advice=tuple(_describe(card)))
 
 
-_CONVERTERS: dict[str, Callable[[ConvertConfig], Converted]] = {
-    "diffusers": _convert_autoencoder,
-    "ldm": _convert_autoencoder,
-}
-"""The layout that is asked for says what kind of model it holds."""
+def _export_generator(config: ConvertConfig) -> Converted:
+    """Write a run's generator as its published code loads it."""
+    _check_destination(config.destination)
+    if config.destination.suffix not in (".pt", ".pth"):
+        raise UserError(f"DESTINATION '{config.destination}' is to be an official file", "Let its name end in .pt")
+    card = write_official(Path(config.source), config.destination)
+    return Converted(path=config.destination, advice=tuple(_describe(card)))
+
+
+def _check_destination(destination: Path) -> None:
+    if os.path.lexists(destination):
+        raise UserError(f"DESTINATION '{destination}' exists", "Choose another name, or remove it")
+    check_writable(destination.absolute().parent, "DESTINATION's folder")
+
+
+def _normalization(name: str | None, autoencoder: Autoencoder) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Shift and scale of each channel as published models have them: from the autoencoder's config, or as named."""
+    if isinstance(autoencoder, DiscreteAutoencoder):
+        return (), ()
+    channels = autoencoder.latent_channels
+    if name is not None:
+        normalization = fixed_normalization(name, channels)
+        return tuple(normalization.shift.tolist()), tuple(normalization.scale.tolist())
+    model: Any = autoencoder.model
+    factor = model.config.get("scaling_factor") or 1.0
+    shift = model.config.get("latents_mean") or [model.config.get("shift_factor") or 0.0] * channels
+    scale = [std / factor for std in model.config.get("latents_std") or [1.0] * channels]
+    return tuple(shift), tuple(scale)
+
+
+def _describe(card: GeneratorCard) -> list[str]:
+    """Say what a user of the weights must set."""
+    latents = card.transformer.latents
+    lines = [f"{card.recipe}: {latents.num_classes} classes, {card.image_size_px} px, decoder {card.autoencoder}"]
+    if card.scale and len({*card.scale}) == 1 and not any(card.shift):
+        lines.append(f"its latents are multiplied by {1 / card.scale[0]:.6g}")
+    elif card.scale:
+        lines.append(f"its latents are normalized by shift {list(card.shift)} and scale {list(card.scale)}")
+    if card.interpolant is not None:
+        lines.append(f"path {card.interpolant.path}, prediction {card.interpolant.prediction}")
+    return lines

@@ -1,0 +1,146 @@
+"""Official files of DiT, SiT, REPA and MaskGIT, which torch.save has written: read without running anything in them.
+
+A file holds a state dict, or what a training code keeps: `model`, `ema`, `opt`, `args` (DiT, fast-DiT, SiT, REPA), or
+`model_state_dict` (MaskGIT). Parameters have the names that they have here.
+"""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eqvae.artifacts import GENERATOR, read_tensors, weights_name, write_atomically
+from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
+from eqvae.errors import UserError
+from eqvae.generators.checkpoints import GeneratorCard, Weights, load_transformer, read_card
+from eqvae.generators.families import Recipe
+from eqvae.runtime.journal import installed_version
+
+_WRAPPERS = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put before names."""
+
+
+class _Inert:
+    """Stands for the command line (argparse's Namespace) that training codes save beside weights; it does nothing."""
+
+
+_INERT_GLOBALS: list[Any] = [(_Inert, "argparse.Namespace")]
+
+
+def read_official(path: Path) -> dict[Weights, dict[str, Tensor]]:
+    """Read an official file of DiT, SiT, REPA or MaskGIT: a state dict, or a training checkpoint with one or two.
+
+    Where there is one set of weights only, it is `ema`, which is sampled from.
+    """
+    content: Any = read_tensors(path)[0] if path.suffix == ".safetensors" else _read_pickle(path)
+    content = content if isinstance(content, Mapping) else {}
+    found: dict[Weights, dict[str, Tensor]] = {}
+    names: tuple[tuple[str, Weights], ...] = (("model", "model"), ("model_state_dict", "ema"), ("ema", "ema"))
+    for name, which in names:
+        if isinstance(content.get(name), Mapping):
+            found[which] = _named_tensors(content[name])
+    if not found:
+        found["ema"] = _named_tensors(content)
+    if "ema" not in found:
+        found["ema"] = found.pop("model")
+    if not all(found.values()):
+        raise UserError(f"'{path}' holds no named weights", "Give a state dict or a training checkpoint")
+    if "cls_emb.weight" in found["ema"]:
+        raise UserError(
+            f"'{path}' is of Halton-MaskGIT's network, which is not MaskGIT's of 2023",
+            "Give one of valeoai/Maskgit-pytorch, v1.0; the Halton order samples from it too",
+        )
+    return found
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals(_INERT_GLOBALS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"'{path}' does not exist", "Check the path") from None
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"'{path}' is truncated or holds more than weights, and was refused: nothing in it was run",
+            "Use a .safetensors file of the same weights",
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError):
+        raise UserError(f"'{path}' is truncated or no weight file", "Fetch it again") from None
+
+
+def _named_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Take the wrappers off the names, and let the blocks after REPA's projector count on, as in its later files."""
+    named: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        while name.startswith(_WRAPPERS):
+            name = name.split(".", 1)[1]
+        if isinstance(tensor, Tensor):
+            named[name] = tensor.float()
+    encoder_depth = len({name.split(".")[1] for name in named if name.startswith("blocks.")})
+    for name in [name for name in named if name.startswith("decoder_blocks.")]:
+        _, index, rest = name.split(".", 2)
+        named[f"blocks.{int(index) + encoder_depth}.{rest}"] = named.pop(name)
+    return named
+
+
+def describe_official(
+    weights: Mapping[Weights, Mapping[str, Tensor]],
+    recipe: Recipe,
+    autoencoder: Autoencoder,
+    *,
+    shift: tuple[float, ...],
+    scale: tuple[float, ...],
+    source: str,
+) -> GeneratorCard:
+    """Say what an official file's weights are: classes, cells and options follow from them, the rest is given."""
+    codebook_size = autoencoder.codebook_size if isinstance(autoencoder, DiscreteAutoencoder) else None
+    if (codebook_size is not None) != (recipe.models == "tokens"):
+        made = "latents" if codebook_size is None else "tokens"
+        raise UserError(f"'{recipe}' does not model the {made} of '{autoencoder.name}'", "Choose another --autoencoder")
+    try:
+        transformer = recipe.fit(weights["ema"], codebook_size=codebook_size)
+    except (KeyError, IndexError, ValueError):
+        raise UserError(f"'{source}' holds no weights of a '{recipe}'", "Choose another --recipe") from None
+    latents = transformer.latents
+    if codebook_size is None and latents.channels != autoencoder.latent_channels:
+        raise UserError(
+            f"'{source}' models latents of {latents.channels} channels, and '{autoencoder.name}' has "
+            f"{autoencoder.latent_channels}",
+            "Choose another --autoencoder",
+        )
+    for state in weights.values():
+        load_transformer(transformer, state, source=source)
+    return GeneratorCard(
+        family=recipe.family,
+        recipe=str(recipe),
+        transformer=transformer,
+        interpolant=recipe.interpolant,
+        shift=shift,
+        scale=scale,
+        autoencoder=autoencoder.name,
+        autoencoder_fingerprint=autoencoder.fingerprint(),
+        image_size_px=latents.height * autoencoder.stride,
+        class_names=None,
+        num_steps=0,
+        eqvae_version=installed_version("eqvae") or "unknown",
+        schedule="arccos" if codebook_size is not None else None,
+    )
+
+
+def write_official(run: Path, path: Path) -> GeneratorCard:
+    """Write a run's weights as the published codes load them: a state dict, or `ema` and `model` where both are kept.
+
+    MaskGIT's code expects `model_state_dict`.
+    """
+    card, kinds = read_card(run), ("ema", "model")
+    files = {kind: run / GENERATOR / weights_name(kind) for kind in kinds}
+    states = {kind: read_tensors(file)[0] for kind, file in files.items() if file.is_file()}
+    if card.models_tokens:
+        content: Any = {"model_state_dict": states["ema"]}
+    else:
+        content = states if len(states) > 1 else states["ema"]
+    write_atomically(path, lambda part: torch.save(content, part))
+    return card
