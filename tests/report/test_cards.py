@@ -6,7 +6,8 @@ import pytest
 
 from eqvae.artifacts import PICTURES, write_json
 from eqvae.report import read_folders, write_report
-from eqvae.report.page import overview
+from eqvae.report.evaluation_charts import distance_charts, spectrum_charts
+from eqvae.report.page import cards
 
 
 @pytest.fixture
@@ -19,14 +20,15 @@ def page(tmp_path):
     return write
 
 
-def cards(*folders):
-    return overview(read_folders(folders)[0])
+def cards_of(*folders):
+    evaluations = read_folders(folders)[0]
+    return cards(evaluations, distance_charts(evaluations), spectrum_charts(evaluations))
 
 
 def test_a_card_tells_it_all(full_evaluations):
-    found = cards(*full_evaluations)
-    base, finetuned = found.cards
-    assert [card.name for card in found.cards] == ["base", "finetuned"]
+    found = cards_of(*full_evaluations)
+    base, finetuned = found
+    assert [card.name for card in found] == ["base", "finetuned"]
     assert base.detail == "4 channels, 4 × 4 cells for 32 px"  # noqa: RUF001
     assert [(label, text) for label, _, text in finetuned.figures] == [
         ("rFID", "0.82"),
@@ -68,7 +70,7 @@ def test_one_autoencoder_has_a_card_and_no_figure_twice(page, full_evaluations):
 
 
 def test_without_all_there_is_no_card(page, two_evaluations):
-    assert cards(*two_evaluations).cards == ()
+    assert cards_of(*two_evaluations) == []
     text = page(*two_evaluations)
     assert "Side by side" not in text
     assert "What predicts a generator" not in text
@@ -84,14 +86,14 @@ def test_only_the_autoencoder_with_all_gets_a_card(page, two_evaluations, full_e
 
 def test_a_card_without_pictures_keeps_the_rest(page, full_evaluations):
     (full_evaluations[0] / PICTURES).unlink()
-    assert cards(full_evaluations[0]).cards[0].pictures is None
+    assert cards_of(full_evaluations[0])[0].pictures is None
     assert 'class="card-figures"' in page(full_evaluations[0])
 
 
 def test_other_features_are_named_and_not_set_beside_published_figures(page, write_evaluation, frechet_distances):
     figures = frechet_distances(*[1.0] * 7, r=0.034, i=1.21, features="fd_efficientnet_lite0")
     folder = write_evaluation("a", config={"features": "efficientnet-lite0"}, **figures)
-    (card,) = cards(folder).cards
+    (card,) = cards_of(folder)
     assert card.detail == "efficientnet-lite0 features"
     assert [label for label, _, _ in card.figures] == ["rFD", "iFD"]
     text = page(folder)
@@ -108,20 +110,19 @@ def test_different_features_are_said_but_the_rest_is_compared(page, write_evalua
     assert "+1.00 dB" in text
 
 
-def test_cards_say_what_was_measured_on_where_that_differs(full_evaluations, write_evaluation):
+def test_cards_say_what_was_measured_on_where_that_differs(page, full_evaluations, write_evaluation):
     other = write_evaluation("other", config={"data": "elsewhere"}, **{"rfid_scale_0.5": 2.0})
-    found = cards(full_evaluations[0], other)
-    assert [card.detail for card in found.cards] == [
+    assert [card.detail for card in cards_of(full_evaluations[0], other)] == [
         "4 channels, 4 × 4 cells for 32 px; 2 images of photos, 32 px",  # noqa: RUF001
         "2 images of elsewhere, 32 px",
     ]
-    assert found.distances == ()
+    assert "Figure 3</h2>" not in page(full_evaluations[0], other)
 
 
 @pytest.mark.parametrize(("count", "columns"), [(1, 1), (2, 2), (3, 3), (4, 2), (5, 3)])
-def test_rows_of_cards_are_full(write_evaluation, count, columns):
+def test_rows_of_cards_are_full(page, write_evaluation, count, columns):
     folders = [write_evaluation(str(index), **{"rfid_scale_0.5": 2.0}) for index in range(count)]
-    assert cards(*folders).num_columns == columns
+    assert f'style="--columns: {columns}"' in page(*folders)
 
 
 def test_precision_is_a_condition_and_its_default_is_fp32(page, write_evaluation):

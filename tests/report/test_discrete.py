@@ -7,7 +7,8 @@ import pytest
 
 from eqvae.artifacts import JOURNAL, read_json, write_json
 from eqvae.report import read_folders, write_report
-from eqvae.report.page import overview
+from eqvae.report.evaluation_charts import distance_charts, spectrum_charts
+from eqvae.report.page import cards
 from eqvae.report.panels import run_panels
 from eqvae.report.tables import card_columns, figure_table, main_columns
 from eqvae.runs.evaluate import EvaluateConfig, evaluate
@@ -45,7 +46,8 @@ def test_cards_say_it_of_discrete_autoencoders_only(full_evaluations):
     without = [metric.label for metric in card_columns(read_folders(full_evaluations)[0])]
     assert not set(LABELS) & set(without)
     write_json(discrete / "metrics.json", read_json(discrete / "metrics.json") | FINETUNED)
-    first, second = overview(read_folders([continuous, discrete])[0]).cards
+    evaluations = read_folders([continuous, discrete])[0]
+    first, second = cards(evaluations, distance_charts(evaluations), spectrum_charts(evaluations))
     assert [label for label, _, _ in first.figures] == without
     assert [label for label, _, _ in second.figures] == [*without, *LABELS[:2]]
     assert [text for _, _, text in second.figures][-2:] == ["0.480", "0.520"]

@@ -33,7 +33,7 @@ def test_figures_are_rounded_down_as_in_the_paper(value, printed):
 
 def test_groups_are_the_papers(full_evaluations):
     (chart,) = charts(*full_evaluations)
-    assert chart.label == "rFID"
+    assert chart.distance.label == "rFID"
     assert chart.groups == ("s = 0.75", "s = 0.50", "s = 0.25", "R(θ)")
     assert [(bars.name, bars.color) for bars in chart.entries] == [("base", BASE), ("finetuned", ACCENT)]
     assert chart.entries[0].values == (52.7, 83.4, 107.9, 64.2)
@@ -87,7 +87,7 @@ def test_other_conditions_and_other_features_get_charts_of_their_own(write_evalu
         write_evaluation("c", **{"rfd_efficientnet_lite0_scale_0.5": 0.2}),
         write_evaluation("d", config={"precision": "fp32"}, **{"rfid_scale_0.5": 1.0}),
     )
-    names = [(chart.label, [bars.name for bars in chart.entries]) for chart in found]
+    names = [(chart.distance.label, [bars.name for bars in chart.entries]) for chart in found]
     assert names == [("rFID", ["a", "d"]), ("rFD (efficientnet-lite0)", ["c"]), ("rFID", ["b"])]
 
 

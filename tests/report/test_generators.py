@@ -18,7 +18,7 @@ from eqvae.report import read_folders, write_figures, write_report
 from eqvae.report.comparison import findings, measure_label, shared_curves
 from eqvae.report.panels import training_panels
 from eqvae.report.pictures import read_sheet, sample_sheet, stages
-from eqvae.report.summary import describe_training, drawing_facts, headline
+from eqvae.report.summary import drawing_facts, headline, training_facts
 from eqvae.report.tables import score_tables
 
 LITE = "fd_efficientnet_lite0"
@@ -57,7 +57,8 @@ def test_a_run_is_read_as_it_was_written(write_training):
     assert training.name == "sit-ti-2 on tiny-kl"
     assert (training.step, training.num_images(training.step), training.is_finished) == (30, 120, True)
     assert list(training.sheets) == [10, 20, 30]
-    assert describe_training(training) == "30 steps of 4 images, 120 images seen, 15 s of training"
+    facts = {"Steps": "30", "Batch size": "4", "Images seen": "120", "Training time": "15 s"}
+    assert facts.items() <= training_facts(training).items()
 
 
 def test_a_loss_that_is_its_only_part_is_drawn_once(write_training):
@@ -98,19 +99,19 @@ def test_an_unfinished_run_counts_with_what_it_has(page, write_training):
     folder = write_training("run", max_steps=5000)
     (folder / "metrics.json").unlink()
     text = page(folder)
-    assert "sit-ti-2 on tiny-kl: not finished, 30 of 5,000 steps of 4 images" in text
+    assert "sit-ti-2 on tiny-kl: not finished, steps 30 of 5,000." in text
     shutil.rmtree(folder / "samples")
     shutil.rmtree(folder / "generator")
     (folder / "journal.jsonl").unlink()
     text = page(folder)
     assert "the run has no journal yet" in text
-    assert "No step was logged yet; its samples have not been measured." in text
+    assert "Its samples have not been measured. Steps 0 of 5,000," in text
     assert "<img" not in text
 
 
 def test_a_run_without_a_reference_has_no_distance(page, write_training):
     text = page(write_training("run", key="", reference=None))
-    assert "its samples have not been measured" in text
+    assert "Its samples have not been measured" in text
     assert "Measured</dt>" not in text
     assert text.count("<img ") == 3
 
@@ -178,7 +179,7 @@ def test_seeds_of_one_arm_are_lines_of_their_own(write_training):
     assert findings(shared) == [
         "sit-ti-2 on tiny-kl (seed0): 6.00 after 80 images.", "sit-ti-2 on tiny-kl (seed1): 5.00 after 80 images."
     ]  # fmt: skip
-    assert headline(contents, [shared]).sentence.startswith("sit-ti-2 on tiny-kl (seed1) has the lowest FD")
+    assert headline(contents, [shared]).sentence == findings(shared)[0]
 
 
 def test_the_shared_chart_is_drawn_above_the_runs(page, write_training):

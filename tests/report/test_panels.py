@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
+from eqvae.report.charts import ACCENT, BASE
 from eqvae.report.folders import read_folders
 from eqvae.report.panels import MAX_POINTS, Panel, Series, draw_panel, draw_panels, run_panels, smooth
 
@@ -33,7 +34,7 @@ def test_validation_has_the_base_as_reference(groups):
 
 def test_branches_are_drawn_apart_and_the_later_of_two_records_counts(groups):
     plain, equivariance = groups["Losses"]["Reconstruction"].series
-    assert (plain.label, equivariance.label) == ("plain", "equivariance")
+    assert (plain.color, equivariance.color) == (BASE, ACCENT)
     assert equivariance.steps.tolist() == list(range(1, 41, 2))
     assert plain.values[-1] == 77.0
 
@@ -66,7 +67,7 @@ def test_long_noisy_lines_are_thinned_without_losing_a_peak():
     steps = np.arange(40_000, dtype=np.float64)
     values = np.random.default_rng(0).normal(size=40_000)
     values[12_345] = 99.0
-    series = Series(label="", color="#0b7a75", steps=steps, values=values, is_noisy=True)
+    series = Series(steps=steps, values=values, is_noisy=True)
     panel = Panel(title="Loss", summary="", y_label="loss", series=(series,))
     lines = draw_panels([panel]).axes[0].lines
     assert [len(line.get_xdata()) <= MAX_POINTS for line in lines] == [True, True]

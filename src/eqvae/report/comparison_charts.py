@@ -1,9 +1,8 @@
 """Charts of a comparison of training runs: quality against images and time, speed-up against quality."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -42,8 +41,7 @@ ROOM_FOR_ARROW = 0.24
 """Below the curves, as a share of their range."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TimeUnit:
+class TimeUnit(NamedTuple):
     """In which a comparison prints its times."""
 
     seconds: float
@@ -51,11 +49,7 @@ class TimeUnit:
     symbol: str
 
 
-TIME_UNITS = (
-    TimeUnit(seconds=3600.0, name="hours", symbol="h"),
-    TimeUnit(seconds=60.0, name="minutes", symbol="min"),
-    TimeUnit(seconds=1.0, name="seconds", symbol="s"),
-)
+TIME_UNITS = (TimeUnit(3600.0, "hours", "h"), TimeUnit(60.0, "minutes", "min"), TimeUnit(1.0, "seconds", "s"))
 
 
 def time_unit(comparison: RunComparison) -> TimeUnit:

@@ -76,11 +76,6 @@ class DistanceChart:
     """Where the axis ends."""
 
     @property
-    def label(self) -> str:
-        """The distance, e.g. `rFID`."""
-        return self.distance.label
-
-    @property
     def summary(self) -> str:
         """All figures, for those who cannot see the chart."""
         return "; ".join(
@@ -128,16 +123,6 @@ class SpectrumChart:
         if len(known) < len(self.entries) or len(known) > 2:
             return ""
         return f"excess {' → '.join(map(SPECTRUM_EXCESS.show, known))} dB"
-
-    @property
-    def summary(self) -> str:
-        """The excess of each autoencoder, for those who cannot see the chart."""
-        parts = [
-            f"{line.name} {SPECTRUM_EXCESS.show(line.excess_db)} dB above the image at high frequencies"
-            for line in self.entries
-            if line.excess_db is not None
-        ]
-        return ", ".join(parts) or ", ".join(line.name for line in self.entries)
 
 
 def distance_charts(evaluations: Sequence[Evaluation]) -> list[DistanceChart]:
@@ -254,7 +239,7 @@ def _draw_bars(chart: DistanceChart, small: bool, axes: Axes) -> None:
         name.set_verticalalignment("baseline")  # their tops differ: those of brackets are higher
     axes.set_xlim(-0.5, len(chart.groups) - 0.5)
     axes.set_ylim(0.0, chart.top or 1.0)
-    axes.set_ylabel(chart.label)
+    axes.set_ylabel(chart.distance.label)
     axes.set_axisbelow(True)
     if small:
         axes.set_yticks([])

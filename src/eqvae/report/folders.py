@@ -11,17 +11,7 @@ import numpy as np
 from jaxtyping import Float64
 from numpy import ndarray
 
-from eqvae.artifacts import (
-    CONFIG,
-    ENVIRONMENT,
-    JOURNAL,
-    METRICS,
-    PICTURES,
-    SPECTRUM,
-    Pictures,
-    read_journal,
-    read_json,
-)
+from eqvae.artifacts import CONFIG, ENVIRONMENT, JOURNAL, METRICS, PICTURES, SPECTRUM, Pictures, read_journal, read_json
 from eqvae.errors import UserError
 from eqvae.evidence.curves import CARD, autoencoder_name, read_if_there, short_name
 
@@ -97,9 +87,6 @@ class OutputFolder:
     NEEDS: ClassVar[tuple[str, ...]] = ()
     """Files without which the command has not finished, and the folder can't be drawn."""
 
-    OWNER: ClassVar[str] = ""
-    """Of a missing file, in an error."""
-
     @classmethod
     def own(cls, folder: Path, config: dict[str, Any]) -> dict[str, Any]:
         """The name, and what only folders of this kind have."""
@@ -135,7 +122,7 @@ class Evaluation(OutputFolder):
     pictures: Pictures | None
     spectrum: Spectrum | None
 
-    TITLE, NEEDS, OWNER = "Evaluation of", (METRICS,), "The evaluation in '{folder}' has"
+    TITLE, NEEDS = "Evaluation of", (METRICS,)
 
     @classmethod
     def own(cls, folder: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -237,7 +224,7 @@ class Training(OutputFolder):
 class SampleSet(OutputFolder):
     """What `eqvae sample` left; named after its folder."""
 
-    TITLE, NEEDS, OWNER = "Samples:", (METRICS, SHEET), "The samples in '{folder}' have"
+    TITLE, NEEDS = "Samples:", (METRICS, SHEET)
 
     @property
     def card(self) -> dict[str, Any]:
@@ -250,7 +237,7 @@ class SampleSet(OutputFolder):
 class Score(OutputFolder):
     """What `eqvae score` left; named after the samples."""
 
-    TITLE, NEEDS, OWNER = "Score of", (METRICS,), "The score in '{folder}' has"
+    TITLE, NEEDS = "Score of", (METRICS,)
 
     @classmethod
     def own(cls, folder: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -323,8 +310,7 @@ def read_folders(folders: Sequence[Path]) -> Contents:
 def _read(kind: type[OutputFolder], folder: Path, config: dict[str, Any]) -> OutputFolder:
     for name in kind.NEEDS:
         if not (folder / name).exists():
-            owner = kind.OWNER.format(folder=folder)
-            raise UserError(f"{owner} no {name}", f"Let 'eqvae {config['command']}' finish first")
+            raise UserError(f"The folder '{folder}' has no {name}", f"Let 'eqvae {config['command']}' finish first")
     return kind(
         folder=folder,
         config=config,

@@ -86,23 +86,8 @@ class Card:
     pictures: EmbeddedGrid | None
     """One row: an image, its reconstruction and its latent map; None where the folder has no pictures."""
 
-    distances: tuple[DistanceChart, ...]
-    spectra: tuple[SpectrumChart, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Overview:
-    """All cards, and the charts of two autoencoders or more: the card has a single one's."""
-
-    cards: tuple[Card, ...]
-    distances: tuple[DistanceChart, ...]
-    spectra: tuple[SpectrumChart, ...]
-
-    @property
-    def num_columns(self) -> int:
-        """Of cards on a wide screen: rows stay full where that is possible."""
-        count = len(self.cards)
-        return count if count <= 3 else 2 if count == 4 else 3
+    distances: list[DistanceChart]
+    spectra: list[SpectrumChart]
 
 
 def write_report(folders: Sequence[Path], out: Path) -> None:
@@ -172,6 +157,7 @@ def render_report(contents: Contents) -> str:
     """Render the page."""
     evaluations = contents.evaluations
     shared = comparison.shared_curves(contents.trainings)
+    bars, spectra = distance_charts(evaluations), spectrum_charts(evaluations)
     package = files("eqvae.report")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -186,7 +172,9 @@ def render_report(contents: Contents) -> str:
         conditions=shared_conditions(evaluations),
         notes=notes(contents),
         evaluations=evaluations,
-        overview=overview(evaluations),
+        cards=cards(evaluations, bars, spectra),
+        distance_charts=[chart for chart in bars if len(chart.entries) > 1],  # the card has a single one's
+        spectrum_charts=[chart for chart in spectra if len(chart.entries) > 1],
         table=figure_table(evaluations, main_columns(evaluations)),
         predictor_table=figure_table(evaluations, predictor_columns(evaluations)),
         transform_tables=_transform_tables(evaluations),
@@ -212,16 +200,16 @@ def render_report(contents: Contents) -> str:
     )
 
 
-def overview(evaluations: Sequence[Evaluation]) -> Overview:
+def cards(
+    evaluations: Sequence[Evaluation], bars: Sequence[DistanceChart], spectra: Sequence[SpectrumChart]
+) -> list[Card]:
     """Make a card for each evaluation that measured more than single images (`eqvae evaluate --all`)."""
-    bars, spectra = distance_charts(evaluations), spectrum_charts(evaluations)
-    drawn = {bar.name for chart in bars for bar in chart.entries} | {
-        line.name for chart in spectra for line in chart.entries
-    }
+    drawn = {bar.name for chart in bars for bar in chart.entries}
+    drawn |= {line.name for chart in spectra for line in chart.entries}
     members = [item for item in evaluations if item.name in drawn]
     colors = autoencoder_colors([item.name for item in evaluations])
     grids, columns = card_grids(evaluations), card_columns(members)
-    cards = tuple(
+    return [
         Card(
             name=item.name,
             color=colors[item.name],
@@ -232,16 +220,11 @@ def overview(evaluations: Sequence[Evaluation]) -> Overview:
                 if (text := metric.show_of(item.metrics)) is not None
             ),
             pictures=embed(grids[item.name], 1) if item.name in grids else None,
-            distances=tuple(charts_of_one(bars, item.name)),
-            spectra=tuple(charts_of_one(spectra, item.name)),
+            distances=charts_of_one(bars, item.name),
+            spectra=charts_of_one(spectra, item.name),
         )
         for item in members
-    )
-    return Overview(
-        cards=cards,
-        distances=tuple(chart for chart in bars if len(chart.entries) > 1),
-        spectra=tuple(chart for chart in spectra if len(chart.entries) > 1),
-    )
+    ]
 
 
 def _detail(evaluation: Evaluation, *, says_conditions: bool) -> str:

@@ -30,9 +30,6 @@ MAX_POINTS = 1000
 class Series:
     """One quantity over the run's steps."""
 
-    label: str = ""
-    """Empty where the panel has only one series."""
-
     color: str = ACCENT
     steps: Float64[ndarray, " n"]
     values: Float64[ndarray, " n"]
@@ -126,7 +123,10 @@ NO_LOSSES = frozenset(
 def run_panels(run: FineTuning) -> dict[str, list[Panel]]:
     """Choose what to draw of a fine-tuning run, under headings."""
     validations, records = run.records("validation"), run.records("train")
-    groups = {"Validation": [panel for metric in METRICS for panel in _validation_panels(validations, metric)]}
+    groups: dict[str, list[Panel]] = {"Validation": []}
+    for metric in METRICS:
+        y_label = metric.unit or ("relative squared error" if "error" in metric.key else metric.label)
+        groups["Validation"] += _metric_panels(validations, metric, y_label, has_base=True)
     for title, quantities in FINE_TUNING.items():
         groups[title] = [panel for quantity in quantities for panel in _step_panels(records, quantity)]
     return {title: panels for title, panels in groups.items() if panels}
@@ -140,7 +140,11 @@ def training_panels(training: Training) -> list[Panel]:
         replace(panel, summary=f"median {short_number(float(np.median(panel.series[0].values)))}")
         for panel in _step_panels(records, PACE)
     ]
-    return [*(_distance_panel(item) for item in sample_distances(training)), *steps, *pace]
+    measured: list[Panel] = []
+    for found in sample_distances(training):
+        y_label = f"of {found.num_samples:,} samples" if found.num_samples is not None else found.metric.label
+        measured += _metric_panels(found.records, found.metric, y_label)
+    return [*measured, *steps, *pace]
 
 
 def sample_distances(training: Training) -> list[Distances]:
@@ -195,18 +199,21 @@ def short_number(value: float) -> str:
     return with_minus_sign(f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}")
 
 
-def _validation_panels(records: Sequence[dict[str, Any]], metric: Metric) -> list[Panel]:
-    """One, or none where the metric was not measured; a run's first validation is the base autoencoder's."""
+def _metric_panels(
+    records: Sequence[dict[str, Any]], metric: Metric, y_label: str, *, has_base: bool = False
+) -> list[Panel]:
+    """One, or none where the metric was not measured; a fine-tuning run's step 0 is the base autoencoder's."""
     series = _read_series(records, metric.key)
     if series is None:
         return []
     first, last = float(series.values[0]), float(series.values[-1])
+    ends = metric.show(last) if len(series.values) == 1 else f"{metric.show(first)} → {metric.show(last)}"
     panel = Panel(
         title=f"{metric.label} {metric.arrow}".strip(),
-        summary=f"{metric.show(first)} → {metric.show(last)} {metric.unit}".strip(),
-        y_label=metric.unit or ("relative squared error" if "error" in metric.key else metric.label),
+        summary=f"{ends} {metric.unit}".strip(),
+        y_label=y_label,
         series=(series,),
-        base=first if series.steps[0] == 0 else None,
+        base=first if has_base and series.steps[0] == 0 else None,
     )
     return [panel]
 
@@ -215,27 +222,14 @@ def _step_panels(records: Sequence[dict[str, Any]], quantity: Quantity) -> list[
     """One, or none; a series for each branch where they are told apart, as levels differ."""
     equivariance = [record for record in records if record.get("branch") == "equivariance"]
     plain = [record for record in records if record.get("branch", "equivariance") != "equivariance"]
-    branches: list[tuple[Sequence[dict[str, Any]], str, str]] = [(records, "", ACCENT)]
+    branches = [(records, ACCENT)]
     if quantity.is_noisy and equivariance and plain:
-        branches = [(plain, "plain", BASE), (equivariance, "equivariance", ACCENT)]
-    found = [_read_series(of_branch, quantity.key, label, color) for of_branch, label, color in branches]
+        branches = [(plain, BASE), (equivariance, ACCENT)]
+    found = [_read_series(of_branch, quantity.key, color) for of_branch, color in branches]
     series = tuple(replace(item, is_noisy=quantity.is_noisy) for item in found if item is not None)
     if not any(item.values.any() for item in series):
         return []
     return [Panel(title=quantity.title, summary=_summary(series[-1]), y_label=quantity.y_label, series=series)]
-
-
-def _distance_panel(found: Distances) -> Panel:
-    metric = found.metric
-    series = _read_series(found.records, metric.key)
-    assert series is not None  # they are finite
-    first, last = metric.show(float(series.values[0])), metric.show(float(series.values[-1]))
-    return Panel(
-        title=f"{metric.label} {metric.arrow}",
-        summary=last if len(series.values) == 1 else f"{first} → {last}",
-        y_label=f"of {found.num_samples:,} samples" if found.num_samples is not None else metric.label,
-        series=(series,),
-    )
 
 
 def _losses(records: Sequence[dict[str, Any]]) -> list[Quantity]:
@@ -252,14 +246,12 @@ def _losses(records: Sequence[dict[str, Any]]) -> list[Quantity]:
     return quantities
 
 
-def _read_series(
-    records: Sequence[dict[str, Any]], key: str, label: str = "", color: str = ACCENT
-) -> Series | None:  # fmt: skip
+def _read_series(records: Sequence[dict[str, Any]], key: str, color: str = ACCENT) -> Series | None:
     points = [(record["step"], value) for record in records if (value := finite(record.get(key))) is not None]
     if not points:
         return None
     steps, values = np.array(points, dtype=np.float64).T
-    return Series(label=label, color=color, steps=steps, values=values)
+    return Series(color=color, steps=steps, values=values)
 
 
 def _summary(series: Series) -> str:

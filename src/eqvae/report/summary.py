@@ -65,8 +65,9 @@ def headline(contents: Contents, shared: Sequence[RunComparison] = ()) -> Headli
         return _of_curves(shared[0])
     if trainings:
         return _of_training(trainings)
-    facts = ", ".join(f"{name.lower()} {text}" for name, text in drawing_facts(sample_sets[0]).items())
-    return Headline(title=_and_more(sample_sets[0].name, sample_sets), sentence=f"{facts[0].upper()}{facts[1:]}.")
+    return Headline(
+        title=_and_more(sample_sets[0].name, sample_sets), sentence=_in_words(drawing_facts(sample_sets[0]))
+    )
 
 
 def notes(contents: Contents) -> list[str]:
@@ -82,7 +83,7 @@ def notes(contents: Contents) -> list[str]:
         if not run.journal:
             found.append(f"{run.name}: the run has no journal yet.")
         elif isinstance(run, Training) and not run.is_finished:
-            found.append(f"{run.name}: not finished, {describe_training(run)}.")
+            found.append(f"{run.name}: not finished, steps {training_facts(run)['Steps']}.")
     items = (*evaluations, *contents.runs, *contents.scores)
     return found + [f"{item.name}: {message}" for item in items for message in item.messages]
 
@@ -93,23 +94,19 @@ def shared_conditions(evaluations: Sequence[Evaluation]) -> str:
     return evaluations[0].describe_conditions() if is_shared else ""
 
 
-def describe_training(training: Training) -> str:
-    """Say what a run has done so far."""
-    config, step = training.config, training.step
-    if not step:
-        return "No step was logged yet"
-    wanted = config.get("max_steps")
-    steps = f"{step:,} steps" if training.is_finished or wanted is None else f"{step:,} of {wanted:,} steps"
-    count, spent = training.num_images(step), [record.get("training_sec") for record in training.records("train")[-1:]]
-    parts = [steps] if count is None else [f"{steps} of {config['batch_size']:,} images", f"{count:,} images seen"]
-    return ", ".join(parts + [f"{_duration(time)} of training" for time in map(finite, spent) if time])
-
-
 def training_facts(training: Training) -> dict[str, str]:
-    """List how a generator was trained and measured."""
-    config, facts = training.config, {"Training": describe_training(training)}
-    if (count := finite(training.metrics.get("num_parameters"))) is not None:
-        facts["Network"] = f"{count / 1e6:,.1f} million parameters"
+    """List how a generator was trained and measured, and how far it is."""
+    config, wanted = training.config, training.config.get("max_steps")
+    step, count = training.step, training.num_images(training.step)
+    is_whole = training.is_finished or wanted is None
+    facts = {"Steps": f"{step:,}" if is_whole else f"{step:,} of {wanted:,}"}
+    if count is not None:
+        facts |= {"Batch size": f"{config['batch_size']:,}", "Images seen": f"{count:,}"}
+    for record in training.records("train")[-1:]:
+        if seconds := finite(record.get("training_sec")):
+            facts["Training time"] = _duration(seconds)
+    if (num_parameters := finite(training.metrics.get("num_parameters"))) is not None:
+        facts["Network"] = f"{num_parameters / 1e6:,.1f} million parameters"
     settings = {"learning_rate": "Learning rate", "ema_decay": "EMA", "seed": "Seed", "watch_steps": "Sampling steps"}
     facts |= {name: f"{value:g}" for key, name in settings.items() if (value := finite(config.get(key))) is not None}
     if config.get("reference") is not None:
@@ -154,18 +151,14 @@ def _of_curves(shared: RunComparison) -> Headline:
         for arm in arms[:MAX_TILES]
     ]
     title = f"{arms[0].name} → {arms[1].name}" if len(arms) == 2 else f"{len(arms)} training runs"
-    if shared.comparisons:
-        return Headline(title=title, sentence=findings(shared)[0], tiles=tiles)
-    best = min(arms, key=lambda arm: float(arm.by_images().mean().values[0, -1]))
-    sentence = f"{best.name} has the lowest {label} so far, each by its own last measurement."
-    return Headline(title=title, sentence=sentence, tiles=tiles)
+    return Headline(title=title, sentence=findings(shared)[0], tiles=tiles)
 
 
 def _of_training(trainings: Sequence[Training]) -> Headline:
     first = next((item for item in trainings if sample_distances(item)), trainings[0])
     title, found = _and_more(first.name, trainings), sample_distances(first)
     if not found:
-        return Headline(title=title, sentence=f"{describe_training(first)}; its samples have not been measured.")
+        return Headline(title=title, sentence=f"Its samples have not been measured. {_in_words(training_facts(first))}")
     metric, (start, *_, end) = found[-1].metric, (found[-1].records[0], *found[-1].records)
     if start is end:
         return _of_tiles(title, _figures(end, [metric]), f" at step {end['step']:,}, its only measurement so far")
@@ -199,10 +192,14 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any], shown: Sequenc
 
 
 def _of_tiles(title: str, tiles: Sequence[Tile], where: str = "") -> Headline:
-    labels = [tile.label if tile.label != tile.label.capitalize() else tile.label.lower() for tile in tiles]
-    words = ", ".join(f"{label} {tile.figure}" for label, tile in zip(labels, tiles, strict=True))
-    words = words or "no figure was measured"
-    return Headline(title=title, sentence=f"{words[0].upper()}{words[1:]}{where}.", tiles=tiles)
+    return Headline(title=title, sentence=_in_words({tile.label: tile.figure for tile in tiles}, where), tiles=tiles)
+
+
+def _in_words(facts: Mapping[str, str], where: str = "") -> str:
+    """Join facts to a sentence, in which only names such as PSNR keep their capitals."""
+    parts = [f"{name.lower() if name == name.capitalize() else name} {text}" for name, text in facts.items()]
+    words = ", ".join(parts) or "no figure was measured"
+    return f"{words[0].upper()}{words[1:]}{where}."
 
 
 def _and_more(name: str, items: Sequence[object]) -> str:
