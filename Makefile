@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint unit clean
+.PHONY: demo test lint unit docs clean
 
 demo: .venv/.demo
 	$(BIN)/eqvae demo --out runs/demo
@@ -21,6 +21,10 @@ lint: .venv/.dev .venv-lint/.installed
 unit: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
+# The site, into site/: open site/index.html. A warning is an error, and nothing is fetched.
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
+
 .venv/.created:
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
@@ -34,6 +38,10 @@ unit: .venv/.dev
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@ .venv/.demo
 
+.venv/.docs: .venv/.demo
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 # pydoclint brings a fork of docstring_parser that overwrites the one the command line needs: it lives apart.
 .venv-lint/.installed: constraints.txt
 	$(PYTHON) -m venv .venv-lint
@@ -41,4 +49,4 @@ unit: .venv/.dev
 	touch $@
 
 clean:
-	rm -rf .venv .venv-lint runs
+	rm -rf .venv .venv-lint runs site

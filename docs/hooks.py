@@ -1,0 +1,56 @@
+"""What mkdocs asks while it builds: the tables of flags, and the list of public names.
+
+A line `<!-- flags of NAME -->` becomes the table of `eqvae NAME --help`, and `<!-- public names -->` the reference of
+`eqvae.__all__`, so neither can fall behind the code.
+"""
+
+import importlib
+import re
+import warnings
+from argparse import SUPPRESS
+from typing import Any
+
+FLAGS = re.compile(r"(?m)^<!-- flags of (\w+) -->$")
+NAMES = "<!-- public names -->"
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Fill in what is generated; mkdocs calls this for each page."""
+    markdown = FLAGS.sub(lambda found: flags_table(found[1]), markdown)
+    return markdown.replace(NAMES, public_names()) if NAMES in markdown else markdown
+
+
+def flags_table(command: str) -> str:
+    """Write a row for each flag of a command: its name and values, its default, what it does."""
+    import tyro
+
+    module = importlib.import_module(f"eqvae.runs.{command}")
+    config_type = getattr(module, f"{command.title()}Config")
+    with warnings.catch_warnings(action="ignore"):  # deprecated, and the only way to the parsed help
+        parser = tyro.extras.get_parser(config_type, config=(tyro.conf.FlagConversionOff,))
+    rows = []
+    for action in parser._get_positional_actions() + parser._get_optional_actions():
+        if action.dest == "help" or action.help == SUPPRESS:
+            continue
+        text = re.sub(r"\x1b\[[0-9;]*m", "", action.help or "")
+        meaning, _, note = text.partition("(default: ") if "(default: " in text else text.partition("(required)")
+        default = note.rstrip(") \n").removesuffix(")") or ("" if "(default: " in text else "required")
+        values = action.metavar or ""
+        values = values if isinstance(values, str) else " ".join(values)
+        name = f"`{action.option_strings[-1]}`" if action.option_strings else f"`{values}`"
+        shown = f"`{values}`" if action.option_strings and "," in values else ""
+        meaning = " ".join(meaning.split()).replace("|", "\\|")
+        default = f"`{default}`" if default and default != "required" else default
+        rows.append(f"| {name} | {meaning} {shown} | {default} |".replace("  ", " "))
+    return "\n".join(["| flag | what it does | default |", "|---|---|---|", *rows]) if rows else ""
+
+
+def public_names() -> str:
+    """Write one block of mkdocstrings for each public name, in the package's own order."""
+    import eqvae
+
+    blocks = []
+    for name in eqvae.__all__:
+        home = eqvae._HOME[name]
+        blocks.append(f"::: {home}.{name}\n    options:\n      heading_level: 3\n")
+    return "\n".join(blocks)
