@@ -156,7 +156,7 @@ def test_what_is_no_such_generator_is_refused(tmp_path: Path, fails):
     torch.save(random_weights("dit-ti-2", 0), source)
     dit, kl = ("--recipe", "dit-ti-2"), ("--autoencoder", AUTOENCODER)
     assert "--autoencoder is missing" in fails("convert", source, run_folder, *dit)
-    assert "neither --to nor --recipe" in fails("convert", source, run_folder)
+    assert "--recipe is missing" in fails("convert", source, run_folder)
     assert "Did you mean 'dit-ti-" in fails("convert", source, run_folder, "--recipe", "dit-ti-3", *kl)
     assert "do not fit the generator" in fails("convert", source, run_folder, "--recipe", "dit-s-2", *kl)
     assert "holds no weights of a 'maskgit-ti'" in fails(

@@ -13,6 +13,7 @@ from eqvae.errors import UserError
 from eqvae.generators.maskgit import tokens_per_step
 from eqvae.generators.maskgit_transformer import MaskTransformer, MaskTransformerConfig
 from eqvae.generators.protocol import LatentSpecification
+from eqvae.paper.settings import PAPER, TINY
 from eqvae.sampling.noise import TokenNoise
 from eqvae.sampling.tokens import TokenDecoding, classifier_free_token_guidance, confidence, halton, halton_order
 
@@ -237,6 +238,20 @@ def test_guidance_is_that_of_the_published_formula():
     assert torch.allclose(guided, expected, rtol=1e-9, atol=1e-9)
     nothing_of_it = classifier_free_token_guidance(network, 0.0, 3)(tokens, labels)
     assert torch.allclose(nothing_of_it, null, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("setting", [PAPER, TINY], ids=["paper", "tiny"])
+def test_the_recipes_guide_by_the_published_formula_at_3(setting):
+    """`_w = w * step / (steps - 1); logit = (1 + _w) * logit_c - _w * logit_u` with w = 3, arXiv:2310.14400."""
+    network, tokens, labels = _small_network(), torch.full((2, 4, 5), MASK), torch.tensor([0, 2])
+    conditional, null = network(tokens, labels), network(tokens, torch.tensor([3, 3]))
+    for config in (setting.sampling["maskgit"], setting.guided_sampling["maskgit"]):
+        decoding = TokenDecoding(num_steps=config.num_steps, guidance_scale=config.guidance_scale)
+        for step in range(config.num_steps):
+            w = 3.0 * step / (config.num_steps - 1)
+            scale = decoding.scale_at(step / (config.num_steps - 1))
+            guided = classifier_free_token_guidance(network, scale, 3)(tokens, labels)
+            assert torch.allclose(guided, (1 + w) * conditional - w * null, rtol=1e-9, atol=1e-9)
 
 
 def test_the_scale_grows_linearly_or_not():

@@ -32,10 +32,10 @@ class ConvertConfig:
     """What is not there yet: a folder for `diffusers` and for an official generator, a `.safetensors` file for `ldm`, a
     `.pt` file for `official`."""
 
-    to: Literal["diffusers", "ldm", "official"] | None = None
+    to: Literal["diffusers", "ldm", "official", "run"] = "run"
     """`diffusers`: a folder that `from_pretrained` loads. `ldm`: a file with the names of CompVis' latent-diffusion
     and taming-transformers, without prefix. `official`: a generator as DiT's, SiT's, REPA's or MaskGIT's code loads it.
-    None, with a recipe: a run that `eqvae sample` and `eqvae train --init` take."""
+    `run`: an official generator as a run that `eqvae sample` and `eqvae train --init` take."""
 
     recipe: str | None = None
     """What an official generator is, for example `dit-xl-2`."""
@@ -60,15 +60,10 @@ def convert(config: ConvertConfig) -> Converted:
     Raises:
         UserError: If the destination is taken or unfit, the source can't be loaded, or the layout can't express it.
     """
-    if config.to is not None and config.recipe is not None:
-        raise UserError(f"--recipe {config.recipe} is for an official generator", f"Leave it out, or --to {config.to}")
+    if config.to == "run":
+        return _import_generator(config)
     if config.recipe is not None:
-        return _import_generator(config, config.recipe)
-    if config.to is None:
-        raise UserError(
-            "neither --to nor --recipe is given",
-            "An autoencoder goes --to diffusers or ldm, a run --to official, an official generator needs its --recipe",
-        )
+        raise UserError(f"--recipe {config.recipe} is for an official generator", f"Leave it out, or --to {config.to}")
     if config.to == "official":
         return _export_generator(config)
     return convert_autoencoder(config.source, config.destination, config.to)
@@ -80,12 +75,17 @@ def command(config: ConvertConfig) -> str:
     return "\n".join([str(converted.path), *(f"  {line}" for line in converted.advice)])
 
 
-def _import_generator(config: ConvertConfig, name: str) -> Converted:
+def _import_generator(config: ConvertConfig) -> Converted:
     """Write an official generator as a run."""
-    _check_destination(config.destination)
-    recipe = find_recipe(name)
+    if config.recipe is None:
+        raise UserError(
+            "--recipe is missing, which an official generator needs",
+            "An autoencoder goes --to diffusers or ldm, a run --to official",
+        )
+    recipe = find_recipe(config.recipe)
     if config.autoencoder is None:
-        raise UserError("--autoencoder is missing", "Name the one whose latents it models")
+        raise UserError("--autoencoder is missing", "Name the one whose latents the generator models")
+    _check_destination(config.destination)
     weights, autoencoder = read_official(Path(config.source)), load_autoencoder(config.autoencoder)
     shift, scale = _normalization(config.normalization, autoencoder)
     card = describe_official(weights, recipe, autoencoder, shift=shift, scale=scale, source=config.source)

@@ -5,7 +5,7 @@ noise = ImageNoise(seed, indices, specification.shape, device=device)
 z = ddpm(predict, noise, balanced_labels(indices, specification.num_classes), GaussianDiffusion(), num_steps=250)
 
 noise = TokenNoise(seed, indices, (specification.height, specification.width), device=device)
-tokens = confidence(transformer, noise, labels, specification, TokenDecoding(num_steps=8, guidance_scale=3.0))
+tokens = confidence(transformer, noise, labels, specification, TokenDecoding(num_steps=8, guidance_scale=4.0))
 
 Every sampler takes a prediction, perhaps guided (z, t and labels to the backbone's output, or tokens and labels to
 logits); the noise of this batch's images; their labels, 0 ... num_classes - 1; and what the network was trained on. It
