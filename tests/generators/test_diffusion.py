@@ -58,11 +58,10 @@ def test_noise_is_added_as_equation_4_says():
     assert betas[0] == 1e-4
 
 
-def test_start_and_noise_are_solved_for():
+def test_the_start_is_solved_for():
     diffusion, z, noise, t = GaussianDiffusion(), _latents(), _latents(seed=1), torch.tensor(T)
     z_t = diffusion.add_noise(z, noise, t)
     assert torch.allclose(diffusion.predict_start(z_t, t, noise), z)
-    assert torch.allclose(diffusion.predict_noise(z_t, t, z), noise)
 
 
 def test_the_posterior_is_bayes_rule():
@@ -123,7 +122,7 @@ def test_the_variational_bound_agrees_with_numpy():
     diffusion = GaussianDiffusion(betas=linear_betas(num_steps))
     betas, alphas_bar = _numpy_schedule(num_steps)
     z, noise, output = _latents(1), _latents(1, seed=1), torch.cat([_latents(1, seed=2), _latents(1, seed=3)], 1)
-    total = diffusion.prior_term(z).item()
+    total = 0.0
     for step in range(num_steps):
         t = torch.tensor([step])
         total += diffusion.variational_term(output, z, diffusion.add_noise(z, noise, t), t).item()
@@ -135,7 +134,7 @@ def test_the_variational_bound_agrees_with_numpy():
 
     previous = np.append(1.0, alphas_bar[:-1])
     posterior_variances = betas * (1 - previous) / (1 - alphas_bar)
-    expected = divergence(np.sqrt(alphas_bar[-1]) * x, 1 - alphas_bar[-1], 0.0, 1.0).mean()
+    expected = 0.0
     for step in range(num_steps):
         z_t = np.sqrt(alphas_bar[step]) * x + np.sqrt(1 - alphas_bar[step]) * e
         start = (z_t - np.sqrt(1 - alphas_bar[step]) * eps) / np.sqrt(alphas_bar[step])

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from eqvae.autoencoders import load_autoencoder
 from eqvae.generators.checkpoints import read_generator
-from eqvae.runs.train import train
+from eqvae.runs.train import SampleWatch, load_reference, train
 from eqvae.runs.train_config import TrainConfig
-from eqvae.runs.watching import SampleWatch, load_reference
 from eqvae.runtime.processes import Processes
 
 CPU = torch.device("cpu")

@@ -77,7 +77,6 @@ class GaussianDiffusion:
     def __init__(
         self, *, betas: Float64[Tensor, " steps"] | None = None, timesteps: Int64[Tensor, " steps"] | None = None
     ) -> None:
-        """Compute the tables."""
         self.betas = linear_betas() if betas is None else betas
         if not ((self.betas > 0) & (self.betas <= 1)).all():
             raise ValueError("a beta lies in (0, 1]")
@@ -137,12 +136,6 @@ class GaussianDiffusion:
         """Solve `add_noise` for z."""
         return (z_t - self._at("root_one_minus_alpha_bar", t, z_t) * noise) / self._at("root_alpha_bar", t, z_t)
 
-    def predict_noise(
-        self, z_t: Float[Tensor, "n c h w"], t: Int64[Tensor, " n"], start: Float[Tensor, "n c h w"]
-    ) -> Float[Tensor, "n c h w"]:
-        """Solve `add_noise` for the noise."""
-        return (z_t - self._at("root_alpha_bar", t, z_t) * start) / self._at("root_one_minus_alpha_bar", t, z_t)
-
     def posterior(self, z: Float[Tensor, "n c h w"], z_t: Float[Tensor, "n c h w"], t: Int64[Tensor, " n"]) -> Gaussian:
         """q(z_{t-1} | z_t, z_0), Equations 6 and 7 of DDPM."""
         return Gaussian(
@@ -189,14 +182,6 @@ class GaussianDiffusion:
         decoder = -discretized_log_likelihood(z, model.mean, 0.5 * model.log_variance)
         nats = torch.where(t == 0, decoder.flatten(1).mean(1), divergence.flatten(1).mean(1))
         return nats / math.log(2)
-
-    def prior_term(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
-        """L_T of the variational bound: KL of q(z_T | z_0) to N(0, I), on which no backbone has influence."""
-        t = torch.full((len(z),), self.num_steps - 1, device=z.device)
-        mean = self._at("root_alpha_bar", t, z) * z
-        log_variance = 2 * self._at("root_one_minus_alpha_bar", t, z).log()
-        divergence = gaussian_kl(mean, log_variance, z.new_zeros(()), z.new_zeros(()))
-        return divergence.flatten(1).mean(1) / math.log(2)
 
     def _on(self, device: torch.device) -> dict[str, Tensor]:
         if device not in self._tables_on:  # kept: a copy at each step would make an accelerator wait
@@ -246,7 +231,6 @@ class DiffusionObjective(Objective):
     """Probability of training without the label."""
 
     def out_channels(self, channels: int) -> int:
-        """See `Objective`."""
         return 2 * channels if self.learn_sigma else channels
 
     def draw(self, num: int, specification: LatentSpecification, generator: torch.Generator) -> dict[str, Tensor]:

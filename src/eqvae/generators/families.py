@@ -155,7 +155,6 @@ class LatentRecipe(Recipe):
     backbone_config: ClassVar[type[TransformerConfig]] = TransformerConfig
 
     def __str__(self) -> str:
-        """The name that `find_recipe` reads."""
         return f"{self.family}-{self.size}-{self.patch_size}"
 
     def transformer(self, latents: LatentSpecification) -> TransformerConfig:
@@ -201,7 +200,6 @@ class Dit(LatentRecipe):
     family: ClassVar[str] = "dit"
 
     def objective(self, latents: LatentSpecification, *, label_dropout: float = 0.1) -> DiffusionObjective:
-        """Build what it is trained for."""
         diffusion = GaussianDiffusion()
         return DiffusionObjective(num_classes=latents.num_classes, diffusion=diffusion, label_dropout=label_dropout)
 
@@ -217,11 +215,9 @@ class Sit(LatentRecipe):
 
     @property
     def interpolant(self) -> Interpolant:
-        """See `Recipe`."""
         return Interpolant(path=self.sit.path, prediction=self.sit.prediction, time_of_data=1)
 
     def objective(self, latents: LatentSpecification, *, label_dropout: float = 0.1) -> InterpolantObjective:
-        """Build what it is trained for."""
         return InterpolantObjective(
             num_classes=latents.num_classes,
             interpolant=self.interpolant,
@@ -250,7 +246,6 @@ class RepaSit(LatentRecipe):
 
     @property
     def interpolant(self) -> Interpolant:
-        """See `Recipe`."""
         return Interpolant(path=self.sit.path, prediction=self.sit.prediction, time_of_data=0)
 
     @property
@@ -260,7 +255,6 @@ class RepaSit(LatentRecipe):
         return self.repa.repa_depth or (8 if depth > 8 else depth // 2)
 
     def objective(self, latents: LatentSpecification, *, label_dropout: float = 0.1) -> RepaObjective:
-        """Build what it is trained for."""
         inner = InterpolantObjective(
             num_classes=latents.num_classes,
             interpolant=self.interpolant,
@@ -289,11 +283,9 @@ class Maskgit(Recipe):
     backbone_config: ClassVar[type[MaskTransformerConfig]] = MaskTransformerConfig
 
     def __str__(self) -> str:
-        """The name that `find_recipe` reads."""
         return f"{self.family}-{self.size}"
 
     def transformer(self, latents: LatentSpecification) -> MaskTransformerConfig:
-        """Describe the network."""
         size = MASKGIT_SIZES[self.size]
         return MaskTransformerConfig(
             latents=latents,
@@ -312,7 +304,6 @@ class Maskgit(Recipe):
         )
 
     def objective(self, latents: LatentSpecification, *, label_dropout: float = 0.1) -> MaskgitObjective:
-        """Build what it is trained for."""
         return MaskgitObjective(
             codebook_size=latents.channels,
             num_classes=latents.num_classes,

@@ -24,7 +24,6 @@ from eqvae.generators.protocol import LatentSpecification, Loss, Objective, Pred
 Path = Literal["linear", "gvp", "vp"]
 Prediction = Literal["velocity", "score", "noise"]
 LossWeight = Literal["none", "velocity", "likelihood"]
-TimeWeighting = Literal["uniform", "lognormal"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,14 +93,6 @@ class Interpolant:
             d_alpha, d_sigma = alpha * d_log_alpha, -alpha.square() * d_log_alpha / sigma
         direction = 1 if self.time_of_data == 0 else -1
         return Coefficients(alpha, sigma, direction * d_alpha, direction * d_sigma)
-
-    def alpha(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The data's coefficient at times t."""
-        return self.coefficients(t).alpha
-
-    def sigma(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The noise's coefficient at times t."""
-        return self.coefficients(t).sigma
 
     def add_noise(
         self, z: Float[Tensor, "n c h w"], noise: Float[Tensor, "n c h w"], t: Float[Tensor, " n"]
@@ -189,9 +180,6 @@ class InterpolantObjective(Objective):
     """Score and noise prediction only: `velocity` makes the loss that of the velocity, `likelihood` the bound of
     Song et al., arXiv:2101.09258."""
 
-    time_weighting: TimeWeighting = "uniform"
-    """`lognormal`: sigma / alpha is log-normal, as REPA's code offers after EDM (arXiv:2206.00364)."""
-
     doubled_output: bool = False
     """The backbone outputs 2c channels, the second half ignored, as the published SiT models do."""
 
@@ -199,14 +187,10 @@ class InterpolantObjective(Objective):
     """Probability of training without the label."""
 
     def __post_init__(self) -> None:
-        """Check the combination."""
         if self.weight != "none" and self.interpolant.prediction == "velocity":
             raise UserError(f"the loss weight '{self.weight}' is for score or noise prediction", "Choose 'none'")
-        if self.time_weighting == "lognormal" and self.interpolant.path == "vp":
-            raise UserError("log-normal times are for linear and gvp paths", "Choose 'uniform'")
 
     def out_channels(self, channels: int) -> int:
-        """See `Objective`."""
         return 2 * channels if self.doubled_output else channels
 
     def draw(self, num: int, specification: LatentSpecification, generator: torch.Generator) -> dict[str, Tensor]:
@@ -220,12 +204,6 @@ class InterpolantObjective(Objective):
     def times(self, uniform: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Map uniform numbers to the times of a training step."""
         smallest, largest = self.interpolant.training_times()
-        if self.time_weighting == "lognormal":
-            log_ratio = torch.special.ndtri(uniform)  # of sigma / alpha
-            linear = self.interpolant.path == "linear"
-            towards_noise = log_ratio.sigmoid() if linear else log_ratio.exp().atan() * 2 / math.pi
-            t = towards_noise if self.interpolant.time_of_data == 0 else 1 - towards_noise
-            return t.clamp(smallest, largest)
         return smallest + (largest - smallest) * uniform
 
     def loss(
@@ -245,7 +223,7 @@ class InterpolantObjective(Objective):
         elif interpolant.prediction == "noise":
             error = output - noise
         else:  # times sigma, as SiT's code has it, so that the target stays finite
-            error = interpolant.sigma(t)[:, None, None, None] * output + noise
+            error = interpolant.coefficients(t).sigma[:, None, None, None] * output + noise
         mse = error.square().flatten(1).mean(1)
         return Loss(total=self._weights(t) * mse, parts={"mse": mse})
 

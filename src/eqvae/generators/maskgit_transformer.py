@@ -47,7 +47,6 @@ class MaskTransformerConfig:
     """Width of the blocks' hidden layer."""
 
     def __post_init__(self) -> None:
-        """Check that sizes divide."""
         if self.hidden_size % self.num_heads:
             raise UserError(
                 f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}", "Choose another"
@@ -119,7 +118,6 @@ class MaskTransformer(nn.Module):
         self._initialize(generator)
 
     def forward(self, tokens: Int64[Tensor, "n h w"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n h w codes"]:
-        """Predict."""
         config, num_tokens = self.config, self.config.latents.height * self.config.latents.width
         if config.latents.num_classes == 0:
             labels = torch.zeros_like(labels)  # "no class", the only one
@@ -136,7 +134,6 @@ class MaskTransformer(nn.Module):
         return (logits + self.bias[:num_tokens, : config.codebook_size]).unflatten(1, config.grid)
 
     def num_parameters(self) -> int:
-        """Count the parameters; the table of input and output counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     @torch.no_grad()
@@ -153,12 +150,10 @@ class Residual(nn.Module):
     """A layer of a block: its input, normalized and transformed, is added to its input."""
 
     def __init__(self, width: int, function: nn.Module) -> None:
-        """Build the norm before it."""
         super().__init__()
         self.norm, self.fn = nn.LayerNorm(width), function
 
     def forward(self, x: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n tokens width"]:
-        """Apply it."""
         return x + self.fn(self.norm(x))
 
 
@@ -171,7 +166,6 @@ class Attention(nn.Module):
         self.mha = MultiheadAttention(width, num_heads)
 
     def forward(self, x: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n tokens width"]:
-        """Attend."""
         return self.mha(x)
 
 
@@ -179,7 +173,6 @@ class MultiheadAttention(nn.Module):
     """PyTorch's, without its transposed copies and without its other way through in evaluation mode."""
 
     def __init__(self, width: int, num_heads: int) -> None:
-        """Build the projections."""
         super().__init__()
         self.num_heads = num_heads
         self.in_proj_weight = nn.Parameter(torch.zeros(3 * width, width))
@@ -187,7 +180,6 @@ class MultiheadAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n tokens width"]:
-        """Attend."""
         projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         query, key, value = projected.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return self.out_proj(attend(query, key, value).transpose(1, 2).flatten(2))
@@ -197,12 +189,10 @@ class FeedForward(nn.Module):
     """Two layers on each token."""
 
     def __init__(self, width: int, hidden_width: int) -> None:
-        """Build the layers."""
         super().__init__()
         self.net = nn.Sequential(
             nn.Linear(width, hidden_width), nn.GELU(), nn.Identity(), nn.Linear(hidden_width, width)
         )
 
     def forward(self, x: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n tokens width"]:
-        """Apply them."""
         return self.net(x)

@@ -35,7 +35,6 @@ class LatentSpecification:
     """Labels are 0 ... num_classes - 1, and `num_classes` itself means "no class"; 0: unconditional."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         if min(self.channels, self.height, self.width) < 1 or self.num_classes < 0:
             raise ValueError(f"{self} describes no latents")
 

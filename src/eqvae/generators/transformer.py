@@ -60,7 +60,6 @@ class TransformerConfig:
     """Of REPA's projector; 2048 in the published model."""
 
     def __post_init__(self) -> None:
-        """Check that sizes divide."""
         if self.latents.height % self.patch_size or self.latents.width % self.patch_size:
             raise UserError(
                 f"latents of {self.latents.height} x {self.latents.width} cells are no whole number of patches of "
@@ -138,7 +137,6 @@ class Transformer(nn.Module):
         labels: Int64[Tensor, " n"],
         depth: int | None = None,
     ) -> Float[Tensor, "n c2 h w"] | WithHidden:
-        """Predict."""
         tokens = self.x_embedder(z) + self.pos_embed
         condition = self.t_embedder(t)
         if self.y_embedder is not None:
@@ -160,7 +158,6 @@ class Transformer(nn.Module):
         return WithHidden(output, hidden, projected)
 
     def num_parameters(self) -> int:
-        """Count the parameters, fixed positions included, as the published codes do."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def _unpatchify(self, tokens: Float[Tensor, "n tokens values"]) -> Float[Tensor, "n c2 h w"]:
@@ -191,12 +188,10 @@ class PatchEmbedder(nn.Module):
     """Patches of latents to tokens, row by row."""
 
     def __init__(self, channels: int, width: int, patch_size: int) -> None:
-        """Build the projection."""
         super().__init__()
         self.proj = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n tokens width"]:
-        """Embed."""
         return self.proj(z).flatten(2).transpose(1, 2)
 
 
@@ -204,12 +199,10 @@ class TimeEmbedder(nn.Module):
     """Times to vectors: cosines and sines of 128 frequencies, and two layers."""
 
     def __init__(self, width: int) -> None:
-        """Build the layers."""
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Num[Tensor, " n"]) -> Float[Tensor, "n width"]:
-        """Embed."""
         return self.mlp(time_frequencies(t).to(next(self.mlp.parameters()).dtype))
 
 
@@ -217,12 +210,10 @@ class LabelEmbedder(nn.Module):
     """Labels to vectors; the row after the last class means "no class"."""
 
     def __init__(self, num_rows: int, width: int) -> None:
-        """Build the table."""
         super().__init__()
         self.embedding_table = nn.Embedding(num_rows, width)
 
     def forward(self, labels: Int64[Tensor, " n"]) -> Float[Tensor, "n width"]:
-        """Look up."""
         return self.embedding_table(labels)
 
 
@@ -263,7 +254,6 @@ class Attention(nn.Module):
     """Self-attention over all tokens."""
 
     def __init__(self, width: int, num_heads: int, *, qk_norm: bool) -> None:
-        """Build the projections."""
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(width, 3 * width)
@@ -272,7 +262,6 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, tokens: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n tokens width"]:
-        """Attend."""
         query, key, value = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         # Under autocast the norms answer in fp32, which attention would not mix with a bf16 value.
         query, key = self.q_norm(query).to(value.dtype), self.k_norm(key).to(value.dtype)
@@ -284,13 +273,11 @@ class FeedForward(nn.Module):
     """Two layers on each token."""
 
     def __init__(self, width: int, hidden_width: int) -> None:
-        """Build the layers."""
         super().__init__()
         self.fc1 = nn.Linear(width, hidden_width)
         self.fc2 = nn.Linear(hidden_width, width)
 
     def forward(self, tokens: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n tokens width"]:
-        """Apply them."""
         return self.fc2(F.gelu(self.fc1(tokens), approximate="tanh"))
 
 
@@ -298,7 +285,6 @@ class Block(nn.Module):
     """Attention and feed-forward; time and label shift and scale each one's input and gate its output (adaLN-Zero)."""
 
     def __init__(self, width: int, num_heads: int, hidden_width: int, *, qk_norm: bool) -> None:
-        """Build the layers."""
         super().__init__()
         self.attn = Attention(width, num_heads, qk_norm=qk_norm)
         self.mlp = FeedForward(width, hidden_width)
@@ -307,7 +293,6 @@ class Block(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "n tokens width"], condition: Float[Tensor, "n width"]
     ) -> Float[Tensor, "n tokens width"]:
-        """Apply them."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.adaLN_modulation(condition)[:, None].chunk(6, dim=-1)
         tokens = tokens + gate * self.attn(_modulate(tokens, shift, scale))
         return tokens + mlp_gate * self.mlp(_modulate(tokens, mlp_shift, mlp_scale))
@@ -317,7 +302,6 @@ class FinalLayer(nn.Module):
     """Tokens to patches of the output."""
 
     def __init__(self, width: int, num_values: int) -> None:
-        """Build the layers."""
         super().__init__()
         self.linear = nn.Linear(width, num_values)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
@@ -325,7 +309,6 @@ class FinalLayer(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "n tokens width"], condition: Float[Tensor, "n width"]
     ) -> Float[Tensor, "n tokens values"]:
-        """Apply them."""
         shift, scale = self.adaLN_modulation(condition)[:, None].chunk(2, dim=-1)
         return self.linear(_modulate(tokens, shift, scale))
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from eqvae.artifacts import CONTACT_SHEETS, contact_sheet_name
 from eqvae.paper import expected
 from eqvae.paper.autoencoders import PlannedAutoencoder, equivariant, evaluation, untouched
 from eqvae.paper.cells import gfid_cells, protocol, trained_by_seed
@@ -22,7 +23,6 @@ from eqvae.paper.planned import PlannedRun
 from eqvae.paper.setting import Family, Setting
 from eqvae.paper.table import Cell, Column, Row, Table, by_seed, columns
 from eqvae.runs.sample import SHEET
-from eqvae.runs.watching import SAMPLES
 
 _WATCHES = {"50K": 1 / 8, "100K": 1 / 4, "400K": 1.0}
 """Columns of Figure 4, as shares of the training."""
@@ -226,7 +226,7 @@ def _sheets(setting: Setting, item: str, title: str, *, first: int, family: Fami
         rows = [
             SheetRow(
                 name=f"{recipe_name(setting, family, 'xl', arm.base.stride)}\n{arm.name}",
-                sheets=tuple(run.folder / SAMPLES / f"step_{step:07d}.png" for step in steps),
+                sheets=tuple(run.folder / CONTACT_SHEETS / contact_sheet_name(step) for step in steps),
             )
             for arm, run in zip((base, ours), runs, strict=True)
         ]

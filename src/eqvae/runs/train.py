@@ -1,7 +1,8 @@
 """`eqvae train RECIPE --latents DIR --out DIR`: a generator learns the latents of a cache."""
 
 import json
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
+from collections.abc import Generator as Draws
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,31 +11,38 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from eqvae.artifacts import METRICS, load_strictly
+from eqvae.artifacts import CONTACT_SHEETS, METRICS, contact_sheet_name, load_strictly
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
-from eqvae.generators.checkpoints import GeneratorCard, build_generator, read_generator
+from eqvae.generators.checkpoints import Generator, GeneratorCard, build_generator, read_generator
 from eqvae.generators.families import Backbone, BackboneConfig, Recipe
 from eqvae.generators.protocol import LatentSpecification, Objective
 from eqvae.generators.repa import TEACHER_TOKENS
 from eqvae.generators.transformer import TransformerConfig
+from eqvae.images.image_sets import open_reference
 from eqvae.latents.batches import training_batches, training_token_batches
 from eqvae.latents.cache import LatentBatch, LatentCache, TokenBatch, check_autoencoder
 from eqvae.latents.normalization import MEASURED
 from eqvae.latents.teaching import TeacherTokens, teach
+from eqvae.metrics.frechet import FeatureMoments, frechet_distance
+from eqvae.metrics.statistics import FeatureStatistics, compute_statistics, holds_statistics
+from eqvae.networks.features import FeatureExtractor, load_features, metric_key
 from eqvae.runs.train_config import FREE_TO_CHANGE, TrainConfig
 from eqvae.runs.train_run import CHECKPOINT, Run, transformer_flops
-from eqvae.runs.watching import SampleWatch, load_reference
 from eqvae.runtime.device import choose_device, place
 from eqvae.runtime.journal import Journal, installed_version
 from eqvae.runtime.processes import Processes, join_processes
 from eqvae.runtime.run_folder import RunFolder, flat
 from eqvae.runtime.seeds import generator_for
 from eqvae.runtime.signals import stop_on_signals
+from eqvae.sampling.config import SamplerConfig
+from eqvae.sampling.draw import Drawer, contact_sheet, sheet_indices
 from eqvae.training.generator_step import TrainingBatch, build_state
 
 _WEIGHTS = 2  # what a random stream is for
+
+_WATCH_BATCH_SIZE = 50
 
 _BYTES_PER_PARAMETER = 4 + 4 + 8 + 4
 """Weight, gradient, two moments of AdamW, moving average; all fp32."""
@@ -211,7 +219,7 @@ def load_decoder(cache: LatentCache, name: str | None, device: torch.device) -> 
     return place(autoencoder, device)
 
 
-def _batches(plan: Plan, processes: Processes) -> Callable[[int, int], Generator[TrainingBatch, None, None]]:
+def _batches(plan: Plan, processes: Processes) -> Callable[[int, int], Draws[TrainingBatch, None, None]]:
     """Bind the cache's reader to the run's processes; a teacher's tokens join the draws."""
     config = plan.config
     read: Callable[..., Iterator[LatentBatch | TokenBatch]] = training_token_batches
@@ -221,7 +229,7 @@ def _batches(plan: Plan, processes: Processes) -> Callable[[int, int], Generator
     def draws(batch: LatentBatch | TokenBatch) -> dict[str, Tensor]:
         return {} if plan.teacher is None else {TEACHER_TOKENS: plan.teacher.tokens(batch.indices, batch.mirrored)}
 
-    def batches(first_step: int, num_steps: int) -> Generator[TrainingBatch, None, None]:
+    def batches(first_step: int, num_steps: int) -> Draws[TrainingBatch, None, None]:
         for batch in read(
             plan.cache,
             batch_size=config.batch_size,
@@ -256,3 +264,81 @@ def _card(plan: Plan) -> GeneratorCard:
         eqvae_version=installed_version("eqvae") or "unknown",
         schedule=plan.config.maskgit.schedule if plan.config.maskgit else None,
     )
+
+
+# What is looked at during the run ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What samples are measured against, and by which features."""
+
+    extractor: FeatureExtractor
+
+    statistics: FeatureStatistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleWatch:
+    """Draws the same images (seed and indices) after each stretch of training; every process draws its part."""
+
+    config: TrainConfig
+
+    generator: Callable[[], Generator]
+    """The averaged weights as they are now."""
+
+    autoencoder: Autoencoder
+
+    reference: Reference | None
+
+    processes: Processes
+
+    def __call__(self, step: int) -> dict[str, float | int]:
+        """Draw pictures and measure."""
+        generator, config, device = self.generator(), self.config, self.processes.device
+        generator.transformer.to(device)
+        drawer = Drawer(
+            generator=generator,
+            autoencoder=self.autoencoder,
+            config=SamplerConfig(num_steps=config.watch_steps, seed=config.seed, precision=config.precision),
+            device=device,
+        )
+        if self.processes.is_first:
+            shown = sheet_indices(config.num_watch_samples, drawer.num_classes)
+            parts = [
+                drawer.images(shown[start : start + _WATCH_BATCH_SIZE])
+                for start in range(0, len(shown), _WATCH_BATCH_SIZE)
+            ]
+            contact_sheet(torch.cat(parts), config.out / CONTACT_SHEETS / contact_sheet_name(step))
+        if self.reference is None:
+            return {}
+        moments, own = FeatureMoments(), range(config.num_watch_samples)[self.processes.rank :: self.processes.count]
+        for start in range(0, len(own), _WATCH_BATCH_SIZE):
+            images = drawer.images(own[start : start + _WATCH_BATCH_SIZE])
+            moments.add(self.reference.extractor.extract(images).pooled)
+        moments = moments.summed_over(self.processes)
+        statistics = self.reference.statistics
+        distance = frechet_distance(
+            moments.mean.cpu(), moments.covariance.cpu(), statistics.mean.cpu(), statistics.covariance.cpu()
+        )
+        return {metric_key(self.reference.extractor.name): distance, "num_samples": config.num_watch_samples}
+
+
+def load_reference(config: TrainConfig, image_size_px: int, processes: Processes) -> Reference | None:
+    """Compute or read the statistics that samples are measured against during the run."""
+    if config.reference is None:
+        return None
+    extractor = place(load_features(config.features), processes.device)
+    path = Path(config.reference).expanduser()
+    if holds_statistics(path):
+        statistics = FeatureStatistics.load(path)
+        if statistics.provenance.features != extractor.name:
+            raise UserError(
+                f"--reference '{path}' holds statistics of {statistics.provenance.features}",
+                f"Use --features {statistics.provenance.features}, or write others with 'eqvae score --save-reference'",
+            )
+        return Reference(extractor=extractor, statistics=statistics)
+    images = open_reference(config.reference, image_size_px=image_size_px)
+    indices = range(len(images))
+    statistics = compute_statistics(extractor, images, indices=indices, device=processes.device, processes=processes)
+    return Reference(extractor=extractor, statistics=statistics)
