@@ -18,8 +18,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from eqvae.metrics.neighbours import BLOCK_SIZE
-from eqvae.metrics.precision_recall import precision_recall
+from eqvae.metrics.neighbours import BLOCK_SIZE, precision_recall
 from eqvae.runtime.device import choose_device, synchronize
 from eqvae.runtime.seeds import generator_for
 from machine import describe_machine, measure_apart, peak_mib

@@ -29,7 +29,7 @@ from eqvae.artifacts.sample_sets import write_sample_set
 from eqvae.images import open_images
 from eqvae.images.image_sets import open_samples
 from eqvae.metrics.frechet import frechet_distance
-from eqvae.metrics.precision_recall import precision_recall
+from eqvae.metrics.neighbours import precision_recall
 from eqvae.metrics.statistics import compute_statistics
 from eqvae.networks.features import FeatureExtractor, load_features
 from eqvae.networks.pretrained import efficientnet_lite0_weights

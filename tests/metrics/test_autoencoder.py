@@ -6,8 +6,9 @@ import torch
 from eqvae.errors import UserError
 from eqvae.metrics.autoencoder import LatentMoments, check_image_size, evaluate_autoencoder
 from eqvae.metrics.reconstruction import MAX_PSNR_DB
+from eqvae.runtime.processes import Processes
 
-CPU = torch.device("cpu")
+ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
 
 
 def images(count=5, size=64):
@@ -16,7 +17,7 @@ def images(count=5, size=64):
 
 def test_an_equivariant_autoencoder_of_flat_cells_is_perfect(averaging_autoencoder):
     x = images(2, 8).repeat_interleave(8, -1).repeat_interleave(8, -2)
-    figures, statistics, pictures = evaluate_autoencoder(averaging_autoencoder, [x], device=CPU)
+    figures, statistics, pictures = evaluate_autoencoder(averaging_autoencoder, [x], processes=ALONE)
     assert figures["equivariance_error_rotation"] < 1e-10
     assert figures["psnr_db"] == MAX_PSNR_DB
     assert figures["ssim"] == pytest.approx(1.0, abs=1e-5)
@@ -28,16 +29,16 @@ def test_an_equivariant_autoencoder_of_flat_cells_is_perfect(averaging_autoencod
 
 def test_figures_do_not_depend_on_the_batch_size(small_autoencoder):
     x = images()
-    whole, _, _ = evaluate_autoencoder(small_autoencoder, [x], device=CPU)
+    whole, _, _ = evaluate_autoencoder(small_autoencoder, [x], processes=ALONE)
     for size in (1, 2):
-        parts, _, _ = evaluate_autoencoder(small_autoencoder, x.split(size), device=CPU)
+        parts, _, _ = evaluate_autoencoder(small_autoencoder, x.split(size), processes=ALONE)
         for name, value in whole.items():
             if name != "images_per_sec":
                 assert parts[name] == pytest.approx(value, rel=1e-5), name
 
 
 def test_means_over_each_kind_of_transformation(small_autoencoder):
-    figures, _, _ = evaluate_autoencoder(small_autoencoder, [images()], device=CPU)
+    figures, _, _ = evaluate_autoencoder(small_autoencoder, [images()], processes=ALONE)
     for kind, parts in (("rotation", ("90", "180", "270")), ("scale", ("0.25", "0.5", "0.75"))):
         mean = sum(figures[f"equivariance_error_{kind}_{part}"] for part in parts) / 3
         assert figures[f"equivariance_error_{kind}"] == pytest.approx(mean)
@@ -45,21 +46,21 @@ def test_means_over_each_kind_of_transformation(small_autoencoder):
 
 def test_a_discrete_autoencoder_is_measured_in_latents_and_in_tokens(small_discrete_autoencoder):
     x, autoencoder = images(), small_discrete_autoencoder
-    figures, _, _ = evaluate_autoencoder(autoencoder, x.split(2), device=CPU)
+    figures, _, _ = evaluate_autoencoder(autoencoder, x.split(2), processes=ALONE)
     tokens = autoencoder.quantize(autoencoder.encode(x).mean).tokens
     assert figures["codebook_usage"] == len(tokens.unique()) / 24
     assert 1.0 < figures["codebook_perplexity"] <= len(tokens.unique())
     for kind, parts in (("rotation", ("90", "180", "270")), ("scale", ("0.25", "0.5", "0.75"))):
         for name in (f"equivariance_error_{kind}", f"token_agreement_{kind}"):
             assert figures[name] == pytest.approx(sum(figures[f"{name}_{part}"] for part in parts) / 3)
-    whole, _, _ = evaluate_autoencoder(autoencoder, [x], device=CPU)
+    whole, _, _ = evaluate_autoencoder(autoencoder, [x], processes=ALONE)
     for name, value in whole.items():
         if name != "images_per_sec":
             assert figures[name] == pytest.approx(value, rel=1e-4), name
 
 
 def test_a_continuous_autoencoder_has_no_figures_of_tokens(small_autoencoder):
-    figures, _, _ = evaluate_autoencoder(small_autoencoder, [images(1)], device=CPU)
+    figures, _, _ = evaluate_autoencoder(small_autoencoder, [images(1)], processes=ALONE)
     assert not [name for name in figures if name.startswith(("token", "codebook"))]
 
 
@@ -82,7 +83,7 @@ def test_latent_statistics_are_those_of_all_values():
 
 def test_no_image_is_an_error(small_autoencoder):
     with pytest.raises(UserError, match="no image"):
-        evaluate_autoencoder(small_autoencoder, [], device=CPU)
+        evaluate_autoencoder(small_autoencoder, [], processes=ALONE)
 
 
 @pytest.mark.parametrize("size", [0, 4, 100, 250])
@@ -112,7 +113,7 @@ def test_taef2_agrees_with_an_independent_computation_on_real_photographs(shared
         batch.images
         for batch in evaluation_batches(source, image_size_px=256, batch_size=2, num_images=4, num_workers=0)
     ]
-    figures, _, _ = evaluate_autoencoder(autoencoder, batches, device=CPU)
+    figures, _, _ = evaluate_autoencoder(autoencoder, batches, processes=ALONE)
 
     errors: dict[str, list[float]] = {"rotation": [], "scale": []}
     psnr = []

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch_fidelity.metric_isc import isc_features_to_metric
 
-from eqvae.metrics.inception_score import inception_score
+from eqvae.metrics.comparison import inception_score
 
 
 def logits_of(num_images, num_classes=1008, seed=0):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from eqvae.metrics.kernel_distance import kernel_distance, squared_mmd
+from eqvae.metrics.comparison import kernel_distance, squared_mmd
 
 
 def normal(*shape, seed=0):

@@ -11,8 +11,9 @@ from eqvae.metrics.equivariance import evaluation_transforms
 from eqvae.metrics.measures import LatentGeometry, LatentSpectrum, ReconstructionDistance, TransformedDistance
 from eqvae.networks.features import FeatureExtractor, Features
 from eqvae.runs.evaluate import EvaluateConfig, evaluate
+from eqvae.runtime.processes import Processes
 
-CPU = torch.device("cpu")
+ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
 
 
 class MeanColour(FeatureExtractor):
@@ -33,7 +34,7 @@ def flat_cells(count: int = 6, side: int = 8) -> Tensor:
 
 
 def figures_of(autoencoder, x, *measures, size=2):
-    return evaluate_autoencoder(autoencoder, x.split(size), device=CPU, measures=measures)[0]
+    return evaluate_autoencoder(autoencoder, x.split(size), processes=ALONE, measures=measures)[0]
 
 
 def test_a_perfect_reconstruction_has_no_distance(averaging_autoencoder):

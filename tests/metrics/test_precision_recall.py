@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from eqvae.metrics.precision_recall import PrecisionRecall, precision_recall
+from eqvae.metrics.neighbours import PrecisionRecall, precision_recall
 
 BLOCK_SIZES = (29, 64, 100_000)
 

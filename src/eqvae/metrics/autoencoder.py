@@ -5,17 +5,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from eqvae.artifacts import Pictures, to_uint8
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, LatentStatistics
 from eqvae.errors import UserError
-from eqvae.metrics.codes import CodeCounts
 from eqvae.metrics.equivariance import equivariance_figures, evaluation_transforms
 from eqvae.metrics.measures import CodedBatch, Measure
 from eqvae.metrics.reconstruction import psnr_db, ssim
 from eqvae.runtime.device import Precision, autocast, synchronize
+from eqvae.runtime.processes import Processes
 from eqvae.transforms import Transform
 
 PICTURED = ("scale_0.5", "rotation_90")
@@ -43,11 +43,41 @@ class LatentMoments:
         self.total += values.sum(1)
         self.total_of_squares += values.square().sum(1)
 
+    def summed_over(self, processes: Processes) -> "LatentMoments":
+        """Bring together what several processes have seen."""
+        parts = [part for part in processes.gather(self) if part.count]
+        total = parts[0] if parts else self
+        for part in parts[1:]:
+            total.count += part.count
+            total.total = total.total + part.total
+            total.total_of_squares = total.total_of_squares + part.total_of_squares
+        return total
+
     def statistics(self) -> LatentStatistics:
         """Finish."""
         mean = self.total / self.count
         variance = (self.total_of_squares / self.count - mean.square()).clamp(min=0.0)
         return LatentStatistics(mean=tuple(mean.tolist()), std=tuple(variance.sqrt().tolist()))
+
+
+class CodeCounts:
+    """Counts how often each code occurs, over any number of batches."""
+
+    def __init__(self, codebook_size: int) -> None:
+        """Start."""
+        self.counts = torch.zeros(codebook_size, dtype=torch.int64)
+
+    def add(self, tokens: Int64[Tensor, "..."]) -> None:
+        """Take in tokens."""
+        self.counts += torch.bincount(tokens.flatten(), minlength=len(self.counts)).cpu()
+
+    def figures(self) -> dict[str, float]:
+        """Measure the share of codes that occur at all, and the perplexity: `exp(-sum p log p)` codes, used alike."""
+        shares = self.counts.double() / self.counts.sum()
+        return {
+            "codebook_usage": float((self.counts > 0).double().mean()),
+            "codebook_perplexity": float(torch.special.entr(shares).sum().exp()),
+        }
 
 
 def check_image_size(image_size_px: int, stride: int, *, quarters: bool = False) -> None:
@@ -70,7 +100,7 @@ def evaluate_autoencoder(
     autoencoder: Autoencoder,
     batches: Iterable[Float[Tensor, "_ 3 _ _"]],
     *,
-    device: torch.device,
+    processes: Processes,
     precision: Precision = "fp32",
     transforms: dict[str, Transform] | None = None,
     perceptual_distance: Callable[[Tensor, Tensor], Tensor] | None = None,
@@ -78,14 +108,15 @@ def evaluate_autoencoder(
     measures: Sequence[Measure] = (),
     on_batch: Callable[[int], None] = lambda num_images: None,
 ) -> tuple[dict[str, float | int], LatentStatistics, Pictures]:
-    """Measure equivariance (C.3), reconstruction (C.2) and latents over images.
+    """Measure equivariance (C.3), reconstruction (C.2) and latents over images; figures, statistics and pictures.
 
+    All processes call it, each with its own part of the images, in order; all get what all images together give.
     Latents are posterior means. Each error is the mean over images, and `equivariance_error_rotation` and `_scale`
     are the means over their three transformations. Of a discrete autoencoder they are E(x) before quantization, as in
     Table 1; `token_agreement_...` says the same of tokens (the share that agrees: more is better), and
     `codebook_usage` and `codebook_perplexity` are those of all images' tokens together.
     """
-    transforms = evaluation_transforms() if transforms is None else transforms
+    transforms, device = evaluation_transforms() if transforms is None else transforms, processes.device
     autoencoder.eval()
     values: dict[str, list[Tensor]] = {}
     moments = LatentMoments()
@@ -129,21 +160,27 @@ def evaluate_autoencoder(
         num_images += len(x)
         on_batch(len(x))
 
-    if num_images == 0:
+    gathered = processes.gather({name: torch.cat(parts) for name, parts in values.items()})
+    everyone = [part for part in gathered if part]
+    if not everyone:
         raise UserError("there is no image to evaluate on", "Check --data and --num-images")
-    figures: dict[str, float | int] = {name: float(torch.cat(parts).mean()) for name, parts in values.items()}
+    figures: dict[str, float | int] = {
+        name: float(torch.cat([part[name] for part in everyone]).mean()) for name in everyone[0]
+    }
+    statistics = moments.summed_over(processes).statistics()
+    all_pictures = [part for parts in processes.gather(pictures) for part in parts]
     for measure in measures:
-        figures |= measure.figures()
+        measure.gather(processes)
     if codes is not None:
-        figures |= codes.figures()
-    statistics = moments.statistics()
-    return (
-        _with_means(figures)
-        | _latent_figures(statistics)
-        | {"num_images": num_images, "images_per_sec": num_images / coding_sec},
-        statistics,
-        _join_pictures(pictures),
-    )
+        codes.counts = processes.sum(codes.counts)
+    if processes.is_first:  # a Frechet distance takes seconds: one process is enough
+        for measure in measures:
+            figures |= measure.figures()
+        figures |= {} if codes is None else codes.figures()
+        figures = _with_means(figures) | _latent_figures(statistics)
+    rates = processes.gather(num_images / coding_sec if num_images else 0.0)
+    figures |= {"num_images": sum(processes.gather(num_images)), "images_per_sec": sum(rates)}
+    return processes.gather(figures)[0], statistics, _join_pictures(all_pictures, num_pictures)
 
 
 def _with_means(figures: dict[str, float | int]) -> dict[str, float | int]:
@@ -192,12 +229,15 @@ def _take_pictures(
     )
 
 
-def _join_pictures(parts: list[Pictures]) -> Pictures:
+def _join_pictures(parts: list[Pictures], num_pictures: int) -> Pictures:
+    """Put together the first pictures; each process has taken as many of its own images."""
+
     def join(name: str) -> Tensor:
-        return torch.cat([getattr(part, name) for part in parts])
+        return torch.cat([getattr(part, name) for part in parts])[:num_pictures]
 
     def join_each(name: str) -> tuple[Tensor, ...]:
-        return tuple(torch.cat(group) for group in zip(*(getattr(part, name) for part in parts), strict=True))
+        groups = zip(*(getattr(part, name) for part in parts), strict=True)
+        return tuple(torch.cat(group)[:num_pictures] for group in groups)
 
     return Pictures(
         images=join("images"),

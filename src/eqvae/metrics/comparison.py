@@ -1,17 +1,24 @@
-"""Two sets of images compared by their statistics: every figure of a score, and where each comes from."""
+"""Two sets of images compared by their features: every figure of a score, and where each comes from.
 
-from dataclasses import asdict
+The kernel distance (Binkowski et al. 2018, arXiv:1801.01401) is the KID with Inception's features. Unlike a Frechet
+distance it is unbiased: few images give the same figure as many, on average, only less surely. The Inception Score
+(Salimans et al. 2016, arXiv:1606.03498) is taken over splits as ADM's evaluator does.
+"""
+
+import math
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from eqvae.errors import UserError
 from eqvae.metrics.frechet import frechet_distance
-from eqvae.metrics.inception_score import inception_score
-from eqvae.metrics.kernel_distance import kernel_distance
-from eqvae.metrics.precision_recall import precision_recall
+from eqvae.metrics.neighbours import precision_recall
 from eqvae.metrics.statistics import FeatureStatistics, Provenance
 from eqvae.networks.features import INCEPTION, metric_key
+from eqvae.runtime.seeds import generator_for
 
 
 def score_features(
@@ -140,3 +147,139 @@ def _frechet_distances(
     if all(each is not None for each in spatial):
         figures["sfid"] = frechet_distance(*(each.to(device) for each in spatial if each is not None))
     return figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelDistance:
+    """The squared maximum mean discrepancy over random subsets."""
+
+    value: float
+    """Mean over subsets; slightly negative where the sets are alike."""
+
+    std: float
+    """Standard deviation over subsets (not of their mean), divided by their number as torch-fidelity does."""
+
+    num_subsets: int
+    """1 where a subset is all there is."""
+
+    subset_size: int
+    """Images of each set in a subset: as asked for, or as many as the smaller set has."""
+
+
+def kernel_distance(
+    *,
+    reference: Float[Tensor, "n d"],
+    samples: Float[Tensor, "m d"],
+    num_subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 0,
+) -> KernelDistance:
+    """Compare two sets of feature vectors; computed in float64 on their device.
+
+    Args:
+        reference: Features of real images.
+        samples: Features of generated images.
+        num_subsets: Times that a subset of each set is drawn, without replacement within one; 100 as torch-fidelity.
+        subset_size: Its size; 1000 as torch-fidelity. Smaller sets give subsets of what they have.
+        seed: Of the draws, which depend on the subset's index and the sets' sizes alone.
+
+    Returns:
+        Mean and standard deviation over subsets.
+
+    Raises:
+        ValueError: If a set has fewer than two vectors, or numbers that are not finite.
+    """
+    for name, features in {"reference": reference, "samples": samples}.items():
+        if len(features) < 2:
+            raise ValueError(f"a kernel distance needs at least 2 images in each set; the {name} have {len(features)}")
+        if not all(math.isfinite(float(extreme)) for extreme in features.aminmax()):
+            raise ValueError(f"the features of the {name} must be finite; there are NaN or infinite numbers among them")
+    subset_size = min(subset_size, len(reference), len(samples))
+    if subset_size == len(reference) == len(samples):
+        num_subsets = 1
+    values = torch.empty(num_subsets, dtype=torch.float64)
+    for index in range(num_subsets):
+        generator = generator_for(seed, index)
+        real, fake = (
+            features[torch.randperm(len(features), generator=generator)[:subset_size].to(features.device)]
+            for features in (reference, samples)
+        )
+        values[index] = squared_mmd(real, fake)
+    return KernelDistance(
+        value=float(values.mean()),
+        std=float(values.std(correction=0)),
+        num_subsets=num_subsets,
+        subset_size=subset_size,
+    )
+
+
+def squared_mmd(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
+    """Estimate the squared maximum mean discrepancy without bias, under the kernel `k(x, y) = (<x, y> / d + 1)^3`."""
+    if x.device.type == "mps":  # it has no float64
+        x, y = x.cpu(), y.cpu()
+    x, y = x.double(), y.double()
+    return float(_mean_within(x) + _mean_within(y) - 2.0 * _kernel(x, y).mean())
+
+
+def _mean_within(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    kernel = _kernel(x, x)
+    return (kernel.sum() - kernel.trace()) / (len(x) * (len(x) - 1))
+
+
+def _kernel(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+    return (x @ y.T / x.shape[1] + 1.0) ** 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class InceptionScore:
+    """How sure a classifier is of each image, and how many classes it sees in all of them."""
+
+    value: float
+    """Mean over splits, 1 ... the number of classes."""
+
+    std: float
+    """Standard deviation over splits, divided by their number; 0 for a single one."""
+
+    num_splits: int
+
+    split_size: int
+    """Images in a split; the last may have fewer, and counts as much as the others."""
+
+
+def inception_score(logits: Float[Tensor, "n c"], *, split_size: int = 5000) -> InceptionScore:
+    """Compute `exp(E_x KL(p(y|x) || p(y)))` for each split of images in their order, and the mean over splits.
+
+    ADM (openai/guided-diffusion, evaluations/evaluator.py) feeds the softmax of logits without the last layer's bias,
+    over all 1008 outputs; torch-fidelity calls these `logits_unbiased`.
+
+    Args:
+        logits: Of the classifier, one row for each generated image; any number of classes.
+        split_size: 5000 by ADM's protocol. The score grows with it until every class is seen often.
+
+    Returns:
+        The score. Few images score low whatever they show: at most their number.
+
+    Raises:
+        ValueError: If there are no images, or logits that are not finite.
+    """
+    if len(logits) == 0 or split_size < 1:
+        raise ValueError(f"an Inception Score needs an image in each split: {len(logits)} images by {split_size}")
+    if not all(math.isfinite(float(extreme)) for extreme in logits.aminmax()):
+        raise ValueError("logits must be finite; there are NaN or infinite numbers among them")
+    if logits.device.type == "mps":  # it has no float64
+        logits = logits.cpu()
+    scores = torch.stack([_score(split) for split in logits.split(split_size)])
+    return InceptionScore(
+        value=float(scores.mean()),
+        std=float(scores.std(correction=0)),
+        num_splits=len(scores),
+        split_size=min(split_size, len(logits)),
+    )
+
+
+def _score(logits: Float[Tensor, "n c"]) -> Float[Tensor, ""]:
+    """Compute the score of one split by the difference of entropies, which classes of probability 0 do not upset."""
+    log_p = logits.double().log_softmax(1)
+    p = log_p.exp()
+    marginal = p.mean(0)
+    return ((p * log_p).sum(1).mean() - torch.xlogy(marginal, marginal).sum()).exp()

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Mapping
 
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from eqvae.metrics.codes import token_agreement
 from eqvae.transforms import ROTATIONS, Interpolation, Transform, evaluation_scales
 
 
@@ -24,6 +23,11 @@ def equivariance_error(
     """
     a, b = transformed_latent.float().flatten(1), latent_of_transformed.float().flatten(1)
     return (a - b).square().sum(1) / b.square().sum(1)
+
+
+def token_agreement(tokens: Int64[Tensor, "n h w"], others: Int64[Tensor, "n h w"]) -> Float[Tensor, " n"]:
+    """Compare tokens position by position."""
+    return (tokens == others).flatten(1).double().mean(1)
 
 
 def evaluation_transforms(interpolation: Interpolation = "bicubic", antialias: bool = False) -> dict[str, Transform]:

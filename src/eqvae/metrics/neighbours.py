@@ -1,31 +1,33 @@
-"""Nearest neighbours among tens of thousands of feature vectors: fast float32 products, exact float64 answers.
+"""Nearest neighbours among tens of thousands of feature vectors, and the precision and recall that they define.
 
-All pairs are looked at by blocked matrix products, whose rounding error has a known bound. So every product gives an
-interval that surely holds the pair's squared distance; what the intervals leave open is computed again by difference in
-float64. Nothing then depends on how the pairs were cut into blocks, on the device, or on how far from the origin the
-points lie.
+Distances of all pairs come from blocked float64 products. Where these are too close to call, among copies and ties,
+they are computed again by difference, so that nothing depends on how the pairs were cut into blocks, on the device, or
+on how far from the origin the points lie.
+
+Improved precision and recall (Kynkaanniemi et al. 2019, arXiv:1904.06991) are as ADM's evaluator defines them: both
+sets are taken for the union of balls around their points, each as wide as the way to the point's third nearest
+neighbour in its own set. Precision is the share of samples inside the reference's balls, recall the share of reference
+images inside the samples'. ADM (openai/guided-diffusion, evaluations/evaluator.py) counts a point as its own neighbour
+of order zero, so its k = 3 means three others; copies of a point count among them. A point on a ball's surface is
+inside (`<=`). Its `eps` of 1e-5 enters the realism score alone, which is not reported. Its distances come from float16
+products where those are finite; ours are exact, so figures can differ from its own where points lie next to a surface.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-BLOCK_SIZE = 4096
-"""Rows and columns of a block of pairs: 64 MiB for each float32 matrix of that size."""
+BLOCK_SIZE = 2048
+"""Rows and columns of a block of pairs: 32 MiB for each float64 matrix of that size."""
 
 EXTRA_CANDIDATES = 4
 """Points kept beyond the neighbours asked for; the more, the fewer queries that must be looked at twice."""
 
 ELEMENTS_PER_CHUNK = 2**19
 """Numbers in one float64 temporary of exact arithmetic: 4 MiB, which stay in a core's cache."""
-
-UNDERFLOW = 1e-30
-"""Added to the bounds: squares of float32 numbers below 1e-19 vanish."""
-
 
 LARGEST = 1e150
 """Coordinates beyond it have squares that float64 does not hold."""
@@ -44,33 +46,17 @@ class Neighbours:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScaledPoints:
-    """Points moved and scaled so that float32 products of them lose as little as they can, with bounds on the loss."""
+class PrecisionRecall:
+    """How much of the samples is like the reference, and how much of the reference the samples reach."""
 
-    values: Float[Tensor, "n d"]
-    """float32, in [-1, 1]."""
+    precision: float
+    """The share of samples within the reference's balls, 0 ... 1."""
 
-    lower_norms: Float[Tensor, " n"]
-    """`lower_norms_i + lower_norms_j - 2 <values_i, values_j>`, in float32, is never above the squared distance."""
+    recall: float
+    """The share of reference images within the samples' balls, 0 ... 1."""
 
-    upper_norms: Float[Tensor, " n"]
-    """The same from above."""
-
-    unit: float
-    """A power of two: a squared distance of the points is one of `values` times `unit` squared."""
-
-    def __getitem__(self, rows: slice | Tensor) -> "ScaledPoints":
-        """Take some of the points."""
-        return ScaledPoints(
-            values=self.values[rows],
-            lower_norms=self.lower_norms[rows],
-            upper_norms=self.upper_norms[rows],
-            unit=self.unit,
-        )
-
-    def __len__(self) -> int:
-        """Count the points."""
-        return len(self.values)
+    num_neighbours: int
+    """The neighbour whose distance is a ball's radius."""
 
 
 @torch.no_grad()
@@ -82,10 +68,7 @@ def nearest_neighbours(
     skip_self: bool = False,
     block_size: int = BLOCK_SIZE,
 ) -> Neighbours:
-    """Find the nearest points to each query, exactly.
-
-    Needs, beside its arguments, a float32 copy of them and a few float32 matrices of `block_size` squared.
-    """
+    """Find the nearest points to each query, exactly; needs, beside its arguments, a few matrices of a block's size."""
     num_available = len(points) - int(skip_self)
     if num_neighbours < 1 or num_available < num_neighbours:
         own = " beside each one itself" if skip_self else ""
@@ -94,22 +77,58 @@ def nearest_neighbours(
         raise ValueError(f"skip_self means that query i is point i, but {len(queries)} queries meet {len(points)}")
     if queries.device.type == "mps":  # it has no float64
         queries, points = queries.cpu(), points.cpu()
-    scaled_queries, scaled_points = scale_points(queries, points)
-    search = _Search(
-        queries=queries,
-        scaled_queries=scaled_queries,
-        points=points,
-        scaled_points=scaled_points,
-        num_neighbours=num_neighbours,
-        num_available=num_available,
-        skip_self=skip_self,
-        block_size=block_size,
-    )
+    pairs = _Pairs.of(queries, points)
     squared = torch.empty((len(queries), num_neighbours), dtype=torch.float64, device=queries.device)
     indices = torch.empty_like(squared, dtype=torch.int64)
     for rows in torch.arange(len(queries), device=queries.device).split(block_size):
-        squared[rows], indices[rows] = _search_candidates(search, rows)
+        squared[rows], indices[rows] = _nearest(pairs, rows, num_neighbours, skip_self, block_size)
     return Neighbours(distances=squared.sqrt_(), indices=indices)
+
+
+@torch.no_grad()
+def precision_recall(
+    *,
+    reference: Float[Tensor, "n d"],
+    samples: Float[Tensor, "m d"],
+    num_neighbours: int = 3,
+    block_size: int = BLOCK_SIZE,
+) -> PrecisionRecall:
+    """Compare two sets of feature vectors; computed on their device.
+
+    Args:
+        reference: Features of real images.
+        samples: Features of generated images; as many, by ADM's protocol. Named, because the two are not alike.
+        num_neighbours: The neighbour that gives the radius: 3 by ADM's protocol.
+        block_size: Points of each set that are compared at a time; the result does not depend on it.
+
+    Returns:
+        Precision and recall.
+
+    Raises:
+        ValueError: If a set has fewer than `num_neighbours + 1` vectors, or numbers that are not finite.
+    """
+    for name, features in {"reference": reference, "samples": samples}.items():
+        if len(features) < num_neighbours + 1:
+            raise ValueError(
+                f"precision and recall with {num_neighbours} neighbours need at least {num_neighbours + 1} images in "
+                f"each set; there are {len(features)} in the {name}"
+            )
+    if samples.device.type == "mps":  # it has no float64
+        reference, samples = reference.cpu(), samples.cpu()
+    real_radii, fake_radii = (_squared_radii(each, num_neighbours, block_size) for each in (reference, samples))
+    pairs, device = _Pairs.of(samples, reference), samples.device
+    fake_inside, real_inside = (
+        torch.zeros(len(each), dtype=torch.bool, device=device) for each in (samples, reference)
+    )
+    for rows in torch.arange(len(samples), device=device).split(block_size):
+        for columns, squared in pairs.blocks(rows, block_size):
+            fake_inside[rows] |= _inside(squared, real_radii[columns], pairs, rows, columns)
+            real_inside[columns] |= _inside(squared.T, fake_radii[rows], pairs.swapped, columns, rows)
+    return PrecisionRecall(
+        precision=float(fake_inside.double().mean()),
+        recall=float(real_inside.double().mean()),
+        num_neighbours=num_neighbours,
+    )
 
 
 def squared_distances(
@@ -134,159 +153,118 @@ def squared_distances(
     return torch.cat(results)
 
 
-def scale_points(queries: Float[Tensor, "n d"], points: Float[Tensor, "m d"]) -> tuple[ScaledPoints, ScaledPoints]:
-    """Prepare two sets of vectors for `squared_distance_bounds`."""
-    if len(points) == 0:
-        raise ValueError("there are no points to measure distances to")
-    sets = [points] if queries is points else [queries, points]
-    centre = torch.zeros(points.shape[1], dtype=torch.float64, device=points.device)
-    for rows in _chunks(points):
-        centre += rows.double().sum(0) / len(points)
-    extent = 0.0
-    for vectors in sets:
-        for rows in _chunks(vectors):
-            largest = float((rows.double() - centre).abs().amax()) if rows.numel() else 0.0
-            if not largest < LARGEST:
-                raise ValueError("feature vectors must be finite; there are NaN, infinite or huge numbers among them")
-            extent = max(extent, largest)
-    # A power of two scales without rounding.
-    unit = 2.0 ** float(torch.tensor(extent, dtype=torch.float64).log2().ceil()) if extent > 0.0 else 1.0
-    scaled = [_scale(vectors, centre, unit) for vectors in sets]
-    return scaled[0], scaled[-1]
-
-
-def squared_distance_bounds(
-    queries: ScaledPoints, points: ScaledPoints
-) -> tuple[Float[Tensor, "n m"], Float[Tensor, "n m"]]:
-    """Bound the squared distances of all pairs by one float32 matrix product."""
-    with _full_float32(queries.values.device):
-        products = torch.mm(queries.values, points.values.T).mul_(-2.0)
-    upper = products + queries.upper_norms[:, None]
-    upper += points.upper_norms
-    products += queries.lower_norms[:, None]
-    products += points.lower_norms
-    return products, upper
-
-
 @dataclass(frozen=True, kw_only=True)
-class _Search:
-    """The arguments of `nearest_neighbours`, prepared."""
+class _Pairs:
+    """All pairs of two sets of vectors, and how much their squared distances by float64 products may err."""
 
     queries: Float[Tensor, "n d"]
-    scaled_queries: ScaledPoints
     points: Float[Tensor, "m d"]
-    scaled_points: ScaledPoints
-    num_neighbours: int
-    num_available: int
-    """Points that a query may choose from."""
-    skip_self: bool
-    block_size: int
+    centre: Float[Tensor, " d"]
+    """Taken off before products, which lose the digits that all vectors have in common."""
+    slack: float
 
-    def lower_bounds(self, rows: Int[Tensor, " b"]) -> Iterator[tuple[int, Float[Tensor, "b w"]]]:
-        """Bound squared distances of some queries to all points from below: blocks, each with its first point."""
-        some = self.scaled_queries[rows]
-        for start in range(0, len(self.points), self.block_size):
-            block = self.scaled_points[start : start + self.block_size]
-            lower, _ = squared_distance_bounds(some, block)
-            if self.skip_self:
-                own = ((rows >= start) & (rows < start + len(block))).nonzero()[:, 0]
-                lower[own, rows[own] - start] = float("inf")
-            yield start, lower
+    @classmethod
+    def of(cls, queries: Float[Tensor, "n d"], points: Float[Tensor, "m d"]) -> "_Pairs":
+        """Find the centre and the largest norm, which bounds the error."""
+        if len(points) == 0:
+            raise ValueError("there are no points to measure distances to")
+        centre = torch.zeros(points.shape[1], dtype=torch.float64, device=points.device)
+        for rows in points.split(BLOCK_SIZE):
+            centre += rows.double().sum(0) / len(points)
+        largest = 0.0
+        for rows in (*points.split(BLOCK_SIZE), *queries.split(BLOCK_SIZE)):
+            moved = rows.double() - centre
+            if moved.numel() and not float(moved.abs().amax()) < LARGEST:
+                raise ValueError("feature vectors must be finite; there are NaN, infinite or huge numbers among them")
+            largest = max([largest, *moved.square_().sum(1).tolist()])
+        # A product of d terms errs by at most d / 2^53 of |x||y| in whatever order it is added (Higham, Accuracy and
+        # Stability of Numerical Algorithms, Section 3.1); so do the norms, and 16 more roundings cover their sum.
+        slack = 8.0 * (points.shape[1] + 16) * 2.0**-53 * largest
+        return cls(queries=queries, points=points, centre=centre, slack=slack)
+
+    @property
+    def swapped(self) -> "_Pairs":
+        """The same pairs, the points asking."""
+        return _Pairs(queries=self.points, points=self.queries, centre=self.centre, slack=self.slack)
+
+    def blocks(
+        self, rows: Int[Tensor, " b"], block_size: int
+    ) -> Iterator[tuple[Int[Tensor, " w"], Float[Tensor, "b w"]]]:
+        """Compute the squared distances, within the slack, of some queries to all points, block by block."""
+        a = self.queries[rows].double() - self.centre
+        for columns in torch.arange(len(self.points), device=self.points.device).split(block_size):
+            b = self.points[columns].double() - self.centre
+            squared = torch.addmm(b.square().sum(1), a, b.T, alpha=-2.0)
+            yield columns, squared.add_(a.square().sum(1)[:, None])
+
+    def exact(self, rows: Int[Tensor, " p"], columns: Int[Tensor, " p"]) -> Float[Tensor, " p"]:
+        """Compute the squared distances of given pairs by difference."""
+        return squared_distances(self.queries, self.points, rows, columns)
 
 
-def _search_candidates(search: _Search, rows: Int[Tensor, " b"]) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
-    """Find the neighbours of some queries, squared distances and indices: the points of lowest bounds hold them."""
-    num_candidates = min(search.num_neighbours + EXTRA_CANDIDATES, search.num_available)
-    lowest = torch.empty((len(rows), 0), device=rows.device)
-    candidates = torch.empty((len(rows), 0), dtype=torch.int64, device=rows.device)
-    for start, lower in search.lower_bounds(rows):
-        values, columns = lower.topk(min(num_candidates, lower.shape[1]), dim=1, largest=False, sorted=False)
-        lowest, candidates = torch.cat([lowest, values], 1), torch.cat([candidates, columns + start], 1)
-        if lowest.shape[1] > num_candidates:
-            lowest, kept = lowest.topk(num_candidates, dim=1, largest=False, sorted=False)
-            candidates = candidates.gather(1, kept)
-    pairs = rows.repeat_interleave(num_candidates), candidates.flatten()
-    squared = squared_distances(search.queries, search.points, *pairs).view(len(rows), num_candidates)
-    squared, indices = _first_of_each_row(squared, candidates, search.num_neighbours)
-    if num_candidates == search.num_available:
-        return squared, indices
-    # No other point is nearer than the last candidate's lower bound, nor is any nearer than 0.
-    worst, cutoff = squared[:, -1], lowest.amax(1).double() * search.scaled_points.unit**2
-    unsettled = ((worst >= cutoff) & (worst > 0.0)).nonzero()[:, 0]
-    for some in unsettled.split(max(1, search.block_size // 16)) if len(unsettled) else ():
-        squared[some], indices[some] = _search_within(search, rows[some], worst[some])
-    return squared, indices
-
-
-def _search_within(
-    search: _Search, rows: Int[Tensor, " b"], squared_radii: Float[Tensor, " b"]
+def _nearest(
+    pairs: _Pairs, rows: Int[Tensor, " b"], num_neighbours: int, skip_self: bool, block_size: int
 ) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
-    """Find the neighbours of queries whose candidates were too close to call, from all points within a radius."""
-    scaled_radii = round_up(squared_radii / search.scaled_points.unit**2)
-    best = torch.full((len(rows), search.num_neighbours), float("inf"), dtype=torch.float64, device=rows.device)
-    indices = torch.full_like(best, -1, dtype=torch.int64)
-    for start, lower in search.lower_bounds(rows):
-        possible = lower <= scaled_radii[:, None]
-        places, columns = possible.nonzero(as_tuple=True)
-        # Queries differ in how many points they have left: those of each are packed to the left of its row.
-        order = possible.cumsum(1)[places, columns] - 1
-        squared = best.new_full((len(rows), int(possible.sum(1).amax())), float("inf"))
-        named = torch.full_like(squared, -1, dtype=torch.int64)
-        squared[places, order] = squared_distances(search.queries, search.points, rows[places], columns + start)
-        named[places, order] = columns + start
-        best, indices = torch.cat([best, squared], 1), torch.cat([indices, named], 1)
-        best, indices = _first_of_each_row(best, indices, search.num_neighbours)
+    """Find the neighbours of some queries, squared distances and indices: a few candidates hold them, save in ties."""
+
+    def blocks(rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        for columns, squared in pairs.blocks(rows, block_size):
+            yield columns, squared.masked_fill_(rows[:, None] == columns, float("inf")) if skip_self else squared
+
+    num_available = len(pairs.points) - int(skip_self)
+    num_candidates = min(num_neighbours + EXTRA_CANDIDATES, num_available)
+    lowest, candidates = pairs.centre.new_empty(len(rows), 0), rows.new_empty(len(rows), 0)
+    for columns, squared in blocks(rows):
+        values, places = squared.topk(min(num_candidates, len(columns)), dim=1, largest=False)
+        lowest, candidates = torch.cat([lowest, values], 1), torch.cat([candidates, columns[places]], 1)
+        lowest, kept = lowest.topk(min(num_candidates, lowest.shape[1]), dim=1, largest=False)
+        candidates = candidates.gather(1, kept)
+    candidates = candidates.sort(dim=1).values  # of equal distances, the lower index comes first
+    exact = pairs.exact(rows.repeat_interleave(num_candidates), candidates.flatten()).view(len(rows), num_candidates)
+    best, order = (each[:, :num_neighbours] for each in exact.sort(dim=1, stable=True))
+    best, indices = best.contiguous(), candidates.gather(1, order)
+    # A point that was left out may be as near as the last candidate, less the slack; but none is nearer than 0.
+    is_open = (best[:, -1] >= lowest[:, -1] - pairs.slack) & (best[:, -1] > 0.0) & (num_candidates < num_available)
+    if is_open.any():
+        rows, radii = rows[is_open], best[is_open, -1:]
+        near = [((squared <= radii + pairs.slack).nonzero(), columns) for columns, squared in blocks(rows)]
+        owner = torch.cat([found[:, 0] for found, _ in near])
+        points = torch.cat([columns[found[:, 1]] for found, columns in near])
+        exact = pairs.exact(rows[owner], points)
+        order = exact.argsort(stable=True)
+        order = order[owner[order].argsort(stable=True)]  # by query, then by distance, then by index
+        first = torch.searchsorted(owner[order], torch.arange(len(rows), device=rows.device))
+        chosen = order[first[:, None] + torch.arange(num_neighbours, device=rows.device)]
+        best[is_open], indices[is_open] = exact[chosen], points[chosen]
     return best, indices
 
 
-def _first_of_each_row(
-    squared: Float[Tensor, "b c"], indices: Int[Tensor, "b c"], num_kept: int
-) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
-    """Sort each row by distance, then by index, and keep the first of each."""
-    indices, order = indices.sort(dim=1)
-    squared, by_distance = squared.gather(1, order).sort(dim=1, stable=True)
-    return squared[:, :num_kept].contiguous(), indices.gather(1, by_distance)[:, :num_kept].contiguous()
-
-
-def _scale(vectors: Float[Tensor, "n d"], centre: Float[Tensor, " d"], unit: float) -> ScaledPoints:
-    """Move, scale and round vectors, and compute their norms with the bounds on what products of them lose."""
-    values = torch.empty(vectors.shape, dtype=torch.float32, device=vectors.device)
-    squared_norms = torch.empty(len(vectors), dtype=torch.float64, device=vectors.device)
-    start = 0
-    for rows in _chunks(vectors):
-        moved = (rows.double() - centre) / unit
-        values[start : start + len(rows)] = moved
-        squared_norms[start : start + len(rows)] = moved.square_().sum(1)
-        start += len(rows)
-    # A float32 product of d terms errs by at most d / 2^24 of |x||y| in whatever order it is added (Higham, Accuracy
-    # and Stability of Numerical Algorithms, Section 3.1), and 2|x||y| <= |x|^2 + |y|^2; 16 more roundings of that size
-    # cover the coordinates, the norms and their sums.
-    loss = 1.1 * (vectors.shape[1] + 16) * 2.0**-24
-    return ScaledPoints(
-        values=values,
-        lower_norms=(squared_norms * (1.0 - loss) - UNDERFLOW).float(),
-        upper_norms=(squared_norms * (1.0 + loss) + UNDERFLOW).float(),
-        unit=unit,
+def _squared_radii(features: Float[Tensor, "n d"], num_neighbours: int, block_size: int) -> Float[Tensor, " n"]:
+    """Compute each point's squared distance to its k-th neighbour, by the arithmetic that members are tested by."""
+    neighbours = nearest_neighbours(
+        features, features, num_neighbours=num_neighbours, skip_self=True, block_size=block_size
     )
+    own = torch.arange(len(features), device=features.device)
+    return squared_distances(features, features, own, neighbours.indices[:, -1])
 
 
-def round_up(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Round float64 to float32 numbers that are not lower."""
-    return torch.nextafter(values.float(), torch.tensor(float("inf"), device=values.device))
+def _inside(
+    squared: Float[Tensor, "b w"],
+    squared_radii: Float[Tensor, " w"],
+    pairs: _Pairs,
+    rows: Int[Tensor, " b"],
+    columns: Int[Tensor, " w"],
+) -> Bool[Tensor, " b"]:
+    """Tell which queries lie in one of the balls around some points."""
+    inside = (squared <= squared_radii - pairs.slack).any(1)
+    is_open = (squared <= squared_radii + pairs.slack) & ~inside[:, None]
 
+    def settle(places: Tensor, balls: Tensor) -> None:
+        exact = pairs.exact(rows[places], columns[balls])
+        inside[places[exact <= squared_radii[balls]]] = True
 
-def _chunks(vectors: Float[Tensor, "n d"]) -> Iterator[Float[Tensor, "b d"]]:
-    """Cut vectors into parts that may be turned to float64."""
-    return iter(vectors.split(max(1, ELEMENTS_PER_CHUNK // max(1, vectors.shape[1]))))
-
-
-@contextmanager
-def _full_float32(device: torch.device) -> Iterator[None]:
-    """Multiply float32 matrices in float32, though the process may have asked for bfloat16 or TF32."""
-    wanted = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(wanted)
+    # One pair of each point first: where many are open, as among copies, most points are settled by it.
+    places = is_open.any(1).nonzero()[:, 0]
+    settle(places, is_open[places].byte().argmax(1))
+    settle(*(is_open & ~inside[:, None]).nonzero(as_tuple=True))
+    return inside

@@ -160,8 +160,7 @@ def compute_statistics(
 
     Neither the batch size nor the number of processes shows in the result, but for float32 rounding of the features.
     """
-    count = len(indices)
-    own = indices[processes.rank * count // processes.count : (processes.rank + 1) * count // processes.count]
+    own = indices[processes.own_part(len(indices))]
     pooled: list[Tensor] = []
     logits: list[Tensor] = []
     digests: list[bytes] = []

@@ -37,7 +37,7 @@ COMMANDS: dict[type, str] = {
 }
 """What each kind of run is called."""
 
-FOR_ONE_PROCESS = (FinetuneConfig, EvaluateConfig)
+FOR_ONE_PROCESS = (FinetuneConfig,)
 """Stages that one process does alone, however many were launched."""
 
 CHANGES_NO_FIGURE = frozenset(

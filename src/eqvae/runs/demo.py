@@ -25,9 +25,11 @@ class DemoConfig:
     """Of the fine-tuning."""
 
 
-def command(config: DemoConfig) -> str:
+def command(config: DemoConfig) -> str | None:
     """Run the demo, and say what came of it and where the page is."""
     figures = demo(config)
+    if figures is None:
+        return None
     return (
         f"equivariance error {figures['equivariance_error_rotation']:.3f} (rotation), "
         f"{figures['equivariance_error_scale']:.3f} (scale), PSNR {figures['psnr_db']:.2f} dB\n"
@@ -35,14 +37,14 @@ def command(config: DemoConfig) -> str:
     )
 
 
-def demo(config: DemoConfig) -> dict[str, float | int]:
+def demo(config: DemoConfig) -> dict[str, float | int] | None:
     """Measure, fine-tune, measure again and draw the page; called again, it resumes.
 
     Args:
         config: Where, and for how long.
 
     Returns:
-        The figures of the fine-tuned autoencoder, as `eqvae evaluate` gives them.
+        The figures of the fine-tuned autoencoder, as `eqvae evaluate` gives them; None in all processes but the first.
 
     Raises:
         Interrupted: If a signal stopped it.
@@ -73,6 +75,8 @@ def demo(config: DemoConfig) -> dict[str, float | int]:
     _say("3/4  measuring it again")
     tuned = str(training.out)
     figures = evaluate(EvaluateConfig(autoencoder=tuned, data="photos", out=after), load_autoencoder(tuned))
+    if figures is None:
+        return None
     _say("4/4  drawing the report")
     write_report([before, after, training.out], config.out / "report.html")
     return figures

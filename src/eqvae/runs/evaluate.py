@@ -1,28 +1,28 @@
 """`eqvae evaluate`: an autoencoder and images in, `metrics.json` and pictures out."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import tyro
 from torch import Tensor
 
-from eqvae.artifacts import CONFIG, METRICS, PICTURES, SPECTRUM, claim_output_folder, to_plain, write_json
+from eqvae.artifacts import METRICS, PICTURES, SPECTRUM, write_json
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
-from eqvae.images import evaluation_batches, open_images
+from eqvae.images import ImageSource, check_broken, encoding_batches, open_images, to_images
 from eqvae.metrics.autoencoder import check_image_size, evaluate_autoencoder
 from eqvae.metrics.equivariance import evaluation_transforms
 from eqvae.metrics.measures import LatentGeometry, LatentSpectrum, Measure, ReconstructionDistance, TransformedDistance
 from eqvae.networks.features import INCEPTION, load_features
 from eqvae.networks.pretrained import EFFICIENTNET_LITE0, Lpips, inception_is_cached, lpips_is_cached
 from eqvae.runtime.device import Precision, choose_device, place
-from eqvae.runtime.journal import Journal, write_environment
-from eqvae.runtime.progress import Progress
-from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, check_ranges
+from eqvae.runtime.journal import Journal
+from eqvae.runtime.processes import join_processes
+from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, RunFolder, check_ranges
 from eqvae.transforms import Interpolation
 
 _MIN_IMAGES_FOR_ALL = 3
@@ -96,20 +96,24 @@ class EvaluateConfig:
 def command(config: EvaluateConfig) -> str | None:
     """Measure and list the main figures."""
     figures = evaluate(config)
+    if figures is None:
+        return None
     shown = [name for name in figures if name in _SHOWN or name.startswith(_SHOWN_DISTANCES)]
     lines = [f"{name:36} {figures[name]:.4f}" for name in shown]
     return "\n".join([*lines, f"{'num_images':36} {figures['num_images']:.0f}"])
 
 
-def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> dict[str, float | int]:
+def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> dict[str, float | int] | None:
     """Measure and write `config.json`, `environment.json`, `metrics.json` and `pictures.safetensors`.
+
+    Started by torchrun or `accelerate launch`, processes share the images; the first one writes.
 
     Args:
         config: What to measure, and on what.
         autoencoder: What `config.autoencoder` names, where it is loaded already.
 
     Returns:
-        The figures of `metrics.json`.
+        The figures of `metrics.json`; None in all processes but the first.
 
     Raises:
         UserError: If the input is wrong, or the folder holds another evaluation; nothing is written then.
@@ -117,59 +121,80 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
     check_ranges(config, ((AT_LEAST_1, ("num_images", "batch_size", "num_pictures")), (NOT_NEGATIVE, ("num_workers",))))
     device = choose_device(config.device)
     source = open_images(config.data, split="evaluation")
-    saved = claim_output_folder(config.out, "evaluate")
+    folder = RunFolder.claim(config.out, "evaluate")
     autoencoder = autoencoder or load_autoencoder(config.autoencoder)  # last: it may be gigabytes from the hub
     check_image_size(config.image_size, autoencoder.stride, quarters=True)
     fingerprint = autoencoder.fingerprint()
-    if saved is not None:
-        _check_same_evaluation(saved, config, fingerprint)
+    _check_same_evaluation(folder, config, fingerprint)
+    batches = _cut(config, source)
+    processes = join_processes(device)
+    measures = choose_measures(config, processes.device)
+    lpips = lpips_is_cached() if config.lpips is None else config.lpips
+    images = _Images(
+        config=config,
+        source=source,
+        parts=batches[processes.own_part(len(batches))],
+    )
+    with processes.progress("evaluate", total=sum(map(len, images.parts)), unit="image") as progress:
+        figures, _, pictures = evaluate_autoencoder(
+            place(autoencoder, processes.device),
+            images,
+            processes=processes,
+            precision=config.precision,
+            transforms=evaluation_transforms(config.interpolation, config.antialias),
+            perceptual_distance=Lpips().to(processes.device) if lpips else None,
+            num_pictures=config.num_pictures,
+            measures=measures,
+            on_batch=progress.advance if progress is not None else lambda num_images: None,
+        )
+    broken = [name for names in processes.gather(images.broken) for name in names]
+    if broken:
+        check_broken(source.name, len(source), len(broken), broken[0])
+    with folder.hold(config, processes, seed=None, anew=(METRICS, SPECTRUM), fingerprint=fingerprint):
+        if not processes.is_first:
+            return None
+        pictures.write(config.out / PICTURES)
+        journal = Journal(config.out, keep_up_to_step=-1)
+        for name in broken:
+            journal.write("broken_image", name=name)
+        for measure in measures:
+            if isinstance(measure, LatentSpectrum):
+                write_json(config.out / SPECTRUM, measure.curves())
+        write_json(config.out / METRICS, figures)
+    return figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Images:
+    """One process's part of the images, a batch at a time."""
+
+    config: EvaluateConfig
+    source: ImageSource
+    parts: Sequence[range]
+    broken: list[str] = field(default_factory=list)
+    """Names of the images that could not be read, as they are met."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Read; x in [-1, 1]."""
+        for batch in encoding_batches(
+            self.source,
+            image_size_px=self.config.image_size,
+            parts=self.parts,
+            num_workers=self.config.num_workers,
+        ):
+            self.broken.extend(batch.broken)
+            if batch.indices:
+                yield to_images(tuple(batch.crops.numpy()))
+
+
+def _cut(config: EvaluateConfig, source: ImageSource) -> list[range]:
+    """Cut the images into batches, which are the same for any number of processes."""
     num_images = len(source) if config.num_images is None else config.num_images
     if num_images > len(source):
         raise UserError(f"--num-images {num_images} asks for more than the {len(source)} images of '{config.data}'")
     if config.all and num_images < _MIN_IMAGES_FOR_ALL:
         raise UserError(f"--all with {num_images} images has no intrinsic dimension", "Use more images, or no --all")
-    measures = choose_measures(config, device)
-    lpips = lpips_is_cached() if config.lpips is None else config.lpips
-    distance = Lpips().to(device) if lpips else None
-    broken: list[str] = []
-
-    def images() -> Iterator[Tensor]:
-        for batch in evaluation_batches(
-            source,
-            image_size_px=config.image_size,
-            batch_size=config.batch_size,
-            num_images=num_images,
-            num_workers=config.num_workers,
-        ):
-            broken.extend(batch.broken)
-            yield batch.images
-
-    with Progress("evaluate", total=num_images, unit="image") as progress:
-        figures, _, pictures = evaluate_autoencoder(
-            place(autoencoder, device),
-            images(),
-            device=device,
-            precision=config.precision,
-            transforms=evaluation_transforms(config.interpolation, config.antialias),
-            perceptual_distance=distance,
-            num_pictures=config.num_pictures,
-            measures=measures,
-            on_batch=progress.advance,
-        )
-    config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / METRICS).unlink(missing_ok=True)  # it comes back last: whoever finds it finds a whole evaluation
-    write_json(config.out / CONFIG, to_plain(config) | {"command": "evaluate", "fingerprint": fingerprint})
-    write_environment(config.out, device=device, seed=None)
-    pictures.write(config.out / PICTURES)
-    journal = Journal(config.out, keep_up_to_step=-1)
-    for name in broken:
-        journal.write("broken_image", name=name)
-    (config.out / SPECTRUM).unlink(missing_ok=True)
-    for measure in measures:
-        if isinstance(measure, LatentSpectrum):
-            write_json(config.out / SPECTRUM, measure.curves())
-    write_json(config.out / METRICS, figures)
-    return figures
+    return [range(num_images)[start : start + config.batch_size] for start in range(0, num_images, config.batch_size)]
 
 
 def choose_measures(config: EvaluateConfig, device: torch.device) -> list[Measure]:
@@ -188,13 +213,13 @@ def choose_measures(config: EvaluateConfig, device: torch.device) -> list[Measur
     return measures
 
 
-def _check_same_evaluation(saved: dict[str, Any], config: EvaluateConfig, fingerprint: str) -> None:
+def _check_same_evaluation(folder: RunFolder, config: EvaluateConfig, fingerprint: str) -> None:
     """Refuse to replace the evaluation of another autoencoder, or one on other data."""
     mend = "Choose another --out, or remove that folder"
     for name, now in (("autoencoder", config.autoencoder), ("data", config.data)):
-        if saved.get(name) != now:
+        if folder.saved is not None and folder.differs(**{name: now}):
             raise UserError(
-                f"--out '{config.out}' holds the evaluation of {name} '{saved.get(name)}', not '{now}'", mend
+                f"--out '{config.out}' holds the evaluation of {name} '{folder.saved.get(name)}', not '{now}'", mend
             )
-    if saved.get("fingerprint") != fingerprint:
+    if folder.differs(fingerprint=fingerprint):
         raise UserError(f"--out '{config.out}' holds an evaluation of '{config.autoencoder}' with other weights", mend)

@@ -29,6 +29,7 @@ from eqvae.metrics.autoencoder import LatentMoments, evaluate_autoencoder
 from eqvae.runs.finetune_config import FinetuneConfig
 from eqvae.runtime.device import autocast
 from eqvae.runtime.journal import Journal, installed_version
+from eqvae.runtime.processes import Processes
 from eqvae.runtime.progress import Progress
 from eqvae.runtime.seeds import generator_for
 from eqvae.runtime.signals import StopRequest
@@ -150,7 +151,7 @@ class Run:
         figures, _, pictures = evaluate_autoencoder(
             state.exported(),
             self._evaluation_images(self.validation_source, config.num_validation_images),
-            device=self.device,
+            processes=Processes(rank=0, count=1, device=self.device),
             precision=config.precision,
             on_batch=lambda num_images: self.stop_if_asked(),
         )

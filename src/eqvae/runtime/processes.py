@@ -52,6 +52,10 @@ class Processes:
         with Progress(title, total=total, start=start, unit=unit) as progress:
             yield progress
 
+    def own_part(self, num_items: int) -> slice:
+        """Share out a list: this process's part of it, such that the parts in order are the whole."""
+        return slice(self.rank * num_items // self.count, (self.rank + 1) * num_items // self.count)
+
     def sum(self, value: Tensor) -> Tensor:
         """Add up a tensor over processes."""
         if self.count == 1:
