@@ -4,7 +4,7 @@
 
 The reference is ADM's algorithm (openai/guided-diffusion, evaluations/evaluator.py) in float32, written out below: rows
 of 10,000 distances to a whole set at a time, inside or outside as rounding has it. Ours is
-`eqvae.metrics.precision_recall`. Each runs in a process of its own, so that its peak memory (VmHWM) is its own.
+`eqvae.metrics.neighbours`. Each runs in a process of its own, so that its peak memory (VmHWM) is its own.
 """
 
 import json

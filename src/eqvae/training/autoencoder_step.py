@@ -14,7 +14,7 @@ from eqvae.errors import NotFiniteError
 from eqvae.losses.adversarial import Seam, hinge_loss
 from eqvae.losses.codebook import Codes
 from eqvae.losses.reconstruction import ReconstructionLoss
-from eqvae.metrics.codes import CodeCounts
+from eqvae.metrics.autoencoder import CodeCounts
 from eqvae.runs.finetune_config import FinetuneConfig
 from eqvae.runtime.device import autocast
 from eqvae.runtime.processes import ALONE, Processes
