@@ -1,20 +1,19 @@
 """Images: sources, decoding, crops and batches."""
 
-from eqvae.images.crops import adm_crop, ldm_random_crop, to_images
-from eqvae.images.decoding import BrokenImageError, decode_image, open_picture
-from eqvae.images.loader import (
-    CropBatch,
-    ImageBatch,
-    check_broken,
-    encoding_batches,
-    evaluation_batches,
-    training_batches,
+from eqvae.images.data import open_images
+from eqvae.images.decoding import (
+    BrokenImageError,
+    adm_crop,
+    decode_image,
+    ldm_random_crop,
+    open_picture,
+    to_images,
 )
-from eqvae.images.sources import ImageSource, open_images
+from eqvae.images.loader import ImageBatch, check_broken, encoding_batches, evaluation_batches, training_batches
+from eqvae.images.sources import ImageSource
 
 __all__ = [
     "BrokenImageError",
-    "CropBatch",
     "ImageBatch",
     "ImageSource",
     "adm_crop",

@@ -1,11 +1,20 @@
-"""Encoded images to 8-bit RGB: raster formats alone, every mode that Pillow reads, upright, transparency on white."""
+"""Encoded images to 8-bit RGB, to crops, to what a network sees.
+
+Raster formats alone are decoded, in every mode that Pillow reads, upright, transparency on white. Two crops are usual:
+for evaluation and latents ADM's centre crop (openai/guided-diffusion, `center_crop_arr`), as DiT, SiT and REPA use it;
+for training the random crop of latent diffusion (CompVis/latent-diffusion, `ImageNetSR`).
+"""
 
 import io
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image
+from torch import Tensor
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif")
@@ -25,6 +34,9 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation to the transposition that undoes it."""
+
+MIN_CROP_FRACTION = 0.5
+"""Smallest side of a training crop, as a fraction of the image's short side; the largest is the short side itself."""
 
 
 class BrokenImageError(Exception):
@@ -90,3 +102,41 @@ def _grey16_to_rgb(image: Image.Image) -> Image.Image:
     if grey.min() < 0 or grey.max() > 65535:
         raise ValueError(f"grey values {grey.min()} ... {grey.max()} are outside 16 bits")
     return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+
+
+def adm_crop(image: Image.Image, image_size_px: int) -> UInt8[np.ndarray, "size size 3"]:
+    """Resize the short side to `image_size_px` and cut the centre square out.
+
+    Halving with a box filter as long as the image is at least twice too large, then one bicubic resize: the bicubic
+    filter then never shrinks by more than two.
+    """
+    while min(image.size) >= 2 * image_size_px:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = image_size_px / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - image_size_px) // 2, (image.height - image_size_px) // 2
+    return np.array(image.crop((left, top, left + image_size_px, top + image_size_px)))
+
+
+def ldm_random_crop(
+    image: Image.Image, image_size_px: int, random: np.random.Generator, *, flip: bool
+) -> UInt8[np.ndarray, "size size 3"]:
+    """Cut a random square out, of a side uniform in 0.5 ... 1 of the short side, and resize it by area."""
+    short_side = min(image.size)
+    side = max(1, int(short_side * random.uniform(MIN_CROP_FRACTION, 1.0)))
+    left = int(random.integers(image.width - side + 1))
+    top = int(random.integers(image.height - side + 1))
+    mirrored = random.random() < 0.5
+    # What OpenCV's INTER_AREA does: the mean over the area when shrinking, bilinear when enlarging.
+    resample = Image.Resampling.BOX if side >= image_size_px else Image.Resampling.BILINEAR
+    # Cropped before, not with `resize(box=...)`: that filter would see the pixels around the box.
+    crop = image.crop((left, top, left + side, top + side)).resize((image_size_px, image_size_px), resample)
+    return np.array(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip and mirrored else crop)
+
+
+def to_images(
+    crops: Sequence[UInt8[np.ndarray, "h w 3"]] | UInt8[np.ndarray, "n h w 3"],
+) -> Float[Tensor, "n 3 h w"]:
+    """Turn 8-bit crops of one size into images in [-1, 1]."""
+    stacked = torch.from_numpy(np.asarray(crops)).permute(0, 3, 1, 2)
+    return (stacked.float() / 127.5 - 1.0).contiguous()

@@ -25,17 +25,15 @@ from eqvae.images import BrokenImageError, ImageSource, encoding_batches, open_i
 
 
 class ImageSet(ABC):
-    """Square 8-bit images of one size, read in order, a batch at a time.
-
-    Attributes:
-        name: What the user gave.
-        image_size_px: Their side.
-        broken: Names of images that could not be decoded and were left out, as they are met.
-    """
+    """Square 8-bit images of one size, read in order, a batch at a time."""
 
     name: str
+    """What the user gave."""
+
     image_size_px: int
+
     broken: list[str]
+    """Names of images that could not be decoded and were left out, as they are met."""
 
     @abstractmethod
     def __len__(self) -> int:

@@ -8,9 +8,9 @@ import atexit
 import multiprocessing
 import signal
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import final
 
 import numpy as np
@@ -21,8 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from eqvae.errors import UserError
-from eqvae.images.crops import adm_crop, ldm_random_crop, to_images
-from eqvae.images.decoding import BrokenImageError
+from eqvae.images.decoding import BrokenImageError, adm_crop, ldm_random_crop, to_images
 from eqvae.images.sources import ImageSource
 
 MAX_BROKEN_PERCENT = 1
@@ -36,8 +35,8 @@ _ORDER, _CROP = 0, 1  # what a random stream is for
 class ImageBatch:
     """Images of one step."""
 
-    images: Float[Tensor, "n 3 h w"]
-    """x, in [-1, 1], on the CPU."""
+    crops: UInt8[Tensor, "n size size 3"]
+    """0 ... 255, on the CPU: a quarter of what floats would take on their way to an accelerator."""
 
     indices: tuple[int, ...]
     """Where each image stands in its source."""
@@ -45,61 +44,27 @@ class ImageBatch:
     broken: tuple[str, ...]
     """Names of the images found broken while making this batch, and not before in this run."""
 
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class CropBatch:
-    """Centre crops as bytes: a quarter of what floats would take on their way to an accelerator."""
-
-    crops: UInt8[Tensor, "n size size 3"]
-    """0 ... 255, on the CPU."""
-
-    indices: tuple[int, ...]
-    """Where each image stands in its source."""
-
-    broken: tuple[str, ...]
-    """Names of the images found broken while making this batch."""
+    @cached_property
+    def images(self) -> Float[Tensor, "n 3 size size"]:
+        """x, in [-1, 1], on the CPU."""
+        return to_images(self.crops.numpy())
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class _Crops:
-    """What a worker hands over: 8 bits, a quarter of the bytes to send."""
+    """What a worker hands over: an array, which goes through a pipe, where a tensor would need shared memory."""
 
-    arrays: tuple[UInt8[np.ndarray, "h w 3"], ...]
+    crops: UInt8[np.ndarray, "n size size 3"]
     indices: tuple[int, ...]
     broken: tuple[tuple[int, str], ...]
     """Index and name."""
 
 
-class _Reader:
-    """Reads the images of one batch and stops as soon as more are broken than may be."""
-
-    def __init__(self, source: ImageSource, max_broken: int) -> None:
-        self.source = source
-        self.max_broken = max_broken
-        self.broken: dict[int, str] = {}
-
-    def read(self, index: int) -> Image.Image | None:
-        """Decode an image; None where it is broken, which is then on record."""
-        if index in self.broken:
-            return None
-        try:
-            return self.source.read(index)
-        except BrokenImageError:
-            self.broken[index] = self.source.label(index)
-            return None
-
-    @property
-    def has_given_up(self) -> bool:
-        """More are broken than may be."""
-        return len(self.broken) > self.max_broken
-
-
 @final
 @dataclass(frozen=True, kw_only=True)
-class _TrainingSteps(Dataset[_Crops]):
-    """Step to the crops of its batch."""
+class _RandomCrops(Dataset[_Crops]):
+    """Step to the random crops of its batch."""
 
     source: ImageSource
     image_size_px: int
@@ -108,68 +73,74 @@ class _TrainingSteps(Dataset[_Crops]):
     flip: bool
 
     def __getitem__(self, step: int) -> _Crops:
-        reader = _Reader(self.source, _max_broken(len(self.source)))
-        arrays, indices = [], []
-        for position in range(self.batch_size):
+        def index_of(position: int) -> int:
             epoch, place = divmod(step * self.batch_size + position, len(self.source))
-            index = int(_order(len(self.source), self.seed, epoch)[place])
-            while (image := reader.read(index)) is None and not reader.has_given_up:
-                index = (index + 1) % len(self.source)
-            if image is None:
-                break
+            return int(_order(len(self.source), self.seed, epoch)[place])
+
+        def crop(image: Image.Image, position: int) -> UInt8[np.ndarray, "size size 3"]:
             random = np.random.default_rng((self.seed, _CROP, step, position))
-            arrays.append(ldm_random_crop(image, self.image_size_px, random, flip=self.flip))
-            indices.append(index)
-        return _Crops(arrays=tuple(arrays), indices=tuple(indices), broken=tuple(reader.broken.items()))
+            return ldm_random_crop(image, self.image_size_px, random, flip=self.flip)
+
+        indices = map(index_of, range(self.batch_size))
+        return _read_crops(self.source, indices, crop, self.image_size_px, replaces_broken=True)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class _EvaluationSteps(Dataset[_Crops]):
-    """Step to the crops of its batch, in the source's order."""
+class _CentreCrops(Dataset[_Crops]):
+    """Step to the centre crops of its images; broken ones are left out."""
 
     source: ImageSource
     image_size_px: int
-    batch_size: int
-    num_images: int
-    spread: bool
+    parts: Sequence[Sequence[int]]
 
     def __getitem__(self, step: int) -> _Crops:
-        positions = range(step * self.batch_size, min((step + 1) * self.batch_size, self.num_images))
-        if self.spread:
-            return _centre_crops(
-                self.source,
-                self.image_size_px,
-                [position * len(self.source) // self.num_images for position in positions],
-            )
-        return _centre_crops(self.source, self.image_size_px, positions)
+        def crop(image: Image.Image, position: int) -> UInt8[np.ndarray, "size size 3"]:
+            del position
+            return adm_crop(image, self.image_size_px)
+
+        return _read_crops(self.source, self.parts[step], crop, self.image_size_px, replaces_broken=False)
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class _EncodingSteps(Dataset[_Crops]):
-    """Step to the crops of one range of images."""
+def _read_crops(
+    source: ImageSource,
+    visited: Iterable[int],
+    crop: Callable[[Image.Image, int], UInt8[np.ndarray, "size size 3"]],
+    image_size_px: int,
+    *,
+    replaces_broken: bool,
+) -> _Crops:
+    """Read and crop some images; broken ones give way to the next good one of the source, or are left out.
 
-    source: ImageSource
-    image_size_px: int
-    parts: Sequence[range]
-
-    def __getitem__(self, step: int) -> _Crops:
-        return _centre_crops(self.source, self.image_size_px, self.parts[step])
-
-
-def _centre_crops(source: ImageSource, image_size_px: int, visited: Sequence[int]) -> _Crops:
-    """Read and crop some images; broken ones are left out."""
-    reader = _Reader(source, _max_broken(len(source)))
-    arrays, indices = [], []
-    for index in visited:
-        image = reader.read(index)
+    It stops as soon as more are broken than may be.
+    """
+    limit = _max_broken(len(source))
+    arrays: list[UInt8[np.ndarray, "size size 3"]] = []
+    indices: list[int] = []
+    broken: dict[int, str] = {}
+    for position, index in enumerate(visited):
+        image = _read(source, index, broken)
+        while image is None and replaces_broken and len(broken) <= limit:
+            index = (index + 1) % len(source)
+            image = _read(source, index, broken)
         if image is not None:
-            arrays.append(adm_crop(image, image_size_px))
+            arrays.append(crop(image, position))
             indices.append(index)
-        elif reader.has_given_up:
+        elif len(broken) > limit:
             break
-    return _Crops(arrays=tuple(arrays), indices=tuple(indices), broken=tuple(reader.broken.items()))
+    crops = np.stack(arrays) if arrays else np.empty((0, image_size_px, image_size_px, 3), np.uint8)
+    return _Crops(crops=crops, indices=tuple(indices), broken=tuple(broken.items()))
+
+
+def _read(source: ImageSource, index: int, broken: dict[int, str]) -> Image.Image | None:
+    """Decode an image; None where it is broken, which is then on record."""
+    if index in broken:
+        return None
+    try:
+        return source.read(index)
+    except BrokenImageError:
+        broken[index] = source.label(index)
+        return None
 
 
 def training_batches(
@@ -185,25 +156,13 @@ def training_batches(
 ) -> Generator[ImageBatch, None, None]:
     """Yield the batches of steps `first_step` ... `first_step + num_steps - 1`.
 
-    Images follow a permutation for each epoch, drawn from (seed, epoch); epochs run on inside a batch. A broken image
-    is replaced by the next good one of the source.
-
-    Args:
-        source: At least one image.
-        image_size_px: Side of the random crops, see `ldm_random_crop`.
-        batch_size: Images of each batch; may exceed the source's.
-        seed: Not negative.
-        first_step: Where a resumed run goes on; its batches are the ones that the whole run would have had (of
-            `broken` alone, each run keeps its own account).
-        num_steps: How many batches.
-        flip: Mirror half of the crops.
-        num_workers: Processes that decode ahead; 0 decodes here. The batches do not depend on it.
-
-    Yields:
-        Full batches, until more than 1% of the source's images are found broken: then a `UserError` is raised.
+    Images follow a permutation for each epoch, drawn from (seed, epoch); epochs run on inside a batch. A broken image is
+    replaced by the next good one of the source, until more than 1% are found broken: then a `UserError` is raised. A
+    resumed run goes on at `first_step` with the batches that the whole run would have had (of `broken` alone, each run
+    keeps its own account). `num_workers` processes decode ahead; batches do not depend on them.
     """
-    steps = _TrainingSteps(source=source, image_size_px=image_size_px, batch_size=batch_size, seed=seed, flip=flip)
-    yield from _batches(steps, range(first_step, first_step + num_steps), source.name, len(source), num_workers)
+    steps = _RandomCrops(source=source, image_size_px=image_size_px, batch_size=batch_size, seed=seed, flip=flip)
+    yield from _batches(steps, range(first_step, first_step + num_steps), source, num_workers)
 
 
 def evaluation_batches(
@@ -215,14 +174,17 @@ def evaluation_batches(
     num_workers: int,
     spread: bool = False,
 ) -> Iterator[ImageBatch]:
-    """Yield the first `num_images` images in order, or as many spread over the source; broken ones are left out."""
+    """Yield centre crops of the first `num_images` images in order, or of as many at equal distances.
+
+    The first ones of a folder tree are often all of one class. Broken images are left out; no batch is empty.
+    """
     num_visited = len(source) if num_images is None else min(num_images, len(source))
-    steps = _EvaluationSteps(
-        source=source, image_size_px=image_size_px, batch_size=batch_size, num_images=num_visited, spread=spread
-    )
-    num_steps = -(-num_visited // batch_size)
+    visited: Sequence[int] = range(num_visited)
+    if spread:
+        visited = [position * len(source) // num_visited for position in visited]
+    parts = [visited[start : start + batch_size] for start in range(0, num_visited, batch_size)]
     pending: ImageBatch | None = None
-    for batch in _batches(steps, range(num_steps), source.name, len(source), num_workers):
+    for batch in encoding_batches(source, image_size_px=image_size_px, parts=parts, num_workers=num_workers):
         # A batch is held back until the next one is known: one without images hands it its broken names.
         if pending is None or not pending.indices:
             pending = replace(batch, broken=(pending.broken if pending else ()) + batch.broken)
@@ -236,40 +198,27 @@ def evaluation_batches(
 
 
 def encoding_batches(
-    source: ImageSource, *, image_size_px: int, parts: Sequence[range], num_broken: int = 0, num_workers: int
-) -> Generator[CropBatch, None, None]:
-    """Yield the centre crops of given ranges of images, one batch for each; broken images are left out."""
-    steps = _EncodingSteps(source=source, image_size_px=image_size_px, parts=parts)
-    for crops, broken in _keep_to_limit(steps, range(len(parts)), source.name, len(source), num_workers, num_broken):
-        arrays = np.stack(crops.arrays) if crops.arrays else np.empty((0, image_size_px, image_size_px, 3), np.uint8)
-        yield CropBatch(crops=torch.from_numpy(arrays), indices=crops.indices, broken=broken)
+    source: ImageSource, *, image_size_px: int, parts: Sequence[Sequence[int]], num_broken: int = 0, num_workers: int
+) -> Generator[ImageBatch, None, None]:
+    """Yield the centre crops of given images, one batch for each part; broken images are left out.
+
+    `num_broken` counts those that an earlier session found.
+    """
+    steps = _CentreCrops(source=source, image_size_px=image_size_px, parts=parts)
+    yield from _batches(steps, range(len(parts)), source, num_workers, num_broken)
 
 
 def _batches(
-    steps: Dataset[_Crops], order: Sequence[int], source_name: str, num_images: int, num_workers: int
+    steps: Dataset[_Crops], order: Sequence[int], source: ImageSource, num_workers: int, num_broken: int = 0
 ) -> Iterator[ImageBatch]:
-    """Run steps in order and turn their crops into images."""
-    for crops, broken in _keep_to_limit(steps, order, source_name, num_images, num_workers):
-        images = to_images(crops.arrays) if crops.arrays else torch.empty(0, 3, 0, 0)
-        yield ImageBatch(images=images, indices=crops.indices, broken=broken)
-
-
-def _keep_to_limit(
-    steps: Dataset[_Crops],
-    order: Sequence[int],
-    source_name: str,
-    num_images: int,
-    num_workers: int,
-    num_broken: int = 0,
-) -> Iterator[tuple[_Crops, tuple[str, ...]]]:
     """Run steps in order, ahead of their use where there are workers, and hold the broken images to the limit."""
     broken: dict[int, str] = {}
-    for crops in _load(steps, order, num_workers):
-        found = {index: name for index, name in crops.broken if index not in broken}
+    for read in _load(steps, order, num_workers):
+        found = {index: name for index, name in read.broken if index not in broken}
         broken |= found
         if broken:
-            check_broken(source_name, num_images, num_broken + len(broken), next(iter(broken.values())))
-        yield crops, tuple(found.values())
+            check_broken(source.name, len(source), num_broken + len(broken), next(iter(broken.values())))
+        yield ImageBatch(crops=torch.from_numpy(read.crops), indices=read.indices, broken=tuple(found.values()))
 
 
 def check_broken(source_name: str, num_images: int, num_broken: int, first: str) -> None:

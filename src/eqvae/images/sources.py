@@ -1,51 +1,89 @@
-"""Where images come from: built-in photographs, folders, parquet, tar shards, the Hugging Face hub.
+"""A sequence of images, wherever they lie, and their class labels.
 
-Every kind is held as a `datasets.Dataset` of paths, bytes or places in an archive, which stays small in memory however
-many workers share it; decoding is ours (`decoding.py`).
+Labels come from folder names, a column of a table, or the `.cls` members of tar shards. They are checked when somebody
+asks for them: work that needs no labels is not stopped by a wrong one.
 """
 
-import glob
 import hashlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, final, runtime_checkable
 
 import datasets
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Int64
 from PIL import Image
 
 from eqvae.errors import UserError, nearest_name
-from eqvae.images.archives import open_archives
-from eqvae.images.decoding import IMAGE_SUFFIXES, BrokenImageError, decode_image
-from eqvae.images.labels import NO_LABELS, Classes, LabelColumn, folder_labels
-from eqvae.images.tables import Split, num_bytes, open_hub, open_parquet
+from eqvae.images.decoding import BrokenImageError, decode_image
 
-KINDS = ("photos", "an image folder", "*.parquet", "*.tar", "hf:NAME[:SPLIT]")
-"""What DATA can be."""
+LABEL_COLUMNS = ("label", "labels", "fine_label", "fine_labels", "class", "class_label", "target", "cls")
+"""Names under which a table's labels are looked for, the likeliest first."""
 
-PHOTOGRAPHS: dict[Split, tuple[str, ...]] = {
-    "train": (
-        "astronaut.webp",
-        "coffee.webp",
-        "hubble_deep_field.jpg",
-        "motorcycle_left.webp",  # the two motorcycles are a stereo pair: never one in each set
-        "motorcycle_right.webp",
-        "china.jpg",
-    ),
-    "evaluation": (
-        "chelsea.webp",
-        "rocket.jpg",
-        "flower.jpg",
-    ),
-}
-"""In the folder `photographs`, whose CREDITS.md says where they are from."""
+NO_LABELS = "none"
+"""`--label-column none` leaves labels out."""
+
+MAX_CLASSES = 1_000_000
+"""A larger integer is an identifier rather than a class."""
+
+_INTEGER = re.compile(r"-?\d{1,18}")
+_MEND = f"Mend the data, or leave its labels out with --label-column {NO_LABELS}"
 
 
-_HOME = Path(__file__).with_name("photographs")
+@final
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """The class of each image."""
+
+    names: tuple[str, ...]
+
+    indices: Int64[np.ndarray, " n"]
+    """0 ... len(names) - 1."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class LabelColumn:
+    """Labels as they stand in the data, not yet checked."""
+
+    values: datasets.Dataset
+    """One column of integers or strings."""
+
+    names: tuple[str, ...] | None = None
+    """Names of integer labels, where the data say them."""
+
+    def classes(self, name_row: Callable[[int], str]) -> Classes:
+        """Check the labels and number them.
+
+        Integers stand for themselves; strings are numbered in their order.
+        """
+        column = self.values.with_format("arrow")[:].column(0)
+        if column.null_count:
+            self._refuse(column.is_null().to_numpy(), name_row, "has no label")
+        if not pa.types.is_integer(column.type):
+            texts = column.cast(pa.string()).to_numpy()
+            found, numbers = np.unique(texts.astype(object), return_inverse=True)
+            return Classes(names=tuple(map(str, found)), indices=numbers.astype(np.int64).reshape(-1))
+        indices = column.to_numpy().astype(np.int64)
+        num_classes = len(self.names) if self.names is not None else MAX_CLASSES
+        outside = (indices < 0) | (indices >= num_classes)
+        if outside.any():
+            label = indices[int(np.argmax(outside))]
+            self._refuse(outside, name_row, f"has label {label}, out of range for {num_classes} classes")
+        names = self.names if self.names is not None else tuple(map(str, range(int(indices.max()) + 1)))
+        return Classes(names=names, indices=indices)
+
+    def _refuse(self, wrong: Bool[np.ndarray, " n"], name_row: Callable[[int], str], what: str) -> None:
+        count = int(wrong.sum())
+        more = f", and {count - 1} more such row{'' if count == 2 else 's'}" if count > 1 else ""
+        raise UserError(f"'{name_row(int(np.argmax(wrong)))}' {what}{more}", _MEND)
 
 
 @runtime_checkable
-class _Rows(Protocol):
+class Rows(Protocol):
     """Encoded images by index."""
 
     def __len__(self) -> int: ...
@@ -61,7 +99,7 @@ class _Rows(Protocol):
 class ImageSource:
     """A sequence of images, each decoded when it is read. Pickles, so that loader workers can hold it."""
 
-    def __init__(self, name: str, rows: _Rows, labels: LabelColumn | None = None) -> None:
+    def __init__(self, name: str, rows: Rows, labels: LabelColumn | None = None) -> None:
         """Name the rows; `open_images` makes them."""
         self.name = name
         self._rows = rows
@@ -109,99 +147,53 @@ class ImageSource:
         return self._classes
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class _Files:
-    """Image files."""
-
-    paths: datasets.Dataset
-    """Column `path`."""
-
-    root: Path
-    """A folder above all of them."""
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def content(self, index: int) -> Path:
-        return Path(self.label(index))
-
-    def label(self, index: int) -> str:
-        return self.paths[index]["path"]
-
-    def identities(self) -> Iterator[str]:
-        for row in self.paths:
-            path = Path(row["path"])
-            yield f"{_relative(path, self.root).as_posix()} {num_bytes(path)}"
+def find_label_column(data: str, table: datasets.Dataset, wanted: str | None) -> LabelColumn | None:
+    """Find a table's labels: the column that is asked for, else a known name, else the only column of class labels."""
+    if wanted == NO_LABELS:
+        return None
+    if wanted is not None:
+        if wanted not in table.features:
+            raise UserError(f"'{data}' has no column '{wanted}'", nearest_name(wanted, table.column_names))
+        if not _can_label(table.features[wanted]):
+            raise UserError(
+                f"--label-column '{wanted}' of '{data}' holds neither integers nor strings",
+                nearest_name("", [name for name, feature in table.features.items() if _can_label(feature)]),
+            )
+        return _take_column(table, wanted)
+    usable = [name for name in LABEL_COLUMNS if name in table.features and _can_label(table.features[name])]
+    declared = [name for name, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
+    name = usable[0] if usable else declared[0] if len(declared) == 1 else None
+    if name is None:
+        return None
+    column = _take_column(table, name)
+    is_empty = column.values.data.column(0).null_count == len(table) if len(table) else True
+    return None if is_empty else column
 
 
-def open_images(data: str, *, split: Split = "train", label_column: str | None = None) -> ImageSource:
-    """Open DATA."""
-    if data.startswith("hf:"):
-        table = open_hub(data, split, label_column)
-        return ImageSource(data, table.rows, table.labels)
-    if data == "photos":
-        _check_no_table(data, label_column)
-        return ImageSource(data, _files_to_rows([_HOME / name for name in PHOTOGRAPHS[split]], _HOME))
-    files = _list_files(data)
-    by_suffix = {
-        kind: [file for file in files if file.suffix.lower() in suffixes]
-        for kind, suffixes in (("image", IMAGE_SUFFIXES), ("parquet", {".parquet"}), ("tar", {".tar"}))
-    }
-    if by_suffix["parquet"] and not by_suffix["image"]:
-        table = open_parquet(data, by_suffix["parquet"], label_column)
-        return ImageSource(data, table.rows, table.labels)
-    _check_no_table(data, label_column)
-    is_labelled = label_column != NO_LABELS
-    if by_suffix["image"]:
-        root = _root(data)
-        labels = folder_labels([_relative(file, root).parent for file in by_suffix["image"]]) if is_labelled else None
-        return ImageSource(data, _files_to_rows(by_suffix["image"], root), labels)
-    if by_suffix["tar"]:
-        members = open_archives(data, by_suffix["tar"])
-        return ImageSource(data, members, members.find_labels() if is_labelled else None)
-    raise UserError(
-        f"'{data}' holds no image ({len(files)} other file{'' if len(files) == 1 else 's'})",
-        f"Images end in {', '.join(sorted(IMAGE_SUFFIXES))}; tables in .parquet; archives in .tar",
-    )
+def folder_labels(folders: Sequence[Path]) -> LabelColumn | None:
+    """Take the first folder of each image's path as its class."""
+    names = [folder.parts[0] if folder.parts else None for folder in folders]
+    if None in names or len(set(names)) < 2:
+        return None
+    return LabelColumn(values=datasets.Dataset.from_dict({"folder": names}))
 
 
-def _list_files(data: str) -> list[Path]:
-    """List the files that a path or a glob names, in the order of their paths; hidden ones are left out."""
-    path = Path(data).expanduser()
-    if path.is_file():
-        return [path]
-    pattern = f"{glob.escape(str(path))}/**/*" if path.is_dir() else str(path)
-    # Not Path.rglob: it lists hidden files, and does not follow links to class folders.
-    files = sorted(file for file in map(Path, glob.iglob(pattern, recursive=True)) if file.is_file())  # noqa: PTH207
-    if not files and not path.is_dir():
-        mend = nearest_name(data, KINDS) if data.isalpha() else f"Check the path; data is one of: {', '.join(KINDS)}"
-        raise UserError(f"Data '{data}' does not exist", mend)
-    return files
+def text_labels(texts: Sequence[str | None]) -> LabelColumn | None:
+    """Take labels that were written as text: integers where all are, else names."""
+    if all(text is None for text in texts):
+        return None
+    if all(text is None or _INTEGER.fullmatch(text) for text in texts):
+        return LabelColumn(values=datasets.Dataset.from_dict({"cls": [text and int(text) for text in texts]}))
+    return LabelColumn(values=datasets.Dataset.from_dict({"cls": list(texts)}))
 
 
-def _root(data: str) -> Path:
-    """Find the folder under which a path's or a glob's files lie: class folders are directly under it."""
-    path = Path(data).expanduser()
-    if path.is_dir():
-        return path
-    if path.is_file():
-        return path.parent
-    wild = next((index for index, part in enumerate(path.parts) if glob.has_magic(part)), len(path.parts) - 1)
-    return Path(*path.parts[:wild])
+def _can_label(feature: object) -> bool:
+    if isinstance(feature, datasets.ClassLabel):
+        return True
+    return isinstance(feature, datasets.Value) and ("int" in feature.dtype or "string" in feature.dtype)
 
 
-def _relative(path: Path, root: Path) -> Path:
-    return path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
-
-
-def _check_no_table(data: str, label_column: str | None) -> None:
-    if label_column not in (None, NO_LABELS):
-        raise UserError(
-            f"--label-column '{label_column}': '{data}' is no table and has no columns",
-            f"Leave it out, or give '{NO_LABELS}' to ignore labels",
-        )
-
-
-def _files_to_rows(paths: Sequence[Path], root: Path) -> _Files:
-    return _Files(paths=datasets.Dataset.from_dict({"path": [str(path) for path in paths]}), root=root)
+def _take_column(table: datasets.Dataset, name: str) -> LabelColumn:
+    feature = table.features[name]
+    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) and feature.names else None
+    return LabelColumn(values=table.select_columns([name]), names=names)

@@ -12,7 +12,7 @@ import datasets
 
 from eqvae.errors import UserError
 from eqvae.images.decoding import is_image
-from eqvae.images.labels import LabelColumn, find_label_column
+from eqvae.images.sources import ImageSource, find_label_column
 
 Split = Literal["train", "evaluation"]
 
@@ -55,16 +55,6 @@ class Column:
             yield f"{Path(part).name} {end} {size}"
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """What a table holds for us."""
-
-    rows: Column
-
-    labels: LabelColumn | None
-
-
 def num_bytes(path: Path) -> int:
     """Ask for a file's size."""
     try:
@@ -73,7 +63,7 @@ def num_bytes(path: Path) -> int:
         return -1
 
 
-def open_parquet(data: str, files: Sequence[Path], label_column: str | None) -> Table:
+def open_parquet(data: str, files: Sequence[Path], label_column: str | None) -> ImageSource:
     """Open parquet files through `datasets`, whose cache goes by path and modification time."""
     for file in files:
         _check_parquet(file)
@@ -97,7 +87,7 @@ def open_parquet(data: str, files: Sequence[Path], label_column: str | None) -> 
         ends=tuple(accumulate(lengths)),
         sizes=tuple(map(num_bytes, files)),
     )
-    return Table(rows=rows, labels=find_label_column(data, table, label_column))
+    return ImageSource(data, rows, find_label_column(data, table, label_column))
 
 
 def _check_parquet(file: Path) -> None:
@@ -113,7 +103,7 @@ def _check_parquet(file: Path) -> None:
         raise UserError(f"'{file}' is truncated or no parquet file", "Fetch or write it again")
 
 
-def open_hub(data: str, split: Split, label_column: str | None) -> Table:
+def open_hub(data: str, split: Split, label_column: str | None) -> ImageSource:
     """Open a data set of the hub, or of its local cache."""
     name, _, hub_split = data.removeprefix("hf:").partition(":")
     try:
@@ -132,7 +122,7 @@ def open_hub(data: str, split: Split, label_column: str | None) -> Table:
         raise UserError(f"'{data}' cannot be opened ({error})", "DATA is hf:NAME[:SPLIT]") from None
     part = f"hf:{name}:{hub_split}"
     rows = Column(table=_select_images(data, table), parts=(part,), ends=(len(table),), sizes=(0,))
-    return Table(rows=rows, labels=find_label_column(data, table, label_column))
+    return ImageSource(data, rows, find_label_column(data, table, label_column))
 
 
 def _choose_split(data: str, names: Sequence[str], split: Split) -> str:

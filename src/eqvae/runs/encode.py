@@ -22,7 +22,7 @@ from eqvae.artifacts import CONFIG, METRICS, claim_output_folder, hold_output_fo
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder, LatentStatistics
 from eqvae.errors import Interrupted, UserError
-from eqvae.images import CropBatch, ImageSource, check_broken, encoding_batches, open_images
+from eqvae.images import ImageBatch, ImageSource, check_broken, encoding_batches, open_images
 from eqvae.latents.coding import MomentsDtype, coding_of, encode_crops
 from eqvae.latents.index import CacheIndex
 from eqvae.latents.writing import Recipe, collect_index, finish_shard, open_whole_shard
@@ -271,7 +271,7 @@ class EncodeRun:
         write_json(self.config.out / METRICS, figures)
         return figures
 
-    def _encode(self, batch: CropBatch) -> "_Encoded":
+    def _encode(self, batch: ImageBatch) -> "_Encoded":
         """Encode images and mirror images; what comes back may still be under way on the device."""
         for name in batch.broken:
             self.journal.write("broken_image", name=name)
@@ -319,7 +319,7 @@ class EncodeRun:
 class _Encoded:
     """A batch and what is kept of it."""
 
-    batch: CropBatch
+    batch: ImageBatch
     kept: dict[str, Tensor]
 
 
