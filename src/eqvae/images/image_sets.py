@@ -55,11 +55,9 @@ class NpzImages(ImageSet):
         self.image_size_px = self.shape[1]
 
     def __len__(self) -> int:
-        """Count the images."""
         return self.shape[0]
 
     def batches(self, indices: range, *, batch_size: int, num_workers: int) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
-        """Read some of the images."""
         del num_workers
         num_bytes = int(np.prod(self.shape[1:]))
         with reading(self.path), open_member(self.path, IMAGES_KEY) as file:
@@ -83,16 +81,13 @@ class SourceImages(ImageSet):
     """Images that are decoded as they are read: a folder, parquet, archives."""
 
     def __init__(self, source: ImageSource, image_size_px: int, *, cropped: bool) -> None:
-        """Name the images."""
         self.source, self.name, self.image_size_px, self.broken = source, source.name, image_size_px, []
         self._cropped = cropped
 
     def __len__(self) -> int:
-        """Count the images, broken ones included."""
         return len(self.source)
 
     def batches(self, indices: range, *, batch_size: int, num_workers: int) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
-        """Read some of the images."""
         parts = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
         for batch in encoding_batches(
             self.source, image_size_px=self.image_size_px, parts=parts, num_workers=num_workers

@@ -156,10 +156,10 @@ def training_batches(
 ) -> Generator[ImageBatch, None, None]:
     """Yield the batches of steps `first_step` ... `first_step + num_steps - 1`.
 
-    Images follow a permutation for each epoch, drawn from (seed, epoch); epochs run on inside a batch. A broken image is
-    replaced by the next good one of the source, until more than 1% are found broken: then a `UserError` is raised. A
-    resumed run goes on at `first_step` with the batches that the whole run would have had (of `broken` alone, each run
-    keeps its own account). `num_workers` processes decode ahead; batches do not depend on them.
+    Images follow a permutation for each epoch, drawn from (seed, epoch); epochs run on inside a batch. A broken image
+    is replaced by the next good one of the source, until more than 1% are found broken: then a `UserError` is raised.
+    A resumed run goes on at `first_step` with the batches that the whole run would have had (of `broken` alone, each
+    run keeps its own account). `num_workers` processes decode ahead; batches do not depend on them.
     """
     steps = _RandomCrops(source=source, image_size_px=image_size_px, batch_size=batch_size, seed=seed, flip=flip)
     yield from _batches(steps, range(first_step, first_step + num_steps), source, num_workers)
