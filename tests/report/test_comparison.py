@@ -192,7 +192,9 @@ def test_notes_say_what_to_know_before_believing(write_run):
     assert "unpaired" in CAVEAT
     assert "too narrow" in CAVEAT
     other = write_run("other", recipe="repa-sit-ti-2", max_grad_norm=1.0)
-    assert any("differ in max_grad_norm" in note for note in compared(base[0], other).notes)
+    free = write_run("free", max_grad_norm=0.0)
+    assert any("differ in max_grad_norm" in note for note in compared(free, other).notes)
+    assert compared(base[0], other).notes == (), "what the other recipe does not have is no difference"
 
 
 @pytest.mark.parametrize(

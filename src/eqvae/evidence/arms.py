@@ -193,8 +193,9 @@ def _notes(arms: Sequence[Arm]) -> list[str]:
     runs = [run for arm in arms for run in arm.runs]
     found = []
     for name, values in recipes_own_fields([arm.runs[0] for arm in arms]).items():
-        listed = "; ".join(f"{arm.name}: {value}" for arm, value in zip(arms, values, strict=True))
-        found.append(f"The recipes also differ in {name} ({listed}).")
+        if None not in values:  # else a family of generators does not have it
+            listed = "; ".join(f"{arm.name}: {value}" for arm, value in zip(arms, values, strict=True))
+            found.append(f"The recipes also differ in {name} ({listed}).")
     for name in runs[0].pace:
         values = list(dict.fromkeys(str(run.pace[name]) for run in runs))
         if len(values) > 1:

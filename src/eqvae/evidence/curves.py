@@ -37,7 +37,7 @@ class TrainingCurve:
     seed: int
 
     fields: dict[str, Any]
-    """Of the configuration, those that make the arm."""
+    """Of the configuration, those that make the arm; a field that is not set is none, as it is of other families."""
 
     autoencoder: str
     """Short name of the latents' autoencoder."""
@@ -86,7 +86,7 @@ def read_curve(folder: Path) -> TrainingCurve:
     return TrainingCurve(
         folder=folder,
         seed=int(config.get("seed", 0)),
-        fields={name: value for name, value in config.items() if name not in FREE},
+        fields={name: value for name, value in config.items() if value is not None and name not in FREE},
         autoencoder=autoencoder_name(config, card),
         latents=(*card.get("shift", ()), *card.get("scale", ())),
         measure={name: config.get(name) for name in MEASURE} | {"metric": key, "num_samples": num_samples, **size},
