@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from eqvae.artifacts import read_journal, read_json, read_tensors
+from eqvae.artifacts.names import CHECKPOINT, SNAPSHOTS
 from eqvae.errors import Interrupted, UserError
 from eqvae.generators.checkpoints import GeneratorCard, read_generator
 from eqvae.generators.families import SIZES, find_recipe
 from eqvae.generators.interpolant import Interpolant, InterpolantObjective
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.runs.train_config import TrainConfig
-from eqvae.runs.train_run import CHECKPOINT, SNAPSHOTS, Run, transformer_flops
+from eqvae.runs.train_run import Run, transformer_flops
 from eqvae.runtime.journal import Journal
 from eqvae.runtime.processes import Processes
 from eqvae.runtime.seeds import generator_for

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from eqvae.artifacts import read_journal, read_tensors
+from eqvae.artifacts.names import CHECKPOINT
 from eqvae.cli import run
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import read_generator
@@ -16,7 +17,6 @@ from eqvae.latents import LatentCache
 from eqvae.runs.sample import SampleConfig, sample
 from eqvae.runs.train import describe_plan, train
 from eqvae.runs.train_config import TrainConfig
-from eqvae.runs.train_run import CHECKPOINT
 
 
 @pytest.fixture

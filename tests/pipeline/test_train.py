@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from eqvae.artifacts import read_journal, read_json, read_tensors, write_json
+from eqvae.artifacts.names import CHECKPOINT
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import load_transformer, read_generator
 from eqvae.generators.families import find_recipe
@@ -16,7 +17,6 @@ from eqvae.latents import LatentCache
 from eqvae.metrics.statistics import compute_statistics
 from eqvae.networks.features import load_features
 from eqvae.runs.train import describe_plan, train
-from eqvae.runs.train_run import CHECKPOINT
 from eqvae.runtime.processes import Processes
 
 

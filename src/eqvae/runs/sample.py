@@ -21,13 +21,12 @@ from eqvae.artifacts import (
     write_json,
     write_tensors,
 )
-from eqvae.artifacts.names import SAMPLE_SET
+from eqvae.artifacts.names import SAMPLE_SET, SNAPSHOTS
 from eqvae.artifacts.sample_sets import write_sample_set
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import Interrupted, UserError
 from eqvae.generators.checkpoints import Generator, GeneratorCard, Weights, build_generator, read_generator
-from eqvae.runs.train_run import SNAPSHOTS
 from eqvae.runtime.device import choose_device, place
 from eqvae.runtime.journal import write_environment
 from eqvae.runtime.processes import Processes, join_processes

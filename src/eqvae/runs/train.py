@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from eqvae.artifacts import CONTACT_SHEETS, METRICS, contact_sheet_name, load_strictly
+from eqvae.artifacts.names import CHECKPOINT
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
@@ -29,7 +30,7 @@ from eqvae.metrics.frechet import FeatureMoments, frechet_distance
 from eqvae.metrics.statistics import FeatureStatistics, compute_statistics, holds_statistics
 from eqvae.networks.features import FeatureExtractor, load_features, metric_key
 from eqvae.runs.train_config import FREE_TO_CHANGE, TrainConfig
-from eqvae.runs.train_run import CHECKPOINT, Run, transformer_flops
+from eqvae.runs.train_run import Run, transformer_flops
 from eqvae.runtime.device import choose_device, place
 from eqvae.runtime.journal import Journal, installed_version
 from eqvae.runtime.processes import Processes, join_processes

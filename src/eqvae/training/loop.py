@@ -1,0 +1,212 @@
+"""How a run goes, whatever it trains, on one process or several: steps, journal, checkpoints, watches, stops."""
+
+import contextlib
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from eqvae.artifacts import read_journal
+from eqvae.artifacts.names import CHECKPOINT
+from eqvae.errors import Interrupted, NotFiniteError, UserError
+from eqvae.runtime.journal import Journal
+from eqvae.runtime.processes import Processes
+from eqvae.runtime.signals import StopRequest
+from eqvae.training.checkpoint import read_checkpoint, write_checkpoint
+
+Batch = TypeVar("Batch")
+
+Figures = Mapping[str, Any]
+"""Numbers by name; in a step's, tensors are means over this process's images."""
+
+_OWN_KEYS = ("kind", "step", "training_sec")  # of a validation's record, besides the watch's figures
+
+
+@runtime_checkable
+class State(Protocol):
+    """What is trained: all that a resume needs."""
+
+    step: int
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Collect the state for a checkpoint."""
+        ...
+
+    def load(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Put back what `tensors` collected."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """When things happen, in steps."""
+
+    max_steps: int
+    batch_size: int
+    """Of all processes together."""
+    log_every: int
+    checkpoint_every: int
+    watch_every: int
+    watch_last: bool
+    """Whether the last step is watched too; a fine-tuning run measures what it exports anyway."""
+
+
+@dataclass(kw_only=True)
+class Loop(Generic[Batch]):
+    """One process's part of a run."""
+
+    title: str
+    out: Path
+    processes: Processes
+    schedule: Schedule
+    state: State
+    batches: Callable[[int, int], Generator[Batch, None, None]]
+    """From the first step and the number of steps to this process's batches."""
+    take_step: Callable[[Batch], Figures]
+    """Takes one step of the state."""
+    watch: Callable[[int], dict[str, float | int]]
+    """Looks at the trained weights after a step, draws pictures, and measures."""
+    stop: StopRequest
+    shown: Mapping[str, str]
+    """What the progress bar calls some of the figures."""
+    mend: str
+    """What helps against divergence."""
+    journal: Journal | None = None
+    """Of the first process."""
+    figures_of_rate: Callable[[float], dict[str, float]] = lambda images_per_sec: {}
+    """What follows from the images per second."""
+    on_record: Callable[[str, Figures], None] = lambda kind, figures: None
+    """Is told what the journal is told."""
+    numbers: dict[str, Any] = field(default_factory=dict)
+    """What the checkpoint keeps beside tensors, step and time."""
+    training_sec: float = 0.0
+    """Spent in training steps, over all sessions."""
+    watched_step: int = 0
+    """Step of the last watch."""
+    last_figures: dict[str, float | int] = field(default_factory=dict)
+    """Of the last watch."""
+
+    def resume(self) -> None:
+        """Load the checkpoint where there is one; the journal says what has been watched up to it."""
+        path = self.out / CHECKPOINT
+        if not path.exists():
+            return
+        tensors, numbers = read_checkpoint(path)
+        step = numbers.pop("step")
+        if step > self.schedule.max_steps:
+            raise UserError(
+                f"'{self.out}' is at step {step}, beyond --max-steps {self.schedule.max_steps}",
+                "Give as many or more, or another --out",
+            )
+        self.state.load(tensors, step)
+        self.training_sec = numbers.pop("training_sec")
+        self.numbers |= numbers
+        for record in read_journal(self.out):
+            if record["kind"] == "validation" and record["step"] <= step:
+                self.watched_step = record["step"]
+                self.last_figures = {name: record[name] for name in record if name not in _OWN_KEYS}
+
+    def train(self) -> None:
+        """Take all steps that are left."""
+        schedule, state = self.schedule, self.state
+        self._watch_where_due()  # what an earlier session was stopped before
+        with (
+            contextlib.closing(self.batches(state.step, schedule.max_steps - state.step)) as batches,
+            self.processes.progress(self.title, total=schedule.max_steps, start=state.step) as progress,
+        ):
+            began_sec, began_step, shown = time.perf_counter(), state.step, dict[str, float]()
+            for batch in batches:
+                figures = self._step(batch)
+                is_stopping = self.processes.any(bool(self.stop))
+                is_boundary = is_stopping or self._is_boundary()
+                if is_boundary:
+                    figures = self._means(figures)  # waits for the device, so that the clock can be read
+                    elapsed_sec = time.perf_counter() - began_sec
+                    self.training_sec += elapsed_sec
+                    rate = (state.step - began_step) * schedule.batch_size / elapsed_sec
+                    figures |= {"images_per_sec": rate, **self.figures_of_rate(rate)}
+                    shown = {label: figures[name] for label, name in self.shown.items()}
+                if progress is not None:
+                    progress.advance(1, **shown)
+                if not is_boundary:
+                    continue
+                if self._is_recorded():
+                    self.write("train", **figures)
+                if is_stopping:
+                    self.end_early()
+                if self._is_checkpoint_due():
+                    self.write_checkpoint()
+                self._watch_where_due()
+                began_sec, began_step = time.perf_counter(), state.step
+
+    def look(self) -> dict[str, float | int]:
+        """Watch now, and write down what is found."""
+        self.watched_step, self.last_figures = self.state.step, self.watch(self.state.step)
+        self.write("validation", **self.last_figures)
+        self.processes.wait()
+        return self.last_figures
+
+    def write(self, kind: str, **figures: Any) -> None:
+        """Write a record of this step into the journal."""
+        if self.journal is not None:
+            self.journal.write(kind, step=self.state.step, **figures, training_sec=self.training_sec)
+            self.on_record(kind, figures)
+
+    def write_checkpoint(self) -> None:
+        """Write all that a resume needs."""
+        if self.processes.is_first:
+            numbers = {"step": self.state.step, **self.numbers, "training_sec": self.training_sec}
+            write_checkpoint(self.out / CHECKPOINT, self.state.tensors(), numbers)
+        self.processes.wait()
+
+    def end_early(self) -> None:
+        """End after a signal to any of the processes, with a checkpoint; all of them have to come here."""
+        name = next(name for name in self.processes.gather(self.stop.signal_name) if name)
+        self.write_checkpoint()
+        raise Interrupted(f"{name} at step {self.state.step}; the same command goes on from '{self.out}'")
+
+    def _step(self, batch: Batch) -> Figures:
+        """Take one step, or stop the run at its last good state."""
+        try:
+            return self.take_step(batch)
+        except NotFiniteError as error:
+            self.write_checkpoint()
+            raise UserError(
+                f"training diverged at step {self.state.step} ({error}); the state before it is in "
+                f"'{self.out / CHECKPOINT}'",
+                self.mend,
+            ) from None
+
+    def _means(self, figures: Figures) -> dict[str, Any]:
+        """Average a step's tensors over processes, which have equal parts of the batch."""
+        tensors = {name: value.double() for name, value in figures.items() if isinstance(value, Tensor)}
+        if not tensors:
+            return dict(figures)
+        means = self.processes.average(torch.stack(list(tensors.values()))).tolist()
+        return {**figures, **dict(zip(tensors, means, strict=True))}
+
+    def _is_recorded(self) -> bool:
+        """Whether this step goes into the journal."""
+        return self.state.step % self.schedule.log_every == 0 or self.state.step == self.schedule.max_steps
+
+    def _is_checkpoint_due(self) -> bool:
+        return self.state.step % self.schedule.checkpoint_every == 0 or self.state.step == self.schedule.max_steps
+
+    def _is_watch_due(self) -> bool:
+        """Whether a multiple of `watch_every`, or the end, lies between the last watch and this step."""
+        step, every = self.state.step, self.schedule.watch_every
+        if step == self.schedule.max_steps:
+            return self.schedule.watch_last and step != self.watched_step
+        return step // every > self.watched_step // every
+
+    def _is_boundary(self) -> bool:
+        """Whether anything but the next step follows, so that the clock is read and figures are fetched."""
+        return self._is_recorded() or self._is_checkpoint_due() or self._is_watch_due()
+
+    def _watch_where_due(self) -> None:
+        if self._is_watch_due():
+            self.look()
