@@ -28,9 +28,10 @@ from eqvae.autoencoders.loading import build_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder, Posterior
 from eqvae.losses.adversarial import build_discriminator
 from eqvae.losses.reconstruction import Perceptual, ReconstructionLoss
-from eqvae.runs.finetune_config import FinetuneConfig
 from eqvae.runtime.device import Precision, choose_device, place, synchronize
+from eqvae.runtime.run_folder import from_flat
 from eqvae.runtime.seeds import generator_for
+from eqvae.training.autoencoder_config import AutoencoderTraining
 from eqvae.training.autoencoder_state import build_state
 from eqvae.training.autoencoder_step import train_step
 from eqvae.transforms import TransformSampler
@@ -204,11 +205,8 @@ def prepare_ours(
     variant: Variant, options: Options, device: torch.device, reconstruction_loss: ReconstructionLoss
 ) -> TakeStep:
     """Prepare `train_step` as `eqvae finetune` calls it, the discriminator past its warm-up."""
-    config = FinetuneConfig(
-        autoencoder="untrained:sd-vae",
-        data="none",
-        out=Path("none"),
-        image_size=options.image_size,
+    config = from_flat(
+        AutoencoderTraining,
         batch_size=options.batch_size,
         lr_warmup_steps=0,
         discriminator_warmup_steps=0,

@@ -6,6 +6,7 @@
 import contextlib
 import importlib
 import io
+import os
 import re
 import sys
 import warnings
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from eqvae.errors import Interrupted, UserError, nearest_name
+from eqvae.errors import Interrupted, ProcessLost, UserError, nearest_name
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -63,7 +64,9 @@ def run(arguments: Sequence[str]) -> int:
         _complain(str(UserError(f"{error.strerror or error}{where}", mend)))
         return 2
     except Interrupted as stop:
-        _complain(f"interrupted, {stop}")
+        # Processes that stop together say it once; one that was left alone says it itself.
+        if isinstance(stop, ProcessLost) or os.environ.get("RANK", "0") == "0":
+            _complain(f"interrupted, {stop}")
         return 130
     except KeyboardInterrupt:
         _complain("interrupted")

@@ -21,6 +21,10 @@ class Interrupted(Exception):  # noqa: N818 - it is no error: the run can be res
     """A SIGTERM or SIGINT ended a run after its checkpoint was written; the command line exits with 130."""
 
 
+class ProcessLost(Interrupted):
+    """Another process of the run ended; what is left of it ends too, from where its last checkpoint can be resumed."""
+
+
 class NotFiniteError(ArithmeticError):
     """A loss or a gradient became NaN or infinite; the state was left as it was before the step."""
 

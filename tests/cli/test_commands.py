@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -225,11 +224,12 @@ def test_a_bare_boolean_overrides_the_yaml(tmp_path, capsys):
 
 def flags_of(command: str) -> set[str]:
     from eqvae.runs.evaluate import EvaluateConfig
-    from eqvae.runs.finetune_config import FinetuneConfig
+    from eqvae.runs.finetune import FinetuneConfig
     from eqvae.runs.report import ReportConfig
+    from eqvae.runtime.run_folder import flat_fields
 
     config = {"finetune": FinetuneConfig, "evaluate": EvaluateConfig, "report": ReportConfig}[command]
-    names = {field.name for field in fields(config)} - {"autoencoder", "folders"}
+    names = {field.name for field in flat_fields(config)} - {"autoencoder", "folders"}
     return {"--" + name.replace("_", "-") for name in names}
 
 

@@ -37,13 +37,13 @@ from eqvae.paper.costs import (
 )
 from eqvae.runs.encode import EncodeConfig, encode
 from eqvae.runs.evaluate import EvaluateConfig, evaluate
-from eqvae.runs.finetune import finetune
-from eqvae.runs.finetune_config import FinetuneConfig
+from eqvae.runs.finetune import FinetuneConfig, finetune
 from eqvae.runs.sample import SampleConfig, sample
 from eqvae.runs.score import ScoreConfig
 from eqvae.runs.train import train
 from eqvae.runs.train_config import TrainConfig
 from eqvae.runtime.processes import Processes
+from eqvae.runtime.run_folder import from_flat
 from eqvae.training.autoencoder_state import build_state
 from eqvae.training.autoencoder_step import train_step
 
@@ -67,7 +67,7 @@ def evaluating(**changes: Any) -> EvaluateConfig:
 
 
 def tuning(**changes: Any) -> FinetuneConfig:
-    return FinetuneConfig(autoencoder="", data="photos", out=NOWHERE, **changes).resolved()
+    return from_flat(FinetuneConfig, autoencoder="", data="photos", out=NOWHERE, **changes).resolved()
 
 
 def sampling(**changes: Any) -> SampleConfig:
@@ -173,13 +173,14 @@ class RealFlops(TorchDispatchMode):
 
 
 def flops_of_real_steps(config: FinetuneConfig, autoencoder: Autoencoder, num_steps: int) -> list[int]:
-    state = build_state(autoencoder, config, torch.device("cpu"))
-    loss = ReconstructionLoss(config.perceptual, config.perceptual_weight)
-    x = torch.rand(config.batch_size, 3, config.image_size, config.image_size) * 2 - 1
+    training = config.training
+    state = build_state(autoencoder, training, torch.device("cpu"))
+    loss = ReconstructionLoss(training.reconstruction.perceptual, training.reconstruction.perceptual_weight)
+    x = torch.rand(training.batch_size, 3, config.image_size, config.image_size) * 2 - 1
     counted = []
     for _ in range(num_steps):
         with RealFlops() as counter:
-            train_step(state, x, config, loss, config.sampler())
+            train_step(state, x, training, loss, training.transform.sampler())
         counted.append(counter.total)
     return counted
 
@@ -197,9 +198,9 @@ def test_a_plain_step_costs_what_it_really_computes(preset: str, changes: dict[s
     config = tuning(transforms="plain", image_size=32, batch_size=2, max_steps=2, precision="fp32", **changes)
     counted = flops_of_real_steps(config, build_autoencoder(preset, seed=0), 2)
     estimated = finetuning_flops.finetuning_flops(config, preset)
-    assert config.batch_size * estimated.training == pytest.approx(counted[1], rel=0.002)
+    assert config.training.batch_size * estimated.training == pytest.approx(counted[1], rel=0.002)
     if config.discriminator_warmup_steps:
-        assert config.batch_size * estimated.warming_up == pytest.approx(counted[0], rel=0.002)
+        assert config.training.batch_size * estimated.warming_up == pytest.approx(counted[0], rel=0.002)
 
 
 @pytest.mark.parametrize("objective", ["explicit", "explicit-stop-gradient"])
@@ -210,7 +211,7 @@ def test_the_explicit_objective_encodes_again(objective: Any) -> None:
     )  # fmt: skip
     (counted,) = flops_of_real_steps(config, build_autoencoder("tiny-kl-f2", seed=0), 1)
     estimated = finetuning_flops.finetuning_flops(config, "tiny-kl-f2")
-    assert config.batch_size * estimated.training == pytest.approx(counted, rel=0.002)
+    assert config.training.batch_size * estimated.training == pytest.approx(counted, rel=0.002)
 
 
 def test_scaled_pictures_count_by_their_area() -> None:
@@ -441,7 +442,8 @@ def load_weights(run: Path) -> dict[str, Tensor]:
 def test_a_fine_tuning_run_is_as_large_as_estimated(
     preset: str, changes: dict[str, Any], images: Path, tmp_path: Path
 ) -> None:
-    config = FinetuneConfig(
+    config = from_flat(
+        FinetuneConfig,
         autoencoder=f"untrained:{preset}", data=str(images), out=tmp_path / "run", max_steps=1, image_size=32,
         batch_size=2, transforms="plain", perceptual="none", validation_data=str(images), num_validation_images=2,
         num_statistics_images=2, num_workers=0, device="cpu", **changes,

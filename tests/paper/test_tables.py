@@ -15,8 +15,9 @@ from eqvae.paper.setting import Setting, describe_base
 from eqvae.paper.settings import PAPER, TINY
 from eqvae.paper.tables import TABLES, table1, table2, table4, table5, table7, table8, table9, table11
 from eqvae.runs.encode import EncodeConfig
-from eqvae.runs.finetune_config import FinetuneConfig
+from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runs.train_config import TrainConfig
+from eqvae.runtime.run_folder import change_flat, flat_value
 
 both = pytest.mark.parametrize("scale", [PAPER, TINY], ids=["paper", "tiny"])
 
@@ -37,8 +38,8 @@ def test_everything_can_be_planned(scale: Setting):
         if isinstance(run.config, TrainConfig | FinetuneConfig):
             run.config.resolved()  # what can be checked without data is right
         if isinstance(run.config, FinetuneConfig):
-            smallest = run.config.sampler().smallest_side(run.config.image_size)
-            assert run.config.adversarial_weight == 0 or smallest >= 24
+            smallest = run.config.training.transform.sampler().smallest_side(run.config.image_size)
+            assert run.config.training.adversarial.adversarial_weight == 0 or smallest >= 24
 
 
 @both
@@ -74,14 +75,14 @@ def test_tables_share_runs():
 
 def test_table_5_is_about_tau():
     tuned = {run.name: run.config for run in plan_of(TINY, "table5").runs if isinstance(run.config, FinetuneConfig)}
-    samplers = {name.partition("+")[2]: config.sampler() for name, config in tuned.items()}
+    samplers = {name.partition("+")[2]: config.training.transform.sampler() for name, config in tuned.items()}
     assert {name: (each.scale, each.rotation_probability) for name, each in samplers.items()} == {
         "rotation": ("none", 1.0), "scale": ("isotropic", 0.0), "eq": ("isotropic", 1.0),
         "anisotropic": ("anisotropic", 1.0),
     }  # fmt: skip
     assert {each.equivariance_probability for each in samplers.values()} == {0.5}
     first = next(iter(tuned.values()))
-    same = {replace(config, out=first.out, transforms=first.transforms) for config in tuned.values()}
+    same = {change_flat(config, out=first.out, transforms=flat_value(first, "transforms")) for config in tuned.values()}
     assert same == {first}
 
 
@@ -89,15 +90,17 @@ def test_ablations_change_what_they_are_about(setting: Setting):
     base = "tiny-kl-f2"
     ours = equivariant(setting, base).run.config
     plain, collapsing = more_training(setting, base).run.config, explicit(setting, base, stop_gradient=True).run.config
-    assert plain.sampler().equivariance_probability == 0.0
-    assert (plain.max_steps, plain.objective) == (ours.max_steps, "implicit")
-    assert (collapsing.objective, collapsing.explicit_weight) == ("explicit-stop-gradient", 0.1)
-    assert collapsing.sampler() == ours.sampler()
+    transforms = [each.training.transform.sampler() for each in (ours, plain, collapsing)]
+    assert transforms[1].equivariance_probability == 0.0
+    assert (plain.training.max_steps, plain.training.objective) == (ours.training.max_steps, "implicit")
+    assert (collapsing.training.objective, collapsing.training.explicit_weight) == ("explicit-stop-gradient", 0.1)
+    assert transforms[0] == transforms[2]
     assert equivariant(setting, base, probability=0.5, epochs=setting.epochs) == equivariant(setting, base)
-    strengths = [row.cells["rfid"].runs[0].needs[0].config.equivariance_probability for row in table8(setting).rows]
+    configs = [row.cells["rfid"].runs[0].needs[0].config for row in table8(setting).rows]
+    strengths = [flat_value(config, "equivariance_probability") for config in configs]
     assert strengths == [0.3, 0.5, 0.7]
-    assert equivariant(setting, base, epochs=1).run.config.max_steps == setting.steps_per_epoch
-    assert equivariant(setting, "tiny-vq-f4").run.config.codebook == "ema"
+    assert equivariant(setting, base, epochs=1).run.config.training.max_steps == setting.steps_per_epoch
+    assert equivariant(setting, "tiny-vq-f4").run.config.training.codes.codebook == "ema"
 
 
 def test_both_normalizations_stand_side_by_side(setting: Setting):

@@ -23,7 +23,7 @@ from eqvae.artifacts import (
 )
 from eqvae.errors import UserError, nearest_name
 from eqvae.runtime.journal import Journal, write_environment
-from eqvae.runtime.progress import Progress
+from eqvae.runtime.progress import Progress, say
 from eqvae.runtime.run_folder import RunFolder, hold_output_folder
 from eqvae.runtime.seeds import generator_for
 from eqvae.runtime.signals import stop_on_signals
@@ -292,7 +292,7 @@ def test_outside_the_main_thread_nobody_asks():
 def test_piped_progress_is_plain_lines(capsys):
     with Progress("finetune", total=4, start=1, every_sec=0.0) as progress:
         progress.advance(l1=0.25)
-        progress.say("step 2: PSNR 20 dB")
+        say("step 2: PSNR 20 dB")
         progress.advance(2, l1=0.125)
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -71,6 +71,7 @@ class _RandomCrops(Dataset[_Crops]):
     batch_size: int
     seed: int
     flip: bool
+    rows: Sequence[int]
 
     def __getitem__(self, step: int) -> _Crops:
         def index_of(position: int) -> int:
@@ -78,10 +79,10 @@ class _RandomCrops(Dataset[_Crops]):
             return int(_order(len(self.source), self.seed, epoch)[place])
 
         def crop(image: Image.Image, position: int) -> UInt8[np.ndarray, "size size 3"]:
-            random = np.random.default_rng((self.seed, _CROP, step, position))
+            random = np.random.default_rng((self.seed, _CROP, step, self.rows[position]))
             return ldm_random_crop(image, self.image_size_px, random, flip=self.flip)
 
-        indices = map(index_of, range(self.batch_size))
+        indices = map(index_of, self.rows)
         return _read_crops(self.source, indices, crop, self.image_size_px, replaces_broken=True)
 
 
@@ -152,6 +153,7 @@ def training_batches(
     first_step: int = 0,
     num_steps: int,
     flip: bool = True,
+    rows: Sequence[int] | None = None,
     num_workers: int,
 ) -> Generator[ImageBatch, None, None]:
     """Yield the batches of steps `first_step` ... `first_step + num_steps - 1`.
@@ -159,9 +161,13 @@ def training_batches(
     Images follow a permutation for each epoch, drawn from (seed, epoch); epochs run on inside a batch. A broken image
     is replaced by the next good one of the source, until more than 1% are found broken: then a `UserError` is raised.
     A resumed run goes on at `first_step` with the batches that the whole run would have had (of `broken` alone, each
-    run keeps its own account). `num_workers` processes decode ahead; batches do not depend on them.
+    run keeps its own account). `num_workers` processes decode ahead; batches do not depend on them. `rows` says which
+    images of each batch to read, where other processes read the rest.
     """
-    steps = _RandomCrops(source=source, image_size_px=image_size_px, batch_size=batch_size, seed=seed, flip=flip)
+    steps = _RandomCrops(
+        source=source, image_size_px=image_size_px, batch_size=batch_size, seed=seed, flip=flip,
+        rows=range(batch_size) if rows is None else rows,
+    )  # fmt: skip
     yield from _batches(steps, range(first_step, first_step + num_steps), source, num_workers)
 
 
@@ -173,10 +179,12 @@ def evaluation_batches(
     num_images: int | None,
     num_workers: int,
     spread: bool = False,
+    part: slice = slice(None),
 ) -> Iterator[ImageBatch]:
     """Yield centre crops of the first `num_images` images in order, or of as many at equal distances.
 
-    The first ones of a folder tree are often all of one class. Broken images are left out; no batch is empty.
+    The first ones of a folder tree are often all of one class. Broken images are left out; no batch is empty. `part`
+    says which of the batches to read, where other processes read the rest.
     """
     num_visited = len(source) if num_images is None else min(num_images, len(source))
     visited: Sequence[int] = range(num_visited)
@@ -184,7 +192,7 @@ def evaluation_batches(
         visited = [position * len(source) // num_visited for position in visited]
     parts = [visited[start : start + batch_size] for start in range(0, num_visited, batch_size)]
     pending: ImageBatch | None = None
-    for batch in encoding_batches(source, image_size_px=image_size_px, parts=parts, num_workers=num_workers):
+    for batch in encoding_batches(source, image_size_px=image_size_px, parts=parts[part], num_workers=num_workers):
         # A batch is held back until the next one is known: one without images hands it its broken names.
         if pending is None or not pending.indices:
             pending = replace(batch, broken=(pending.broken if pending else ()) + batch.broken)

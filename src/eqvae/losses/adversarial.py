@@ -12,6 +12,17 @@ from torch import Tensor, nn
 from eqvae.runtime.processes import count_processes, sum_with_gradient
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdversarialConfig:
+    """The discriminator's part."""
+
+    adversarial_weight: float = 0.5
+    """Weight of L_gan on top of LDM's adaptive weight; 0 trains no discriminator."""
+
+    discriminator_warmup_steps: int | None = None
+    """First steps, in which only the discriminator learns; None: a twentieth of max_steps, at most 1,000."""
+
+
 class GlobalBatchNorm(nn.BatchNorm2d):
     """Batch normalization over the batch of all processes together, on any device (PyTorch's needs accelerators)."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -12,6 +13,28 @@ from eqvae.runtime.processes import Processes
 
 _SMOOTHING = 1e-5
 """epsilon of Laplace smoothing: no code divides by zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodebookConfig:
+    """How the codes of a discrete autoencoder learn."""
+
+    codebook: Literal["gradient", "ema"] = "gradient"
+    """How a discrete autoencoder's codes learn: by `codebook_weight`'s gradient, as in VQ-GAN, or as averages of the
+    latents that they stand for."""
+
+    codebook_weight: float = 1.0
+    """Weight of `|sg[z] - e|^2` per value, which pulls codes to latents; taming-transformers trained with 0.25."""
+
+    commitment_weight: float = 0.25
+    """Weight of `|z - sg[e]|^2` per value, which pulls latents to codes: beta of arXiv:1711.00937, Equation 3;
+    taming-transformers trained with 1, its beta being on the other term."""
+
+    codebook_decay: float = 0.99
+    """Of the averages of `ema`."""
+
+    restart_dead_codes: int = 0
+    """Steps without use after which a code starts again at a latent of the batch; 0: never."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """L_rec of Equation 1: L1 plus a perceptual distance, summed over pixels as in LDM."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -9,6 +10,20 @@ from torch import Tensor, nn
 from eqvae.networks.pretrained import EfficientNetLite0, Lpips
 
 Perceptual = Literal["lpips", "efficientnet-lite0", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionConfig:
+    """How a reconstruction is compared with its target."""
+
+    perceptual: Perceptual = "efficientnet-lite0"
+    """`lpips` is the paper's and needs VGG16's weights; `efficientnet-lite0` works offline; or `none`."""
+
+    perceptual_weight: float = 1.0
+    """Weight of the perceptual distance beside L1."""
+
+    resolution_weighting: Literal["area", "equal"] = "area"
+    """How much a picture scaled by s weighs: its pixels' number s^2, as LDM's sums do, or as much as a whole one."""
 
 
 class FeatureDistance(nn.Module):

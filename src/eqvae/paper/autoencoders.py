@@ -5,7 +5,8 @@ from typing import Literal
 
 from eqvae.paper.planned import PlannedRun
 from eqvae.paper.setting import Base, Setting
-from eqvae.runs.finetune_config import FinetuneConfig
+from eqvae.runs.finetune import FinetuneConfig
+from eqvae.runtime.run_folder import change_flat
 
 Transforms = Literal["paper", "rotation", "scale", "anisotropic"]
 
@@ -49,24 +50,24 @@ def equivariant(
     """Fine-tune with EQ-VAE (Equations 5 and 7)."""
     template = _template(setting, base)
     name = "+eq" if transforms == "paper" else f"+{transforms}"
-    if probability is not None and probability != template.equivariance_probability:
-        template = replace(template, equivariance_probability=probability)
+    if probability is not None and probability != template.training.transform.equivariance_probability:
+        template = change_flat(template, equivariance_probability=probability)
         name += f"-p{probability:g}"
     if epochs is not None and epochs != setting.epochs:
         name += f"-{epochs}-epochs"
-    return _tuned(setting, base, name, replace(template, transforms=transforms), epochs=epochs)
+    return _tuned(setting, base, name, change_flat(template, transforms=transforms), epochs=epochs)
 
 
 def more_training(setting: Setting, base: str) -> PlannedAutoencoder:
     """Fine-tune as long with the standard objective alone, Equation 1 (Table 6)."""
-    template = replace(_template(setting, base), transforms="plain", equivariance_probability=0.0)
+    template = change_flat(_template(setting, base), transforms="plain", equivariance_probability=0.0)
     return _tuned(setting, base, "+plain", template)
 
 
 def explicit(setting: Setting, base: str, *, stop_gradient: bool) -> PlannedAutoencoder:
     """Fine-tune with the explicit regularization, Equation 4 beside Equation 1 (Table 7)."""
     objective: Literal["explicit", "explicit-stop-gradient"] = "explicit-stop-gradient" if stop_gradient else "explicit"
-    template = replace(_template(setting, base), objective=objective, explicit_weight=0.1)
+    template = change_flat(_template(setting, base), objective=objective, explicit_weight=0.1)
     return _tuned(setting, base, f"+{objective}", template)
 
 
@@ -94,7 +95,7 @@ def _tuned(
     """Complete a fine-tuning run."""
     found = setting.base(base)
     name = f"autoencoders/{found.name}{suffix}"
-    config = replace(
+    config = change_flat(
         template,
         autoencoder=found.location,
         out=setting.root / name,

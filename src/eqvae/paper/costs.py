@@ -22,7 +22,7 @@ from eqvae.paper.finetuning_flops import finetuning_flops
 from eqvae.paper.flop_counts import Architecture, area_of, backbone_flops, coding_flops, feature_flops
 from eqvae.runs.encode import EncodeConfig
 from eqvae.runs.evaluate import EvaluateConfig
-from eqvae.runs.finetune_config import FinetuneConfig
+from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runs.sample import SampleConfig
 from eqvae.runs.score import ScoreConfig
 from eqvae.runs.train_config import TrainConfig
@@ -98,15 +98,17 @@ class Sizes:
 def finetune_cost(config: FinetuneConfig, sizes: Sizes, device: str) -> Cost:
     """Estimate a fine-tuning run: steps with all their networks, validations, checkpoint, export."""
     config = config.resolved()
+    training = config.training
     step = finetuning_flops(config, sizes.autoencoder)
     coding = coding_flops(sizes.autoencoder, config.image_size)
-    num_warming_up = config.discriminator_warmup_steps or 0
-    num_validations = 2 + (config.max_steps - 1) // (config.validate_every or 1)  # of the base, between, at the end
-    flops = config.batch_size * ((config.max_steps - num_warming_up) * step.training + num_warming_up * step.warming_up)
+    num_warming_up = training.adversarial.discriminator_warmup_steps or 0
+    num_validations = 2 + (training.max_steps - 1) // (config.validate_every or 1)  # of the base, between, at the end
+    num_learning = training.max_steps - num_warming_up
+    flops = training.batch_size * (num_learning * step.training + num_warming_up * step.warming_up)
     flops += num_validations * config.num_validation_images * _evaluation_flops(coding)
     flops += config.num_statistics_images * coding.encode
     num_bytes = disk_sizes.finetuning_bytes(config, sizes.autoencoder)
-    return _computing(flops, config.precision, device) + _storing(num_bytes)
+    return _computing(flops, training.precision, device) + _storing(num_bytes)
 
 
 def encode_cost(config: EncodeConfig, sizes: Sizes, device: str) -> Cost:

@@ -20,7 +20,7 @@ from eqvae.latents.shards import DTYPES, MIRRORED
 from eqvae.networks.features import INCEPTION, NUM_SPATIAL_CHANNELS
 from eqvae.paper.flop_counts import META, Architecture, feature_flops, meta_autoencoder
 from eqvae.runs.encode import EncodeConfig
-from eqvae.runs.finetune_config import FinetuneConfig
+from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runs.train_config import TrainConfig
 from eqvae.training.autoencoder_state import build_state as build_finetuning_state
 from eqvae.training.generator_step import build_state as build_training_state
@@ -43,11 +43,11 @@ _ARRAY_BYTES = 128 + 130
 @lru_cache(maxsize=32)
 def finetuning_bytes(config: FinetuneConfig, architecture: Architecture) -> int:
     """Size a fine-tuning run: checkpoint and exported weights."""
-    autoencoder = copy.deepcopy(meta_autoencoder(architecture)).requires_grad_(True)
-    state = build_finetuning_state(autoencoder, config, META)
-    for parameter in autoencoder.encoder_parameters() if config.freeze_encoder else ():
+    autoencoder, training = copy.deepcopy(meta_autoencoder(architecture)).requires_grad_(True), config.training
+    state = build_finetuning_state(autoencoder, training, META)
+    for parameter in autoencoder.encoder_parameters() if training.freeze_encoder else ():
         parameter.requires_grad_(False)
-    if isinstance(autoencoder, DiscreteAutoencoder) and (config.freeze_encoder or config.codebook == "ema"):
+    if isinstance(autoencoder, DiscreteAutoencoder) and (training.freeze_encoder or training.codes.codebook == "ema"):
         autoencoder.codebook.requires_grad_(False)
     _step(autoencoder, state.optimizer)
     if state.discriminator is not None and state.discriminator_optimizer is not None:

@@ -14,7 +14,7 @@ from eqvae.paper.setting import Setting
 from eqvae.paper.settings import SETTINGS
 from eqvae.runs.encode import EncodeConfig
 from eqvae.runs.evaluate import EvaluateConfig
-from eqvae.runs.finetune_config import FinetuneConfig
+from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runs.reproduce import ReproduceConfig, make_items, make_setting
 from eqvae.runs.sample import SampleConfig
 from eqvae.runs.score import ScoreConfig

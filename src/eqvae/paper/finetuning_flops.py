@@ -11,7 +11,7 @@ from eqvae.equivariance import decode_transformed
 from eqvae.losses.adversarial import Seam, build_discriminator, hinge_loss
 from eqvae.losses.reconstruction import l1_distance
 from eqvae.paper.flop_counts import META, Architecture, area_of, meta_autoencoder, perceptual_flops
-from eqvae.runs.finetune_config import FinetuneConfig
+from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runtime.seeds import generator_for
 from eqvae.runtime.throughput import count_flops
 from eqvae.transforms import IDENTITY, TransformSampler
@@ -35,21 +35,23 @@ def finetuning_flops(config: FinetuneConfig, architecture: Architecture) -> Fine
 
     A scaled picture counts by its area, averaged over draws of tau; attention, which grows faster, is taken along.
     """
+    training = config.training
     side = config.image_size // meta_autoencoder(architecture).stride
-    areas = _mean_areas(config.sampler(), side)
-    adversarial = config.adversarial_weight > 0
-    perceptual = perceptual_flops(config.perceptual, config.image_size) if config.perceptual_weight > 0 else 0.0
-    implicit = config.objective == "implicit"
+    areas = _mean_areas(training.transform.sampler(), side)
+    adversarial = training.adversarial.adversarial_weight > 0
+    compared = training.reconstruction
+    perceptual = perceptual_flops(compared.perceptual, config.image_size) if compared.perceptual_weight > 0 else 0.0
+    implicit = training.objective == "implicit"
 
     def mean(*, warming_up: bool) -> float:
-        frozen = warming_up or config.freeze_encoder
+        frozen = warming_up or training.freeze_encoder
         encoder = _encoder_flops(architecture, config.image_size, frozen)
         whole = _objective_flops(architecture, config.image_size, adversarial, frozen, warming_up)
         # Of target and reconstruction; the gradient of the latter costs as much again.
         after_encoder = whole - encoder + perceptual * (2.0 if warming_up else 3.0)
         if implicit:
             return areas.encoded * (encoder + areas.transformed * after_encoder)
-        is_constant = frozen or config.objective == "explicit-stop-gradient"
+        is_constant = frozen or training.objective == "explicit-stop-gradient"
         again = areas.equivariance * _encoder_flops(architecture, config.image_size, is_constant)
         return areas.encoded * (encoder + after_encoder) + again
 

@@ -13,8 +13,7 @@ from eqvae.latents.normalization import FIXED
 from eqvae.paper.reference import ReferenceConfig, write_reference
 from eqvae.runs.encode import EncodeConfig, encode
 from eqvae.runs.evaluate import EvaluateConfig, evaluate
-from eqvae.runs.finetune import finetune
-from eqvae.runs.finetune_config import FinetuneConfig
+from eqvae.runs.finetune import FinetuneConfig, finetune
 from eqvae.runs.sample import SampleConfig, sample
 from eqvae.runs.score import ScoreConfig, score
 from eqvae.runs.train import train

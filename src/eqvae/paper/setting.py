@@ -17,7 +17,7 @@ from eqvae.networks.features import INCEPTION
 from eqvae.paper.reference import ReferenceConfig
 from eqvae.runs.encode import EncodeConfig
 from eqvae.runs.evaluate import EvaluateConfig
-from eqvae.runs.finetune_config import FinetuneConfig
+from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runs.sample import SampleConfig
 from eqvae.runs.score import ScoreConfig
 from eqvae.runs.train_config import TrainConfig

@@ -12,11 +12,11 @@ from eqvae.paper.reference import ReferenceConfig
 from eqvae.paper.setting import GIVEN_LATER, Setting
 from eqvae.runs.encode import EncodeConfig
 from eqvae.runs.evaluate import EvaluateConfig
-from eqvae.runs.finetune_config import FinetuneConfig
+from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runs.sample import SampleConfig
 from eqvae.runs.score import ScoreConfig
 from eqvae.runs.train_config import TrainConfig
-from eqvae.runtime.run_folder import change_flat
+from eqvae.runtime.run_folder import change_flat, from_flat
 
 _TEMPLATE = Path()
 
@@ -27,8 +27,8 @@ _IMAGENET_TRAIN, _IMAGENET_VALIDATION = "hf:ILSVRC/imagenet-1k:train", "hf:ILSVR
 _IMAGENET_STEPS_PER_EPOCH = 5005
 """1,281,167 images in batches of 256."""
 
-_PAPER_FINETUNING = FinetuneConfig(
-    autoencoder="", out=_TEMPLATE,
+_PAPER_FINETUNING = from_flat(
+    FinetuneConfig, autoencoder="", out=_TEMPLATE,
     data=GIVEN_LATER,  # OpenImages
     validation_data=_IMAGENET_VALIDATION,
     image_size=256,
@@ -78,7 +78,7 @@ PAPER = Setting(
     },
     generator_base="sd-vae-ft-ema",
     finetuning=_PAPER_FINETUNING,
-    discrete_finetuning=replace(
+    discrete_finetuning=change_flat(
         _PAPER_FINETUNING,
         adversarial_weight=0.8, codebook_weight=0.25, commitment_weight=1.0,  # taming-transformers'
     ),
@@ -129,8 +129,8 @@ PAPER = Setting(
 
 _CIFAR_TRAIN, _CIFAR_TEST = "hf:uoft-cs/cifar10:train", "hf:uoft-cs/cifar10:test"
 
-_TINY_FINETUNING = FinetuneConfig(
-    autoencoder="", out=_TEMPLATE,
+_TINY_FINETUNING = from_flat(
+    FinetuneConfig, autoencoder="", out=_TEMPLATE,
     data=_CIFAR_TRAIN, validation_data=_CIFAR_TEST,
     image_size=64,  # of pictures of 32 px: as smooth at the scale of a pixel as a photograph is at 256 px
     batch_size=16, learning_rate=5e-4, lr_scheduler="cosine",  # as the continuous base, docs/results/cifar10
@@ -169,7 +169,7 @@ TINY = Setting(
     autoencoders={"SD-VAE": "tiny-kl-64", "VQ-GAN": "tiny-vq"},
     generator_base="tiny-kl-64",
     finetuning=_TINY_FINETUNING,
-    discrete_finetuning=replace(
+    discrete_finetuning=change_flat(
         _TINY_FINETUNING,
         codebook="ema", commitment_weight=0.25, restart_dead_codes=100,  # as the base was trained, docs/results/tiny-vq
     ),

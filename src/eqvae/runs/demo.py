@@ -7,8 +7,8 @@ from pathlib import Path
 from eqvae.autoencoders import load_autoencoder
 from eqvae.report import write_report
 from eqvae.runs.evaluate import EvaluateConfig, evaluate
-from eqvae.runs.finetune import finetune
-from eqvae.runs.finetune_config import FinetuneConfig
+from eqvae.runs.finetune import FinetuneConfig, finetune
+from eqvae.runtime.run_folder import from_flat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,8 @@ def demo(config: DemoConfig) -> dict[str, float | int] | None:
     Raises:
         Interrupted: If a signal stopped it.
     """
-    training = FinetuneConfig(
+    training = from_flat(
+        FinetuneConfig,
         autoencoder="tiny-kl",
         data="photos",
         out=config.out / "tiny-kl-eq",
@@ -71,7 +72,7 @@ def demo(config: DemoConfig) -> dict[str, float | int] | None:
     _say("1/4  measuring the packaged autoencoder 'tiny-kl' on held-out photographs")
     evaluate(EvaluateConfig(autoencoder="tiny-kl", data="photos", out=before), load_autoencoder("tiny-kl"))
     _say(f"2/4  fine-tuning it with EQ-VAE for {config.max_steps} steps on other photographs")
-    finetune(training, load_autoencoder("tiny-kl"))
+    finetune(training)
     _say("3/4  measuring it again")
     tuned = str(training.out)
     figures = evaluate(EvaluateConfig(autoencoder=tuned, data="photos", out=after), load_autoencoder(tuned))

@@ -1,8 +1,17 @@
-"""From a configuration and a base to a run: everything that can be wrong is found before anything is written."""
+"""`eqvae finetune AUTOENCODER --data DATA --out DIR`: an autoencoder and images in, an equivariant autoencoder out."""
 
+import copy
+import importlib.util
+import json
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import torch
+import tyro
+from torch.utils.flop_counter import FlopCounterMode
+
+from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
 from eqvae.images import ImageSource, evaluation_batches, open_images, training_batches
@@ -10,27 +19,144 @@ from eqvae.losses.adversarial import MIN_IMAGE_SIZE_PX
 from eqvae.losses.reconstruction import ReconstructionLoss
 from eqvae.metrics.autoencoder import check_image_size
 from eqvae.networks.pretrained import LPIPS_MIN_IMAGE_SIZE_PX
-from eqvae.runs.finetune_config import FREE_TO_CHANGE, FinetuneConfig
-from eqvae.runs.finetune_run import CHECKPOINT, Run
 from eqvae.runtime.device import choose_device, place
-from eqvae.runtime.journal import Journal
 from eqvae.runtime.processes import join_processes
-from eqvae.runtime.run_folder import RunFolder
+from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, RunFolder, check_ranges, flat
 from eqvae.runtime.signals import stop_on_signals
-from eqvae.training.autoencoder_state import TrainState, build_state
-from eqvae.training.checkpoint import read_checkpoint
+from eqvae.training.autoencoder_config import AutoencoderTraining
+from eqvae.training.autoencoder_state import build_state
+
+_BYTES_PER_PARAMETER = 4 + 4 + 8 + 4
+"""Weight, gradient, two moments of AdamW, moving average; all fp32."""
 
 
-def finetune(config: FinetuneConfig, autoencoder: Autoencoder) -> dict[str, Any]:
-    """Fine-tune, or go on where an earlier call with the same configuration stopped."""
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Fine-tune an autoencoder with EQ-VAE (Equations 5 and 7 of arXiv:2502.09509)."""
+
+    autoencoder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="AUTOENCODER")]
+    """Preset, hub id or path; `untrained:NAME` trains an architecture from scratch."""
+
+    data: str
+    """`photos`, an image folder, `*.parquet`, tar shards or `hf:NAME[:SPLIT]`."""
+
+    out: Path
+    """Output folder; the same command run again resumes what lies there, with any number of processes."""
+
+    image_size: int = 256
+    """Side of the training crops, in px."""
+
+    flip: bool = True
+    """Mirror half of the training crops."""
+
+    training: Annotated[AutoencoderTraining, tyro.conf.OmitArgPrefixes] = field(default_factory=AutoencoderTraining)
+
+    validation_data: str = "photos"
+    """Images for validation; of `photos`, the photographs held out from training."""
+
+    num_validation_images: int = 32
+    """How many of them at most, spread over the data."""
+
+    num_statistics_images: int = 512
+    """Training images, spread over the data, on which the exported scaling and shift factors are measured."""
+
+    validate_every: int | None = None
+    """Steps between validations; None: a tenth of max_steps."""
+
+    checkpoint_every: int = 500
+    """Steps between checkpoints; one is also written when the run is interrupted."""
+
+    log_every: int = 10
+    """Steps between records of the journal."""
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+
+    compile: bool = False
+    """Compile encoder and decoder with torch.compile."""
+
+    tensorboard: bool = False
+    """Write losses and validations for TensorBoard too; needs `pip install eqvae[tensorboard]`."""
+
+    num_workers: int = 1
+    """Processes that read images ahead; 0 reads in the training process. Changes no result."""
+
+    dry_run: bool = False
+    """Print the resolved configuration, sizes, FLOPs and memory, and stop."""
+
+    def resolved(self) -> "FinetuneConfig":
+        """Fill in every None and check what can be checked without reading data."""
+        check_ranges(self, _RANGES)
+        if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise UserError("--tensorboard needs TensorBoard", "Run: pip install 'eqvae[tensorboard]'")
+        tenth = max(self.training.max_steps // 10, 1)
+        return replace(
+            self,
+            training=self.training.resolved(),
+            validate_every=tenth if self.validate_every is None else self.validate_every,
+        )
+
+
+_RANGES = (
+    (AT_LEAST_1,
+     ("image_size", "log_every", "checkpoint_every", "validate_every", "num_validation_images",
+      "num_statistics_images")),
+    (NOT_NEGATIVE, ("num_workers",)),
+)  # fmt: skip
+
+FREE_TO_CHANGE = frozenset(
+    {"out", "num_workers", "device", "log_every", "validate_every", "checkpoint_every", "tensorboard", "dry_run",
+     "compile", "num_statistics_images"}
+)  # fmt: skip
+"""Fields that may differ between a run and its resumption."""
+
+
+def command(config: FinetuneConfig) -> str | None:
+    """Fine-tune, or with `--dry-run` only plan it; returns what the command line prints."""
+    if config.dry_run:
+        return json.dumps(plan(config), indent=2)
+    figures = finetune(config)
+    if figures is None:
+        return None
+    before, after = figures["before_equivariance_error_rotation"], figures["equivariance_error_rotation"]
+    before_scale, after_scale = figures["before_equivariance_error_scale"], figures["equivariance_error_scale"]
+    return (
+        f"equivariance error: rotation {before:.3f} -> {after:.3f}, scale {before_scale:.3f} -> {after_scale:.3f}; "
+        f"PSNR {figures['before_psnr_db']:.2f} -> {figures['psnr_db']:.2f} dB; model in '{config.out}'"
+    )
+
+
+def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> dict[str, Any] | None:
+    """Fine-tune an autoencoder, or go on where an earlier call with the same configuration stopped.
+
+    Started by torchrun or `accelerate launch`, processes share each batch; the losses are those of one process.
+
+    Args:
+        config: What to train, on what, and how.
+        autoencoder: The base, trained in place; None loads `config.autoencoder`.
+
+    Returns:
+        The figures of `metrics.json`; those of the base begin with `before_`. None in all processes but the first.
+
+    Raises:
+        UserError: If the input is wrong (nothing is written then), or training diverged.
+        Interrupted: After SIGTERM or SIGINT, with a checkpoint.
+    """
+    from eqvae.runs.finetune_run import FinetuneRun  # its file reads the configuration of this one
+
     config = config.resolved()
-    config.check_autoencoder(autoencoder)
-    device = choose_device(config.device)
-    _check_sizes(config, autoencoder.stride)
+    training = config.training
+    processes = join_processes(choose_device(config.device))
+    training.check_processes(processes.count)
     source, validation_source = open_images(config.data), open_images(config.validation_data, split="evaluation")
-    reconstruction_loss = place(ReconstructionLoss(config.perceptual, config.perceptual_weight), device)
-    base_fingerprint = autoencoder.fingerprint()
     folder = RunFolder.claim(config.out, "finetune")
+    autoencoder = load_autoencoder(config.autoencoder) if autoencoder is None else autoencoder
+    training.check_autoencoder(autoencoder)
+    _check_sizes(config, autoencoder.stride)
+    reconstruction_loss = ReconstructionLoss(
+        training.reconstruction.perceptual, training.reconstruction.perceptual_weight
+    )
+    base_fingerprint = autoencoder.fingerprint()
     folder.check_same(config, FREE_TO_CHANGE)
     if folder.differs(base_fingerprint=base_fingerprint):
         raise UserError(
@@ -38,40 +164,31 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder) -> dict[str, Any]
             "Give the same autoencoder to resume it, or another --out",
         )
     if folder.figures is not None:
-        return folder.figures
-
-    state = build_state(autoencoder, config, device)
-    numbers = _resume(state, config.out / CHECKPOINT)
-    _read_once(config, source, validation_source)
-    processes = join_processes(device)
-    with (
-        folder.hold(config, processes, seed=config.seed, base_fingerprint=base_fingerprint),
-        stop_on_signals() as stop,
-    ):
-        run = Run(
+        return folder.figures if processes.is_first else None
+    with stop_on_signals() as stop:
+        run = FinetuneRun(
             config=config,
-            device=device,
-            state=state,
-            reconstruction_loss=reconstruction_loss,
+            processes=processes,
+            state=build_state(autoencoder, training, processes.device),
+            reconstruction_loss=place(reconstruction_loss, processes.device),
             source=source,
             validation_source=validation_source,
-            journal=Journal(config.out, keep_up_to_step=state.step),
-            sampler=config.sampler(),
             stop=stop,
-            **numbers,
         )
-        if state.step == 0:
-            run.before = run.validate()
-        run.train()
-        return run.finish(base_fingerprint)
+        run.loop.resume()
+        _read_once(config, source, validation_source)
+        with folder.hold(config, processes, seed=training.seed, base_fingerprint=base_fingerprint):
+            figures = run.train(base_fingerprint)
+    return figures if processes.is_first else None
 
 
 def _check_sizes(config: FinetuneConfig, stride: int) -> None:
     """Refuse images that have no whole latent grid, or that become smaller than the losses' networks can see."""
     check_image_size(config.image_size, stride, quarters=True)
-    smallest_px = config.sampler().smallest_side(config.image_size // stride) * stride
-    needs = {"the discriminator": MIN_IMAGE_SIZE_PX} if config.adversarial_weight > 0 else {}
-    needs |= {"LPIPS": LPIPS_MIN_IMAGE_SIZE_PX} if config.perceptual == "lpips" else {}
+    training = config.training
+    smallest_px = training.transform.sampler().smallest_side(config.image_size // stride) * stride
+    needs = {"the discriminator": MIN_IMAGE_SIZE_PX} if training.adversarial.adversarial_weight > 0 else {}
+    needs |= {"LPIPS": LPIPS_MIN_IMAGE_SIZE_PX} if training.reconstruction.perceptual == "lpips" else {}
     for network, side_px in needs.items():
         if smallest_px < side_px:
             raise UserError(
@@ -80,17 +197,44 @@ def _check_sizes(config: FinetuneConfig, stride: int) -> None:
             )
 
 
-def _resume(state: TrainState, path: Path) -> dict[str, Any]:
-    """Load the checkpoint where there is one, and return its numbers beside the step."""
-    if not path.exists():
-        return {}
-    tensors, numbers = read_checkpoint(path)
-    state.load(tensors, numbers.pop("step"))
-    return numbers
-
-
 def _read_once(config: FinetuneConfig, source: ImageSource, validation_source: ImageSource) -> None:
     """Read a batch of each source, so that data which can't be used are told before anything is written."""
-    size_px, count = config.image_size, config.batch_size
+    size_px, count = config.image_size, config.training.batch_size
     next(training_batches(source, image_size_px=size_px, batch_size=count, seed=0, num_steps=1, num_workers=0))
     next(evaluation_batches(validation_source, image_size_px=size_px, batch_size=1, num_images=None, num_workers=0))
+
+
+def plan(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> dict[str, Any]:
+    """Work out sizes, FLOPs and memory on PyTorch's meta device: `--dry-run`."""
+    config = config.resolved()
+    training = config.training
+    autoencoder = load_autoencoder(config.autoencoder) if autoencoder is None else autoencoder
+    training.check_autoencoder(autoencoder)
+    check_image_size(config.image_size, autoencoder.stride, quarters=True)
+    num_images = training.batch_size // training.gradient_accumulation_steps
+    model = copy.deepcopy(autoencoder).to("meta", torch.bfloat16 if training.precision == "bf16" else torch.float32)
+    x = torch.empty(
+        num_images, 3, config.image_size, config.image_size, device="meta", dtype=next(model.parameters()).dtype
+    )
+    saved_bytes = 0
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal saved_bytes
+        saved_bytes += 0 if isinstance(tensor, torch.nn.Parameter) else tensor.nbytes
+        return tensor
+
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
+    ):
+        z = model.encode(x).mode()
+        model.decode(z)
+    forward_flops_per_image = counter.get_total_flops() / num_images
+    return {
+        "config": flat(config),
+        "num_parameters": autoencoder.num_parameters(),
+        "latent_size": [autoencoder.latent_channels, *z.shape[-2:]],
+        "tflops_per_step": 3 * forward_flops_per_image * training.batch_size / 1e12,
+        "tflops_total": 3 * forward_flops_per_image * training.batch_size * training.max_steps / 1e12,
+        "memory_gib": (saved_bytes + _BYTES_PER_PARAMETER * autoencoder.num_parameters()) / 2**30,
+    }

@@ -1,8 +1,7 @@
-"""A run in progress: train, validate, checkpoint, export."""
+"""A fine-tuning run: the loop's step and watch, what is measured at its end, and the export."""
 
 import contextlib
-import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,171 +9,144 @@ from typing import Any
 import torch
 from torchvision.utils import save_image
 
-from eqvae.artifacts import (
-    AUTOENCODER,
-    METRICS,
-    ModelCard,
-    Pictures,
-    replace_folder,
-    to_plain,
-    write_atomically,
-    write_json,
-)
+from eqvae.artifacts import METRICS, ModelCard, Pictures, replace_folder, write_atomically, write_json
+from eqvae.artifacts.names import AUTOENCODER, TENSORBOARD, VALIDATION
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, LatentStatistics
-from eqvae.errors import Interrupted, NotFiniteError, UserError
 from eqvae.images import ImageBatch, ImageSource, evaluation_batches, training_batches
 from eqvae.losses.adversarial import Watchdog
 from eqvae.losses.reconstruction import ReconstructionLoss
 from eqvae.metrics.autoencoder import LatentMoments, evaluate_autoencoder
-from eqvae.runs.finetune_config import FinetuneConfig
+from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runtime.device import autocast
 from eqvae.runtime.journal import Journal, installed_version
 from eqvae.runtime.processes import Processes
-from eqvae.runtime.progress import Progress
+from eqvae.runtime.progress import say
+from eqvae.runtime.run_folder import flat
 from eqvae.runtime.seeds import generator_for
 from eqvae.runtime.signals import StopRequest
 from eqvae.training.autoencoder_state import TrainState, set_training
-from eqvae.training.autoencoder_step import StepRecord, train_step
-from eqvae.training.checkpoint import write_checkpoint
+from eqvae.training.autoencoder_step import train_step
+from eqvae.training.loop import Loop, Schedule
 from eqvae.transforms import TransformSampler
-
-CHECKPOINT = "checkpoint.safetensors"
-VALIDATION = "validation"
-"""Folder of the pictures of each validation: rows x, D(E(tau o x)), D(tau o E(x))."""
 
 
 @dataclass(kw_only=True)
-class Run:
+class FinetuneRun:
     """One process's part of a run."""
 
     config: FinetuneConfig
-    device: torch.device
+    processes: Processes
     state: TrainState
     reconstruction_loss: ReconstructionLoss
     source: ImageSource
     validation_source: ImageSource
-    journal: Journal
-    sampler: TransformSampler
-    before: dict[str, float | int] = field(default_factory=dict)
-    """Validation of the base."""
-    training_sec: float = 0.0
-    """Spent in training steps, over all sessions."""
-    step_sec: float = 0.0
-    """Spent in the last step."""
-    watchdog: Watchdog = field(default_factory=Watchdog)
     stop: StopRequest
-    """Set by a signal."""
+    loop: Loop[ImageBatch] = field(init=False)
+    journal: Journal = field(init=False)
+    sampler: TransformSampler = field(init=False)
+    watchdog: Watchdog = field(default_factory=Watchdog)
     named: set[str] = field(default_factory=set)
-    """Broken images that the journal names already."""
+    """Broken images that this process has named already."""
     board: Any = None
     """TensorBoard's writer, where it is asked for."""
 
-    def train(self) -> None:
-        """Take all steps that are left."""
-        config, state = self.config, self.state
-        if config.compile:
-            decode = "decode_quantized" if isinstance(state.autoencoder, DiscreteAutoencoder) else "decode"
-            for name in ("encode", decode):
-                setattr(state.autoencoder, name, torch.compile(getattr(state.autoencoder, name)))
-        batches = training_batches(
+    def __post_init__(self) -> None:
+        """Set up the loop."""
+        config, training = self.config, self.config.training
+        self.sampler = training.transform.sampler()
+        self.loop = Loop(
+            title="finetune",
+            out=config.out,
+            processes=self.processes,
+            schedule=Schedule(
+                max_steps=training.max_steps, batch_size=training.batch_size, log_every=config.log_every,
+                checkpoint_every=config.checkpoint_every, watch_every=config.validate_every or 1, watch_last=False,
+            ),
+            state=self.state,
+            batches=self._batches,
+            take_step=self._step,
+            watch=self._validate,
+            stop=self.stop,
+            shown={"l1": "l1", "loss": "reconstruction"},
+            mend="Start again in another --out with a lower --learning-rate or --adversarial-weight 0",
+            on_record=self._draw_scalars,
+            numbers={"before": {}},
+        )  # fmt: skip
+
+    def train(self, base_fingerprint: str) -> dict[str, Any]:
+        """Measure the base, train, measure and export."""
+        config, state, loop = self.config, self.state, self.loop
+        # All processes name broken images; the first one has taken back what a killed session wrote before they do.
+        kept = Journal(config.out, keep_up_to_step=state.step) if self.processes.is_first else None
+        self.processes.wait()
+        self.journal, loop.journal = Journal(config.out), kept
+        with _open_board(config, state.step, self.processes) as self.board:
+            if state.step == 0:
+                loop.numbers["before"] = loop.look()
+            if config.compile:
+                decode = "decode_quantized" if isinstance(state.autoencoder, DiscreteAutoencoder) else "decode"
+                for name in ("encode", decode):
+                    setattr(state.autoencoder, name, torch.compile(getattr(state.autoencoder, name)))
+            loop.train()
+            return self._finish(base_fingerprint)
+
+    def _batches(self, first_step: int, num_steps: int) -> Generator[ImageBatch, None, None]:
+        config, training = self.config, self.config.training
+        return training_batches(
             self.source,
             image_size_px=config.image_size,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            first_step=state.step,
-            num_steps=config.max_steps - state.step,
+            batch_size=training.batch_size,
+            seed=training.seed,
+            first_step=first_step,
+            num_steps=num_steps,
             flip=config.flip,
+            rows=training.rows(self.processes.rank, self.processes.count),
             num_workers=config.num_workers,
         )
-        with (
-            _open_board(config, state.step) as self.board,
-            contextlib.closing(batches),
-            Progress("finetune", total=config.max_steps, start=state.step) as progress,
-        ):
-            for batch in batches:
-                record = self._step(batch)
-                progress.advance(l1=record.l1, loss=record.reconstruction)
-                self._log(record, progress)
-                self.stop_if_asked()
-                done = state.step == config.max_steps
-                if state.step % config.checkpoint_every == 0 or done:
-                    self.write_checkpoint()
-                if state.step % (config.validate_every or 1) == 0 and not done:
-                    progress.say(_validation_line(state.step, self.validate()))
 
-    def stop_if_asked(self) -> None:
-        """End the run after a signal, with a checkpoint."""
-        if self.stop:
-            self.write_checkpoint()
-            raise Interrupted(
-                f"{self.stop.signal_name} at step {self.state.step}; the same command goes on from '{self.config.out}'"
-            )
-
-    def _step(self, batch: ImageBatch) -> StepRecord:
-        """Take one step, or stop the run at its last good state."""
+    def _step(self, batch: ImageBatch) -> dict[str, str | float]:
+        """Take one step, and let the watchdog look at it."""
         self._name_broken(batch)
-        began_sec = time.perf_counter()
-        try:
-            record = train_step(
-                self.state, batch.images.to(self.device), self.config, self.reconstruction_loss, self.sampler
-            )
-        except NotFiniteError as error:
-            self.write_checkpoint()
-            raise UserError(
-                f"training diverged at step {self.state.step} ({error}); the state before it is in "
-                f"'{self.config.out / CHECKPOINT}'",
-                "Start again in another --out with a lower --learning-rate or --adversarial-weight 0",
-            ) from None
-        self.step_sec = time.perf_counter() - began_sec
-        self.training_sec += self.step_sec
-        return record
+        x = batch.images.to(self.processes.device)
+        record = train_step(self.state, x, self.config.training, self.reconstruction_loss, self.sampler, self.processes)
+        verdict = self.watchdog.look(record.discriminator) if self.state.discriminator is not None else None
+        if verdict and self.processes.is_first:
+            self.journal.write("watchdog", step=self.state.step, message=verdict)
+            say(f"step {self.state.step}: {verdict}")
+        return record.figures()
 
-    def _log(self, record: StepRecord, progress: Progress) -> None:
-        """Write the journal's record where one is due, and what the watchdog says."""
-        step = self.state.step
-        if step % self.config.log_every == 0:
-            figures = record.figures() | {"images_per_sec": self.config.batch_size / self.step_sec}
-            self.journal.write("train", step=step, **figures)
-            self._draw_scalars("train", figures)
-        if self.state.discriminator is not None and (verdict := self.watchdog.look(record.discriminator)):
-            self.journal.write("watchdog", step=step, message=verdict)
-            progress.say(f"step {step}: {verdict}")
-
-    def _draw_scalars(self, kind: str, figures: dict[str, Any]) -> None:
-        for name, value in figures.items():
-            if self.board is not None and isinstance(value, float):
-                self.board.add_scalar(f"{kind}/{name}", value, self.state.step)
-
-    def validate(self) -> dict[str, float | int]:
+    def _validate(self, step: int) -> dict[str, float | int]:
         """Measure the weights that would be exported, and draw their pictures."""
-        config, state = self.config, self.state
+        config, processes = self.config, self.processes
+        images = self._evaluation_images(self.validation_source, config.num_validation_images)
         figures, _, pictures = evaluate_autoencoder(
-            state.exported(),
-            self._evaluation_images(self.validation_source, config.num_validation_images),
-            processes=Processes(rank=0, count=1, device=self.device),
-            precision=config.precision,
-            on_batch=lambda num_images: self.stop_if_asked(),
+            self.state.exported(),
+            (x for _, x in images),
+            processes=processes,
+            precision=config.training.precision,
+            on_batch=lambda num_images: self._stop_if_alone(),
         )
-        set_training(state.autoencoder)
-        self.journal.write("validation", step=state.step, **figures)
-        self._draw_scalars("validation", figures)
-        _draw(pictures, config.out / VALIDATION / f"step_{state.step:06d}.png")
+        set_training(self.state.autoencoder)
+        if processes.is_first:
+            _draw(pictures, config.out / VALIDATION / f"step_{step:06d}.png")
+            if 0 < step < config.training.max_steps:
+                say(_validation_line(step, figures))
         return figures
 
-    def finish(self, base_fingerprint: str) -> dict[str, Any]:
+    def _finish(self, base_fingerprint: str) -> dict[str, Any]:
         """Measure the latents, export the autoencoder and write the final figures."""
-        config, autoencoder = self.config, self.state.exported()
+        config, autoencoder, loop = self.config, self.state.exported(), self.loop
         statistics = self._measure_latents(autoencoder)
         autoencoder.set_latent_statistics(statistics)
-        final = self.validate()
-        figures = final | {f"before_{name}": value for name, value in self.before.items()}
+        final, num_steps = loop.look(), self.state.step
+        figures = final | {f"before_{name}": value for name, value in loop.numbers["before"].items()}
         card = ModelCard(
             base=config.autoencoder,
             base_fingerprint=base_fingerprint,
             fingerprint=autoencoder.fingerprint(),
             data=config.data,
-            num_steps=self.state.step,
-            recipe=to_plain(config),
+            num_steps=num_steps,
+            recipe=flat(config),
             latent_mean=statistics.mean,
             latent_std=statistics.std,
             figures=figures,
@@ -185,45 +157,61 @@ class Run:
             autoencoder.save(folder)
             card.write(folder)
 
-        replace_folder(config.out / AUTOENCODER, fill)
         metrics = figures | {
-            "num_steps": self.state.step,
-            "training_sec": self.training_sec,
-            "training_images_per_sec": self.state.step * config.batch_size / max(self.training_sec, 1e-9),
+            "num_steps": num_steps,
+            "training_sec": loop.training_sec,
+            "training_images_per_sec": num_steps * config.training.batch_size / max(loop.training_sec, 1e-9),
         }
-        write_json(config.out / METRICS, metrics)
+        if self.processes.is_first:
+            replace_folder(config.out / AUTOENCODER, fill)
+            write_json(config.out / METRICS, metrics)
+        self.processes.wait()
         return metrics
-
-    def write_checkpoint(self) -> None:
-        """Write all that a resume needs."""
-        numbers = {"step": self.state.step, "before": self.before, "training_sec": self.training_sec}
-        write_checkpoint(self.config.out / CHECKPOINT, self.state.tensors(), numbers)
 
     @torch.inference_mode()
     def _measure_latents(self, autoencoder: Autoencoder) -> LatentStatistics:
         """Mean and standard deviation of posterior samples, per channel, over centre-cropped training images."""
+        training, device = self.config.training, self.processes.device
+        num_images = min(self.config.num_statistics_images, len(self.source))
         moments = LatentMoments()
-        images = self._evaluation_images(self.source, self.config.num_statistics_images)
-        for index, x in enumerate(images):
-            with autocast(self.device, self.config.precision):
-                posterior = autoencoder.encode(x.to(self.device).contiguous(memory_format=torch.channels_last))
-            generator = generator_for(self.config.seed, index, 0, 1)  # longer than any training step's key
-            noise = torch.randn(posterior.mean.shape, generator=generator).to(self.device)
-            moments.add(posterior.sample(noise).float())
-            self.stop_if_asked()
-        return moments.statistics()
+        for first, x in self._evaluation_images(self.source, num_images):
+            with autocast(device, training.precision):
+                posterior = autoencoder.encode(x.to(device).contiguous(memory_format=torch.channels_last))
+            # As if a batch were one process's: its rows are this process's, or all of it.
+            index, row = divmod(first, training.batch_size)
+            num_rows = max(min(training.batch_size, num_images - index * training.batch_size), row + len(x))
+            generator = generator_for(training.seed, index, 0, 1)  # longer than any training step's key
+            noise = torch.randn((num_rows, *posterior.mean.shape[1:]), generator=generator)[row : row + len(x)]
+            moments.add(posterior.sample(noise.to(device)).float())
+            self._stop_if_alone()
+        return moments.summed_over(self.processes).statistics()
 
-    def _evaluation_images(self, source: ImageSource, num_images: int) -> Iterator[torch.Tensor]:
-        for batch in evaluation_batches(
+    def _evaluation_images(self, source: ImageSource, num_images: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """This process's part of some images, each batch with the place of its first image."""
+        size = self.config.training.batch_size // self.processes.count
+        part = self.processes.own_part(-(-min(num_images, len(source)) // size))
+        batches = evaluation_batches(
             source,
             image_size_px=self.config.image_size,
-            batch_size=self.config.batch_size,
+            batch_size=size,
             num_images=num_images,
             num_workers=0,
             spread=True,
-        ):
+            part=part,
+        )
+        for number, batch in enumerate(batches, start=part.start):
             self._name_broken(batch)
-            yield batch.images
+            yield number * size, batch.images
+
+    def _stop_if_alone(self) -> None:
+        """End after a signal, in the middle of a measurement; several processes end it together first."""
+        if self.processes.count == 1 and self.stop:
+            self.loop.end_early()
+
+    def _draw_scalars(self, kind: str, figures: Mapping[str, Any]) -> None:
+        for name, value in figures.items():
+            if self.board is not None and isinstance(value, float):
+                self.board.add_scalar(f"{kind}/{name}", value, self.state.step)
 
     def _name_broken(self, batch: ImageBatch) -> None:
         for name in set(batch.broken) - self.named:
@@ -249,10 +237,10 @@ def _validation_line(step: int, figures: dict[str, float | int]) -> str:
     return line
 
 
-def _open_board(config: FinetuneConfig, step: int) -> contextlib.AbstractContextManager[Any]:
+def _open_board(config: FinetuneConfig, step: int, processes: Processes) -> contextlib.AbstractContextManager[Any]:
     """TensorBoard's writer where it is asked for, else None."""
-    if not config.tensorboard:
+    if not config.tensorboard or not processes.is_first:
         return contextlib.nullcontext()
     from torch.utils.tensorboard import SummaryWriter  # an optional package
 
-    return SummaryWriter(config.out / "tensorboard", purge_step=step + 1)
+    return SummaryWriter(config.out / TENSORBOARD, purge_step=step + 1)

@@ -26,7 +26,7 @@ from eqvae.paper.table import Table
 from eqvae.paper.tables import TABLES
 from eqvae.runs.encode import EncodeConfig
 from eqvae.runs.evaluate import EvaluateConfig
-from eqvae.runs.finetune_config import FinetuneConfig
+from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runtime.device import choose_device
 from eqvae.runtime.journal import write_environment
 from eqvae.runtime.processes import join_processes

@@ -38,6 +38,10 @@ class Processes:
         """Whether this process writes what is written once."""
         return self.rank == 0
 
+    def own_part(self, num_items: int) -> slice:
+        """Share out a list: this process's part of it, such that the parts in order are the whole."""
+        return slice(self.rank * num_items // self.count, (self.rank + 1) * num_items // self.count)
+
     def wait(self) -> None:
         """Return when every process has come here."""
         if self.count > 1:
@@ -51,10 +55,6 @@ class Processes:
             return
         with Progress(title, total=total, start=start, unit=unit) as progress:
             yield progress
-
-    def own_part(self, num_items: int) -> slice:
-        """Share out a list: this process's part of it, such that the parts in order are the whole."""
-        return slice(self.rank * num_items // self.count, (self.rank + 1) * num_items // self.count)
 
     def sum(self, value: Tensor) -> Tensor:
         """Add up a tensor over processes."""
@@ -116,6 +116,11 @@ def count_processes() -> int:
 def sum_with_gradient(value: Tensor) -> Tensor:
     """Add up a tensor over processes as a step of the graph: each process's loss sends its gradient to all."""
     return torch.distributed.nn.functional.all_reduce(value)
+
+
+def is_lost_process(error: RuntimeError) -> bool:
+    """Whether a collective failed since another process is gone; gloo says it in words alone."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
 def join_processes(device: torch.device) -> Processes:

@@ -43,13 +43,14 @@ class Progress:
             self._last_sec = now_sec
             self._print_line(now_sec - self._began_sec, figures)
 
-    def say(self, text: str) -> None:
-        """Print a line without tearing the bar."""
-        tqdm.write(text, file=sys.stderr)
-
     def _print_line(self, elapsed_sec: float, figures: dict[str, float]) -> None:
         rate = (self._done - self._start) / max(elapsed_sec, 1e-9)
         left_sec = (self._total - self._done) / max(rate, 1e-9)
         shown = "".join(f", {name} {value:.4g}" for name, value in figures.items())
         done = f"{self._title}: {self._done}/{self._total} {self._unit}s, {rate:.3g} {self._unit}s/s"
         print(f"{done}, {left_sec:.0f} s left{shown}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def say(text: str) -> None:
+    """Print a line without tearing a bar."""
+    tqdm.write(text, file=sys.stderr)

@@ -10,8 +10,8 @@ from torch.optim import AdamW, Optimizer
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.losses.adversarial import PatchDiscriminator, build_discriminator
 from eqvae.losses.codebook import CodebookState
-from eqvae.runs.finetune_config import FinetuneConfig
 from eqvae.runtime.device import place
+from eqvae.training.autoencoder_config import AutoencoderTraining
 from eqvae.training.checkpoint import load_optimizer_tensors, optimizer_tensors, sub_state
 from eqvae.training.ema import Ema
 
@@ -66,28 +66,30 @@ class TrainState:
         return self.autoencoder if self.averaged is None else self.averaged
 
 
-def build_state(autoencoder: Autoencoder, config: FinetuneConfig, device: torch.device) -> TrainState:
+def build_state(autoencoder: Autoencoder, config: AutoencoderTraining, device: torch.device) -> TrainState:
     """Prepare a run's first step."""
     set_training(place(autoencoder, device))
-    discriminator = build_discriminator(config.seed) if config.adversarial_weight > 0 else None
+    discriminator = build_discriminator(config.seed) if config.adversarial.adversarial_weight > 0 else None
 
     def adamw(module: torch.nn.Module) -> Optimizer:
         return AdamW(
             module.parameters(),
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            weight_decay=config.weight_decay,
+            lr=config.optimizer.learning_rate,
+            betas=(config.optimizer.adam_beta1, config.optimizer.adam_beta2),
+            weight_decay=config.optimizer.weight_decay,
             fused=device.type in ("cpu", "cuda"),
         )
 
     average, averaged = None, None
-    if config.ema_decay > 0:
+    if config.optimizer.ema_decay > 0:
         averaged = copy.deepcopy(autoencoder).requires_grad_(False)
-        average = Ema(autoencoder, decay=config.ema_decay, warm_up=True, twin=averaged)
+        average = Ema(autoencoder, decay=config.optimizer.ema_decay, warm_up=True, twin=averaged)
     if discriminator is not None:
         place(discriminator, device).train()
     codebook = None
-    if isinstance(autoencoder, DiscreteAutoencoder) and (config.codebook == "ema" or config.restart_dead_codes):
+    if isinstance(autoencoder, DiscreteAutoencoder) and (
+        config.codes.codebook == "ema" or config.codes.restart_dead_codes
+    ):
         codebook = CodebookState.begin(autoencoder.codebook)
     return TrainState(
         autoencoder=autoencoder,

@@ -15,10 +15,10 @@ from eqvae.losses.adversarial import Seam, hinge_loss
 from eqvae.losses.codebook import Codes
 from eqvae.losses.reconstruction import ReconstructionLoss
 from eqvae.metrics.autoencoder import CodeCounts
-from eqvae.runs.finetune_config import FinetuneConfig
 from eqvae.runtime.device import autocast
 from eqvae.runtime.processes import ALONE, Processes
 from eqvae.runtime.seeds import generator_for
+from eqvae.training.autoencoder_config import AutoencoderTraining
 from eqvae.training.autoencoder_state import TrainState
 from eqvae.transforms import IDENTITY, Draw, TransformSampler
 
@@ -75,12 +75,12 @@ class StepRecord:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def learning_rate_at(step: int, config: FinetuneConfig, *, first_step: int) -> float:
+def learning_rate_at(step: int, config: AutoencoderTraining, *, first_step: int) -> float:
     """Linear warm-up, then constant or half a cosine to zero."""
-    warmup = config.lr_warmup_steps or 0
+    warmup = config.optimizer.lr_warmup_steps or 0
     done = step - first_step
-    rate = config.learning_rate * min(1.0, (done + 1) / (warmup + 1))
-    if config.lr_scheduler == "cosine":
+    rate = config.optimizer.learning_rate * min(1.0, (done + 1) / (warmup + 1))
+    if config.optimizer.lr_scheduler == "cosine":
         progress = max(done - warmup, 0) / max(config.max_steps - first_step - warmup, 1)
         rate *= 0.5 * (1.0 + math.cos(math.pi * progress))
     return rate
@@ -89,7 +89,7 @@ def learning_rate_at(step: int, config: FinetuneConfig, *, first_step: int) -> f
 def train_step(
     state: TrainState,
     x: Float[Tensor, "n 3 h w"],
-    config: FinetuneConfig,
+    config: AutoencoderTraining,
     reconstruction_loss: ReconstructionLoss,
     sampler: TransformSampler,
     processes: Processes = ALONE,
@@ -99,7 +99,7 @@ def train_step(
     `x` holds this process's rows of each micro-batch. All processes draw the same tau: scaled pictures cost less,
     and with a tau for each the others would wait for the one whose pictures are the largest.
     """
-    first_step = config.discriminator_warmup_steps or 0
+    first_step = config.adversarial.discriminator_warmup_steps or 0
     warming_up = state.step < first_step
     rate = 0.0 if warming_up else learning_rate_at(state.step, config, first_step=first_step)
     _choose_trained(state, config, warming_up)
@@ -121,8 +121,10 @@ def train_step(
 
     for module in (state.autoencoder, state.discriminator):
         processes.average_gradients(module.parameters() if module is not None else ())
-    norm = _clip(state.autoencoder, config.max_grad_norm)
-    norms = [norm] if state.discriminator is None else [norm, _clip(state.discriminator, config.max_grad_norm)]
+    norm = _clip(state.autoencoder, config.optimizer.max_grad_norm)
+    norms = (
+        [norm] if state.discriminator is None else [norm, _clip(state.discriminator, config.optimizer.max_grad_norm)]
+    )
     if not all(math.isfinite(value) for value in (*sums.values(), *norms)):
         for tensor, former in zip(statistics, former_statistics, strict=True):
             tensor.copy_(former)
@@ -143,26 +145,26 @@ def train_step(
     )
 
 
-def _choose_trained(state: TrainState, config: FinetuneConfig, warming_up: bool) -> None:
+def _choose_trained(state: TrainState, config: AutoencoderTraining, warming_up: bool) -> None:
     """Say which parameters get gradients in this step."""
     autoencoder = state.autoencoder
     autoencoder.requires_grad_(not warming_up)
     for parameter in autoencoder.encoder_parameters() if config.freeze_encoder else ():
         parameter.requires_grad_(False)
-    if isinstance(autoencoder, DiscreteAutoencoder) and (config.freeze_encoder or config.codebook == "ema"):
+    if isinstance(autoencoder, DiscreteAutoencoder) and (config.freeze_encoder or config.codes.codebook == "ema"):
         autoencoder.codebook.requires_grad_(False)
 
 
-def _update_averages(state: TrainState, config: FinetuneConfig, codes: Codes | None) -> None:
+def _update_averages(state: TrainState, config: AutoencoderTraining, codes: Codes | None) -> None:
     """After an optimizer step: codes that are averages, codes that start again, the average of all weights."""
     restarted = None
     if state.codebook is not None and codes is not None and isinstance(state.autoencoder, DiscreteAutoencoder):
         codebook = state.autoencoder.codebook.detach()
-        if config.codebook == "ema":
-            state.codebook.average(codebook, codes, decay=config.codebook_decay)
-        if config.restart_dead_codes:
+        if config.codes.codebook == "ema":
+            state.codebook.average(codebook, codes, decay=config.codes.codebook_decay)
+        if after := config.codes.restart_dead_codes:
             generator = generator_for(config.seed, state.step, 0, 2)  # longer than any micro-batch's key
-            restarted = state.codebook.restart(codebook, codes, after=config.restart_dead_codes, generator=generator)
+            restarted = state.codebook.restart(codebook, codes, after=after, generator=generator)
     if state.average is None:
         return
     state.average.update(state.autoencoder)
@@ -191,7 +193,7 @@ def _accumulate(
     x: Float[Tensor, "n 3 h w"],
     draw: Draw,
     generator: torch.Generator,
-    config: FinetuneConfig,
+    config: AutoencoderTraining,
     reconstruction_loss: ReconstructionLoss,
     processes: Processes,
 ) -> tuple[dict[str, float], Codes | None]:
@@ -209,7 +211,7 @@ def _accumulate(
         seam = Seam.cut(pair.decoded)
         logits = discriminator(seam.image) if discriminator is not None else None
         per_image = reconstruction_loss(pair.target, seam.image)
-        if config.resolution_weighting == "equal":
+        if config.reconstruction.resolution_weighting == "equal":
             per_image = per_image * (num_values / pair.target[0].numel())
         adversarial = -logits.float().flatten(1).mean(1) if logits is not None else seam.image.new_zeros(len(x))
         reconstruction, adversarial, kl = per_image.mean(), adversarial.mean(), pair.posterior.kl().mean()
@@ -234,7 +236,7 @@ def _accumulate(
         codebook_loss, commitment_loss = _losses_per_value(pair.quantized, config, num_latent_values)
         figures["quantization"] = commitment_loss
         # VQ-GAN's weights are relative to the reconstruction loss per value, which is a sum here.
-        weighted = config.codebook_weight * codebook_loss + config.commitment_weight * commitment_loss
+        weighted = config.codes.codebook_weight * codebook_loss + config.codes.commitment_weight * commitment_loss
         regularization = regularization + num_values * weighted
         codes = Codes.of(pair.latents, pair.quantized, processes)
     if pair.decoded.requires_grad:
@@ -242,7 +244,7 @@ def _accumulate(
             autoencoder.last_layer.weight,
             reconstruction=reconstruction,
             adversarial=adversarial if logits is not None else None,
-            adversarial_weight=config.adversarial_weight,
+            adversarial_weight=config.adversarial.adversarial_weight,
             regularization=regularization,
             factor=1.0 / (num_values * num_parts),
             average=processes.average,
@@ -264,10 +266,10 @@ def _noise(
 
 
 def _losses_per_value(
-    quantized: Quantized, config: FinetuneConfig, num_latent_values: int
+    quantized: Quantized, config: AutoencoderTraining, num_latent_values: int
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Codebook and commitment loss; a latent scaled by s weighs s^2 where its picture does."""
-    if config.resolution_weighting == "equal":
+    if config.reconstruction.resolution_weighting == "equal":
         num_latent_values = quantized.z_q[0].numel()
     return quantized.codebook_loss.mean() / num_latent_values, quantized.commitment_loss.mean() / num_latent_values
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from eqvae.artifacts import read_journal, read_tensors
+from eqvae.artifacts.names import CHECKPOINT
 from eqvae.equivariance import decode_transformed
 from eqvae.errors import UserError
 from eqvae.losses.codebook import CodebookState, Codes
 from eqvae.losses.reconstruction import ReconstructionLoss
-from eqvae.runs.finetune import finetune
-from eqvae.runs.finetune_config import FinetuneConfig
-from eqvae.runs.finetune_plan import plan
-from eqvae.runs.finetune_run import CHECKPOINT
+from eqvae.runs.finetune import FinetuneConfig, finetune, plan
+from eqvae.runtime.run_folder import from_flat
 from eqvae.runtime.seeds import generator_for
+from eqvae.training.autoencoder_config import AutoencoderTraining
 from eqvae.training.autoencoder_state import build_state
 from eqvae.training.autoencoder_step import NotFiniteError, train_step
 from eqvae.transforms import IDENTITY, Compose, Rotate, Scale, TransformSampler
@@ -26,17 +26,19 @@ CPU = torch.device("cpu")
 L1 = ReconstructionLoss("none", 1.0)
 
 
-def configure(**changes) -> FinetuneConfig:
-    defaults = {
-        "autoencoder": "small", "data": "photos", "out": Path("unused"), "max_steps": 20, "image_size": 64,
-        "batch_size": 2, "adversarial_weight": 0.0, "perceptual": "none", "precision": "fp32", "max_grad_norm": 0.0,
-        "lr_warmup_steps": 0, "lr_scheduler": "constant", "transforms": "plain", "learning_rate": 1e-3,
-    }  # fmt: skip
-    return FinetuneConfig(**defaults | changes).resolved()
+DEFAULTS = {
+    "max_steps": 20, "batch_size": 2, "adversarial_weight": 0.0, "perceptual": "none", "precision": "fp32",
+    "max_grad_norm": 0.0, "lr_warmup_steps": 0, "lr_scheduler": "constant", "transforms": "plain",
+    "learning_rate": 1e-3,
+}  # fmt: skip
+
+
+def configure(**changes) -> AutoencoderTraining:
+    return from_flat(AutoencoderTraining, **DEFAULTS | changes).resolved()
 
 
 def step(state, x, config):
-    return train_step(state, x, config, L1, config.sampler())
+    return train_step(state, x, config, L1, config.transform.sampler())
 
 
 def l1(target, reconstruction):
@@ -100,7 +102,7 @@ def test_steps_have_the_gradient_of_equation_5(new_autoencoder, x, transforms, w
         commitment_weight=0.3, resolution_weighting=weighting,
     )  # fmt: skip
     state = build_state(new_autoencoder(), config, CPU)
-    tau = config.sampler().draw((16, 16), generator_for(0, 0, 0)).tau
+    tau = config.transform.sampler().draw((16, 16), generator_for(0, 0, 0)).tau
     record = step(state, x, config)
 
     reference = new_autoencoder()
@@ -155,7 +157,7 @@ def test_a_discriminator_and_the_adaptive_weight_work_through_the_codebook(small
 def test_explicit_objectives_compare_latents_before_quantization(new_autoencoder, x):
     config = configure(objective="explicit", transforms="rotation", equivariance_probability=1.0)
     record = step(build_state(new_autoencoder(), config, CPU), x, config)
-    tau, reference = config.sampler().draw((16, 16), generator_for(0, 0, 0)).tau, new_autoencoder()
+    tau, reference = config.transform.sampler().draw((16, 16), generator_for(0, 0, 0)).tau, new_autoencoder()
     expected = (tau(reference.encode(x).mean) - reference.encode(tau(x)).mean).square().sum((1, 2, 3)).mean()
     assert record.explicit == pytest.approx(expected.item(), rel=1e-4)
 
@@ -281,11 +283,12 @@ def test_restarts_raise_the_usage(new_autoencoder, x):
 def run_config(photographs: Path, tmp_path: Path):
     def make(out: str = "run", **changes) -> FinetuneConfig:
         defaults = {
-            "data": str(photographs), "validation_data": str(photographs), "out": tmp_path / out, "max_steps": 6,
+            "autoencoder": "small", "image_size": 64, "data": str(photographs), "validation_data": str(photographs),
+            "out": tmp_path / out, "max_steps": 6,
             "log_every": 1, "num_validation_images": 2, "num_statistics_images": 2, "validate_every": 100,
             "num_workers": 0, "device": "cpu",
         }  # fmt: skip
-        return configure(**defaults | changes)
+        return from_flat(FinetuneConfig, **DEFAULTS | defaults | changes).resolved()
 
     return make
 
@@ -312,8 +315,8 @@ def test_six_steps_are_three_a_stop_and_three(run_config, new_autoencoder, monke
     assert {"codebook.counts", "codebook.sums", "codebook.steps_unused"} <= set(ours)
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
     journals = [
-        [{k: v for k, v in record.items() if k != "images_per_sec"} for record in read_journal(config.out)
-         if record["kind"] == "train"] for config in (halves, whole)
+        [{name: record[name] for name in record if name not in ("images_per_sec", "training_sec")}
+         for record in read_journal(config.out) if record["kind"] == "train"] for config in (halves, whole)
     ]  # fmt: skip
     assert journals[0] == journals[1]
     assert {"quantization", "codebook_usage", "codebook_perplexity"} <= set(journals[0][-1])

@@ -9,9 +9,8 @@ import pytest
 from eqvae.artifacts import read_journal
 from eqvae.autoencoders import build_autoencoder
 from eqvae.errors import UserError
-from eqvae.runs.finetune import finetune
-from eqvae.runs.finetune_config import FinetuneConfig
-from eqvae.runs.finetune_plan import plan
+from eqvae.runs.finetune import FinetuneConfig, finetune, plan
+from eqvae.runtime.run_folder import from_flat
 
 
 def configure(folder: Path, data: Path, **changes) -> FinetuneConfig:
@@ -20,7 +19,7 @@ def configure(folder: Path, data: Path, **changes) -> FinetuneConfig:
         "adversarial_weight": 0.0, "num_validation_images": 2, "num_statistics_images": 2, "device": "cpu",
         "validation_data": str(data),
     }  # fmt: skip
-    return FinetuneConfig(autoencoder="small", data=str(data), out=folder / "run", **(quick | changes))
+    return from_flat(FinetuneConfig, autoencoder="small", data=str(data), out=folder / "run", **(quick | changes))
 
 
 def test_tensorboard_gets_the_journal(tmp_path, photographs, small_autoencoder):

@@ -12,12 +12,12 @@ from PIL import Image
 
 import eqvae.runs.finetune_run as loop
 from eqvae.artifacts import read_journal, read_json, read_tensors
+from eqvae.artifacts.names import CHECKPOINT
 from eqvae.errors import Interrupted, UserError
 from eqvae.images import adm_crop, open_images, to_images
 from eqvae.losses.adversarial import Watchdog
-from eqvae.runs.finetune import finetune
-from eqvae.runs.finetune_config import FinetuneConfig
-from eqvae.runs.finetune_run import CHECKPOINT
+from eqvae.runs.finetune import FinetuneConfig, finetune
+from eqvae.runtime.run_folder import from_flat
 from eqvae.runtime.seeds import generator_for
 
 
@@ -32,7 +32,7 @@ def configure(photographs: Path, tmp_path: Path):
             "adversarial_weight": 0.0, "perceptual": "none", "precision": "fp32", "num_workers": 0, "log_every": 1,
             "num_validation_images": 2, "validate_every": 100,
         }  # fmt: skip
-        return FinetuneConfig(**defaults | changes)
+        return from_flat(FinetuneConfig, **defaults | changes)
 
     return make
 
@@ -67,7 +67,10 @@ def interrupt(config: FinetuneConfig, autoencoder, step: int) -> None:
 def train_records(folder: Path) -> list[dict]:
     """The journal's training records without their times."""
     records = [record for record in read_journal(folder) if record["kind"] == "train"]
-    return [{key: value for key, value in record.items() if key != "images_per_sec"} for record in records]
+    return [
+        {key: value for key, value in record.items() if key not in ("images_per_sec", "training_sec")}
+        for record in records
+    ]
 
 
 # What a run writes --------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +9,9 @@ import torch
 from eqvae.autoencoders.protocol import Posterior
 from eqvae.errors import UserError
 from eqvae.losses.reconstruction import ReconstructionLoss
-from eqvae.runs.finetune_config import FinetuneConfig
+from eqvae.runtime.run_folder import from_flat
 from eqvae.runtime.seeds import generator_for
+from eqvae.training.autoencoder_config import AutoencoderTraining
 from eqvae.training.autoencoder_state import TrainState, build_state
 from eqvae.training.autoencoder_step import NotFiniteError, StepRecord, learning_rate_at, train_step
 from eqvae.transforms import Compose, Rotate, Scale, TransformSampler
@@ -20,21 +20,21 @@ CPU = torch.device("cpu")
 L1 = ReconstructionLoss("none", 1.0)
 
 
-def configure(**changes) -> FinetuneConfig:
+def configure(**changes) -> AutoencoderTraining:
     """A small run without adversary, perceptual network and clipping, unless told otherwise."""
     defaults = {
-        "autoencoder": "small", "data": "photos", "out": Path("unused"), "max_steps": 20, "image_size": 96,
-        "batch_size": 2, "adversarial_weight": 0.0, "perceptual": "none", "precision": "fp32", "max_grad_norm": 0.0,
-        "lr_warmup_steps": 0, "lr_scheduler": "constant", "transforms": "plain", "learning_rate": 1e-3,
+        "max_steps": 20, "batch_size": 2, "adversarial_weight": 0.0, "perceptual": "none", "precision": "fp32",
+        "max_grad_norm": 0.0, "lr_warmup_steps": 0, "lr_scheduler": "constant", "transforms": "plain",
+        "learning_rate": 1e-3,
     }  # fmt: skip
-    return FinetuneConfig(**defaults | changes).resolved()
+    return from_flat(AutoencoderTraining, **defaults | changes).resolved()
 
 
-def step(state: TrainState, x, config: FinetuneConfig, sampler: TransformSampler | None = None) -> StepRecord:
-    return train_step(state, x, config, L1, config.sampler() if sampler is None else sampler)
+def step(state: TrainState, x, config: AutoencoderTraining, sampler: TransformSampler | None = None) -> StepRecord:
+    return train_step(state, x, config, L1, config.transform.sampler() if sampler is None else sampler)
 
 
-def noise_of(config: FinetuneConfig, step: int, shape) -> torch.Tensor:
+def noise_of(config: AutoencoderTraining, step: int, shape) -> torch.Tensor:
     """The posterior noise of a step's first micro-batch: the five numbers of tau are drawn before it."""
     generator = generator_for(config.seed, step, 0)
     torch.rand(5, generator=generator)
@@ -119,7 +119,7 @@ def test_equivariance_steps_have_the_gradient_of_equation_5(small_autoencoder, a
     config = configure(transforms="paper", equivariance_probability=1.0, kl_weight=1e-2)
     state = build_state(small_autoencoder, config, CPU)
     reference = another_autoencoder()
-    tau = config.sampler().draw((24, 24), generator_for(0, 0, 0)).tau
+    tau = config.transform.sampler().draw((24, 24), generator_for(0, 0, 0)).tau
     record = step(state, x, config)
     assert (record.branch, record.transform) == ("equivariance", str(tau))
 
@@ -190,7 +190,7 @@ def test_autoencoder_and_discriminator_see_the_same_transformed_images(small_aut
     seen, forward = [], state.discriminator.forward
     monkeypatch.setattr(state.discriminator, "forward", lambda images: seen.append(images.detach()) or forward(images))
     step(state, x, config)
-    tau = config.sampler().draw((24, 24), generator_for(0, 0, 0)).tau
+    tau = config.transform.sampler().draw((24, 24), generator_for(0, 0, 0)).tau
     fake, real = seen
     assert torch.equal(real, tau(x))
     assert fake.shape == real.shape
@@ -303,7 +303,7 @@ def test_explicit_objectives_add_equation_4_to_equation_1(another_autoencoder, x
     )
     state = build_state(another_autoencoder(), config, CPU)
     record = step(state, x, config)
-    tau = config.sampler().draw((24, 24), generator_for(0, 0, 0)).tau
+    tau = config.transform.sampler().draw((24, 24), generator_for(0, 0, 0)).tau
 
     reference = another_autoencoder()
     posterior = reference.encode(x)
@@ -344,7 +344,7 @@ def test_equal_weighting_differs_from_area_by_the_square_of_the_scale(another_au
         config = configure(transforms="scale", equivariance_probability=1.0, resolution_weighting=weighting)
         record = step(build_state(another_autoencoder(), config, CPU), x, config)
         figures[weighting] = record.reconstruction
-    tau = config.sampler().draw((24, 24), generator_for(0, 0, 0)).tau
+    tau = config.transform.sampler().draw((24, 24), generator_for(0, 0, 0)).tau
     assert isinstance(tau, Compose)
     (scale,) = tau.parts
     assert isinstance(scale, Scale)
@@ -354,7 +354,7 @@ def test_equal_weighting_differs_from_area_by_the_square_of_the_scale(another_au
 
 def test_the_released_codes_low_resolution_branch_trains_on_a_small_plain_image(small_autoencoder, x, monkeypatch):
     config = configure(transforms="released-code", equivariance_probability=0.0, ema_decay=0.0)
-    sampler = replace(config.sampler(), low_resolution_probability=1.0)
+    sampler = replace(config.transform.sampler(), low_resolution_probability=1.0)
     draw = sampler.draw((24, 24), generator_for(0, 0, 0))
     seen, encode = [], small_autoencoder.encode
     monkeypatch.setattr(small_autoencoder, "encode", lambda x: seen.append(x) or encode(x))
@@ -366,7 +366,7 @@ def test_the_released_codes_low_resolution_branch_trains_on_a_small_plain_image(
 
 
 def test_the_released_codes_preset_reaches_its_low_resolution_branch():
-    sampler = configure(transforms="released-code").sampler()
+    sampler = configure(transforms="released-code").transform.sampler()
     branches = [sampler.draw((24, 24), generator_for(0, step, 0)).branch for step in range(400)]
     shares = {name: branches.count(name) / 400 for name in ("equivariance", "plain", "low-resolution plain")}
     assert shares == pytest.approx({"equivariance": 0.5, "plain": 0.375, "low-resolution plain": 0.125}, abs=0.06)
@@ -382,7 +382,7 @@ def test_a_small_plain_image_weighs_as_a_scaled_one_does(another_autoencoder, x,
         "tau": {"equivariance_probability": 1.0, "rotation_probability": 0.0},
     }.items():
         state = build_state(another_autoencoder(), config, CPU)
-        record = step(state, x, config, replace(config.sampler(), **changes))
+        record = step(state, x, config, replace(config.transform.sampler(), **changes))
         found[name] = record.reconstruction / record.l1
     assert found["before"] == pytest.approx(found["tau"], rel=1e-5)
 
@@ -396,7 +396,9 @@ def test_the_probability_of_the_equivariance_branch_can_be_overridden(small_auto
     for probability in (0.0, 0.25, 1.0, None):
         config = configure(transforms="paper", equivariance_probability=probability, ema_decay=0.0)
         expected = 0.5 if probability is None else probability
-        assert config.equivariance_probability == config.sampler().equivariance_probability == expected
+        assert (
+            config.transform.equivariance_probability == config.transform.sampler().equivariance_probability == expected
+        )
         state = build_state(small_autoencoder, config, CPU)
         branches[probability] = [step(state, x, config).branch for _ in range(40)]
     assert set(branches[0.0]) == {"plain"}
@@ -449,7 +451,7 @@ def test_a_reconstruction_loss_that_is_not_finite_stops_the_step(small_autoencod
             return super().forward(target, reconstruction) * math.nan
 
     with pytest.raises(NotFiniteError):
-        train_step(state, x, config, Broken("none", 1.0), config.sampler())
+        train_step(state, x, config, Broken("none", 1.0), config.transform.sampler())
     assert_same(state.tensors(), before)
 
 
