@@ -38,7 +38,9 @@ def arguments(photographs: Path, out: Path, *more: str) -> list[str]:
 
 def run(count: int, *args: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess:
     launcher = (sys.executable,) if count == 1 else (*TORCHRUN, str(count))
-    return subprocess.run([*launcher, *args], check=check, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+    return subprocess.run(
+        [*launcher, *args], check=check, capture_output=True, text=True, timeout=300, env=ENVIRONMENT | variables
+    )
 
 
 def start(count: int, *args: str) -> list[subprocess.Popen]:

@@ -2,6 +2,7 @@
 
 import contextlib
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int64
@@ -11,10 +12,35 @@ from torch.optim import AdamW, Optimizer
 from eqvae.errors import NotFiniteError
 from eqvae.generators.checkpoints import Backbone
 from eqvae.generators.protocol import Latents, Objective
-from eqvae.runs.train_config import TrainConfig
 from eqvae.runtime.device import Precision, autocast
 from eqvae.training.checkpoint import load_optimizer_tensors, optimizer_tensors, sub_state
 from eqvae.training.ema import Ema, PowerEma
+
+
+@runtime_checkable
+class GeneratorTraining(Protocol):
+    """What a step depends on, as the configuration of `eqvae train` has it once it is resolved."""
+
+    @property
+    def gradient_accumulation_steps(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def lr_warmup_steps(self) -> int | None: ...
+    @property
+    def adam_beta1(self) -> float: ...
+    @property
+    def adam_beta2(self) -> float | None: ...
+    @property
+    def weight_decay(self) -> float | None: ...
+    @property
+    def max_grad_norm(self) -> float | None: ...
+    @property
+    def ema_decay(self) -> float: ...
+    @property
+    def posthoc_ema(self) -> bool: ...
+    @property
+    def precision(self) -> Precision: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +104,9 @@ class TrainState:
         self.step = step
 
 
-def build_state(transformer: Backbone, objective: Objective, config: TrainConfig, device: torch.device) -> TrainState:
+def build_state(
+    transformer: Backbone, objective: Objective, config: GeneratorTraining, device: torch.device
+) -> TrainState:
     """Set up training from first weights."""
     assert config.adam_beta2 is not None and config.weight_decay is not None  # it is resolved
     learner = Learner(transformer.to(device).train(), objective, config.precision)
@@ -97,7 +125,9 @@ def build_state(transformer: Backbone, objective: Objective, config: TrainConfig
     )
 
 
-def train_step(state: TrainState, batch: TrainingBatch, config: TrainConfig, shared: nn.Module) -> dict[str, Tensor]:
+def train_step(
+    state: TrainState, batch: TrainingBatch, config: GeneratorTraining, shared: nn.Module
+) -> dict[str, Tensor]:
     """Take one step: the mean loss over the global batch, its gradient, AdamW, the averages."""
     rows = torch.arange(len(batch.latents)).tensor_split(config.gradient_accumulation_steps)
     sums: dict[str, Tensor] = {}
@@ -135,7 +165,7 @@ def _clip(transformer: nn.Module, max_norm: float) -> Tensor:
     return norm
 
 
-def _warm_up(optimizer: Optimizer, step: int, config: TrainConfig) -> None:
+def _warm_up(optimizer: Optimizer, step: int, config: GeneratorTraining) -> None:
     """Constant rate after a linear warm-up."""
     factor = min((step + 1) / config.lr_warmup_steps, 1.0) if config.lr_warmup_steps else 1.0
     for group in optimizer.param_groups:
