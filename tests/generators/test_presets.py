@@ -13,12 +13,12 @@ from eqvae.generators.families import (
     MASKGIT_SIZES,
     NAMES,
     PUBLISHED_LATENTS,
-    PUBLISHED_TOKENS,
     SIZES,
     RepaSit,
     find_recipe,
 )
 from eqvae.generators.interpolant import Interpolant, InterpolantObjective, SitConfig
+from eqvae.generators.maskgit_transformer import PUBLISHED_TOKENS
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.generators.repa import RepaConfig, RepaObjective
 from eqvae.generators.transformer import Transformer

@@ -3,9 +3,8 @@
     dit-b-2, sit-xl-2, repa-sit-xl-2    family, size and patch size, on latents
     maskgit-b                           family and size, on tokens
 
-Sizes are those of Table 1 of arXiv:2212.09748, and MaskGIT's `b`, `l` and `h` are "base", "big" and "huge" of Besnier &
-Chen's code (arXiv:2310.14400); `ti` everywhere and MaskGIT's `s` are ours, for CPUs. What a family fixes is what its
-published checkpoints were trained with, so that they sample as published.
+Sizes are those of Table 1 of arXiv:2212.09748; `ti` is ours, for CPUs. What a family fixes is what its published
+checkpoints were trained with, so that they sample as published.
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +19,7 @@ from eqvae.errors import UserError, nearest_name
 from eqvae.generators.diffusion import DiffusionObjective, DitConfig, GaussianDiffusion
 from eqvae.generators.interpolant import Interpolant, InterpolantObjective, SitConfig
 from eqvae.generators.maskgit import MaskgitConfig, MaskgitObjective
-from eqvae.generators.maskgit_transformer import MaskTransformer, MaskTransformerConfig
+from eqvae.generators.maskgit_transformer import MASKGIT_SIZES, MaskTransformer, MaskTransformerConfig
 from eqvae.generators.protocol import LatentSpecification, Objective
 from eqvae.generators.repa import RepaConfig, RepaObjective
 from eqvae.generators.transformer import Transformer, TransformerConfig
@@ -38,9 +37,6 @@ PATCH_SIZES = (1, 2, 4, 8)
 PUBLISHED_LATENTS = LatentSpecification(channels=4, height=32, width=32, num_classes=1000)
 """ImageNet at 256 px through SD-VAE: what `Size.num_parameters` refers to."""
 
-PUBLISHED_TOKENS = LatentSpecification(channels=1024, height=16, width=16, num_classes=1000)
-"""ImageNet at 256 px through the VQ-GAN with stride 16 and 1024 codes: what `MaskgitSize.num_parameters` refers to."""
-
 
 @dataclass(frozen=True)
 class Size:
@@ -55,18 +51,6 @@ class Size:
     """Multiply-adds of one forward pass under the same conditions, 1e9."""
 
 
-@dataclass(frozen=True)
-class MaskgitSize:
-    """A size of MaskGIT's transformer."""
-
-    depth: int
-    hidden_size: int
-    num_heads: int
-    mlp_size: int
-    num_parameters: int
-    """With `PUBLISHED_TOKENS`; 174.161 million for `b` in the table of Besnier & Chen."""
-
-
 # fmt: off
 SIZES = {
     #          depth  width  heads  parameters   Gflops
@@ -76,27 +60,17 @@ SIZES = {
     "l":  Size(24,    1024,  16,    458_102_816, 80.71),
     "xl": Size(28,    1152,  16,    675_129_632, 118.64),
 }
-
-MASKGIT_SIZES = {
-    #                 depth  width  heads  mlp    parameters
-    "ti": MaskgitSize(8,     192,   3,     768,   4_630_634),
-    "s":  MaskgitSize(12,    384,   6,     1536,  23_137_514),
-    "b":  MaskgitSize(24,    768,   16,    3072,  174_160_874),
-    "l":  MaskgitSize(32,    1024,  16,    3072,  341_953_002),
-    "h":  MaskgitSize(48,    1024,  16,    3072,  509_921_770),
-}
 # fmt: on
 
 
 class Published(NamedTuple):
-    """Values of `eqvae train` that were published with a family, where families differ."""
+    """Values of `eqvae train` that were published with a family, where families differ; `watch_steps` is ours."""
 
     adam_beta2: float = 0.999
     weight_decay: float = 0.0
     max_grad_norm: float = 0.0
     lr_warmup_steps: int = 0
     watch_steps: int = 50
-    """Ours: sampling steps for the pictures during training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +89,12 @@ class Recipe(ABC):
     """What to do with a cache of the other kind."""
 
     published: ClassVar[Published]
+
+    samplers: ClassVar[dict[str, int]]
+    """What it can be sampled by, each with its published number of steps."""
+
+    sampler: ClassVar[str]
+    """The published one."""
 
     backbone_config: ClassVar[type[TransformerConfig] | type[MaskTransformerConfig]]
 
@@ -198,55 +178,68 @@ class Dit(LatentRecipe):
     """Diffusion with learned variances, Peebles & Xie, arXiv:2212.09748."""
 
     family: ClassVar[str] = "dit"
+    samplers: ClassVar[dict[str, int]] = {"ddpm": 250, "ddim": 250}
+    sampler: ClassVar[str] = "ddpm"
 
     def objective(self, latents: LatentSpecification, *, label_dropout: float = 0.1) -> DiffusionObjective:
         diffusion = GaussianDiffusion()
         return DiffusionObjective(num_classes=latents.num_classes, diffusion=diffusion, label_dropout=label_dropout)
 
 
-@final
 @dataclass(frozen=True, kw_only=True)
-class Sit(LatentRecipe):
-    """Stochastic interpolants, Ma et al., arXiv:2401.08740; its checkpoints run from noise at t = 0 to data."""
+class InterpolantRecipe(LatentRecipe):
+    """A family that is trained on a path between data and noise."""
 
     sit: SitConfig = field(default_factory=SitConfig)
 
-    family: ClassVar[str] = "sit"
+    time_of_data: ClassVar[Literal[0, 1]]
+    doubled_output: ClassVar[bool]
+    samplers: ClassVar[dict[str, int]] = {"euler": 250, "heun": 250, "dopri5": 250, "sde": 250}
+    sampler: ClassVar[str] = "sde"
 
     @property
     def interpolant(self) -> Interpolant:
-        return Interpolant(path=self.sit.path, prediction=self.sit.prediction, time_of_data=1)
+        return Interpolant(path=self.sit.path, prediction=self.sit.prediction, time_of_data=self.time_of_data)
 
-    def objective(self, latents: LatentSpecification, *, label_dropout: float = 0.1) -> InterpolantObjective:
+    def path_objective(self, latents: LatentSpecification, label_dropout: float) -> InterpolantObjective:
+        """Build SiT's part of what it is trained for."""
         return InterpolantObjective(
             num_classes=latents.num_classes,
             interpolant=self.interpolant,
             weight=self.sit.loss_weight,
-            doubled_output=True,
+            doubled_output=self.doubled_output,
             label_dropout=label_dropout,
         )
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class RepaSit(LatentRecipe):
-    """SiT aligned with a teacher, Yu et al., arXiv:2410.06940; its checkpoints run from data at t = 0 to noise."""
+class Sit(InterpolantRecipe):
+    """Stochastic interpolants, Ma et al., arXiv:2401.08740; its checkpoints run from noise at t = 0 to data."""
 
-    sit: SitConfig = field(default_factory=SitConfig)
+    family: ClassVar[str] = "sit"
+    time_of_data: ClassVar[Literal[0, 1]] = 1
+    doubled_output: ClassVar[bool] = True
+
+    def objective(self, latents: LatentSpecification, *, label_dropout: float = 0.1) -> InterpolantObjective:
+        return self.path_objective(latents, label_dropout)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class RepaSit(InterpolantRecipe):
+    """SiT aligned with a teacher, Yu et al., arXiv:2410.06940; its checkpoints run from data at t = 0 to noise."""
 
     repa: RepaConfig = field(default_factory=RepaConfig)
 
     family: ClassVar[str] = "repa-sit"
+    time_of_data: ClassVar[Literal[0, 1]] = 0
+    doubled_output: ClassVar[bool] = False
     published: ClassVar[Published] = Published(max_grad_norm=1.0)
 
     def __post_init__(self) -> None:
-        """Check that there is the block to align."""
         if self.repa_depth > SIZES[self.size].depth:
             raise UserError(f"--repa-depth is {self.repa_depth}", f"'{self}' has {SIZES[self.size].depth} blocks")
-
-    @property
-    def interpolant(self) -> Interpolant:
-        return Interpolant(path=self.sit.path, prediction=self.sit.prediction, time_of_data=0)
 
     @property
     def repa_depth(self) -> int:
@@ -255,12 +248,7 @@ class RepaSit(LatentRecipe):
         return self.repa.repa_depth or (8 if depth > 8 else depth // 2)
 
     def objective(self, latents: LatentSpecification, *, label_dropout: float = 0.1) -> RepaObjective:
-        inner = InterpolantObjective(
-            num_classes=latents.num_classes,
-            interpolant=self.interpolant,
-            weight=self.sit.loss_weight,
-            label_dropout=label_dropout,
-        )
+        inner = self.path_objective(latents, label_dropout)
         return RepaObjective(objective=inner, depth=self.repa_depth, weight=self.repa.repa_weight)
 
 
@@ -280,6 +268,8 @@ class Maskgit(Recipe):
     published: ClassVar[Published] = Published(
         adam_beta2=0.96, weight_decay=1e-5, max_grad_norm=1.0, lr_warmup_steps=2500, watch_steps=8
     )
+    samplers: ClassVar[dict[str, int]] = {"confidence": 8, "halton": 32}
+    sampler: ClassVar[str] = "confidence"
     backbone_config: ClassVar[type[MaskTransformerConfig]] = MaskTransformerConfig
 
     def __str__(self) -> str:

@@ -28,6 +28,34 @@ FIRST_DEVIATION = 0.02
 """Of the first weights, cut off at twice as much."""
 
 
+@dataclass(frozen=True)
+class MaskgitSize:
+    """A size of MaskGIT's transformer."""
+
+    depth: int
+    hidden_size: int
+    num_heads: int
+    mlp_size: int
+    num_parameters: int
+    """With `PUBLISHED_TOKENS`; 174.161 million for `b` in the table of Besnier & Chen."""
+
+
+PUBLISHED_TOKENS = LatentSpecification(channels=1024, height=16, width=16, num_classes=1000)
+"""ImageNet at 256 px through the VQ-GAN with stride 16 and 1024 codes: what `MaskgitSize.num_parameters` refers to."""
+
+# fmt: off
+MASKGIT_SIZES = {
+    #                 depth  width  heads  mlp    parameters
+    "ti": MaskgitSize(8,     192,   3,     768,   4_630_634),
+    "s":  MaskgitSize(12,    384,   6,     1536,  23_137_514),
+    "b":  MaskgitSize(24,    768,   16,    3072,  174_160_874),
+    "l":  MaskgitSize(32,    1024,  16,    3072,  341_953_002),
+    "h":  MaskgitSize(48,    1024,  16,    3072,  509_921_770),
+}
+# fmt: on
+"""`b`, `l` and `h` are "base", "big" and "huge" of Besnier & Chen's code; `ti` and `s` are ours, for CPUs."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MaskTransformerConfig:
     """All that determines the parameters' names and shapes."""

@@ -17,17 +17,13 @@ from eqvae.generators.checkpoints import Generator, GeneratorCard
 from eqvae.generators.diffusion import GaussianDiffusion
 from eqvae.generators.protocol import Latents
 from eqvae.runtime.device import Precision, autocast
-from eqvae.sampling.config import Sampler, SamplerConfig
+from eqvae.sampling.config import SamplerConfig
 from eqvae.sampling.diffusion import ddim, ddpm
 from eqvae.sampling.guidance import autoguidance, classifier_free_guidance
 from eqvae.sampling.noise import ImageNoise, TokenNoise, balanced_labels, listed_labels, random_labels
 from eqvae.sampling.ode import dopri5, euler, heun
 from eqvae.sampling.sde import euler_maruyama
 from eqvae.sampling.tokens import TokenDecoding, confidence, halton
-
-_DIFFUSION_SAMPLERS: tuple[Sampler, ...] = ("ddpm", "ddim")
-_INTERPOLANT_SAMPLERS: tuple[Sampler, ...] = ("euler", "heun", "dopri5", "sde")
-_TOKEN_SAMPLERS: tuple[Sampler, ...] = ("confidence", "halton")
 
 _ONLY_TOKENS = ("guidance_schedule", "schedule", "temperature", "top_k", "choice_temperature")
 _ONLY_LATENTS = (
@@ -59,9 +55,7 @@ class Drawer:
     def __post_init__(self) -> None:
         """Check that sampler, guidance and classes are the generator's, and that the sampler takes its settings."""
         card = self.generator.card
-        fitting = _DIFFUSION_SAMPLERS if card.interpolant is None else _INTERPOLANT_SAMPLERS
-        if card.models_tokens:
-            fitting = _TOKEN_SAMPLERS
+        fitting = card.kind.samplers
         if self.config.sampler is not None and self.config.sampler not in fitting:
             raise UserError(
                 f"--sampler {self.config.sampler} is not for '{card.recipe}'", f"Use {' or '.join(fitting)}"
@@ -88,9 +82,12 @@ class Drawer:
     @property
     def num_steps(self) -> int:
         """Those asked for, or the published ones."""
-        if not self.generator.card.models_tokens:
-            return self.config.num_steps or 250
-        return self.config.num_steps or (32 if self.config.sampler == "halton" else 8)
+        return self.config.num_steps or self.generator.card.kind.samplers[self.sampler]
+
+    @property
+    def sampler(self) -> str:
+        """That asked for, or the published one."""
+        return self.config.sampler or self.generator.card.kind.sampler
 
     @property
     def num_classes(self) -> int:
@@ -129,7 +126,7 @@ class Drawer:
         specification, labels = self.generator.card.transformer.latents, self.labels(indices)
         grid = (specification.height, specification.width)
         noise = TokenNoise(self.config.seed, indices, grid, device=self.device)
-        if self.config.sampler == "halton":
+        if self.sampler == "halton":
             return halton(predict, noise, labels, specification, self._decoding())
         choice_temperature = self.config.choice_temperature
         return confidence(
@@ -144,7 +141,7 @@ class Drawer:
             temperature=config.temperature,
             top_k=config.top_k,
             guidance_scale=config.guidance_scale,
-            guidance_schedule=config.guidance_schedule or ("constant" if config.sampler == "halton" else "linear"),
+            guidance_schedule=config.guidance_schedule or ("constant" if self.sampler == "halton" else "linear"),
         )
 
     def _solve(self, predict: Callable[..., Tensor], indices: Sequence[int]) -> Float[Tensor, "n c h w"]:
@@ -153,13 +150,13 @@ class Drawer:
         labels = self.labels(indices).to(self.device)
         if card.interpolant is None:
             diffusion = GaussianDiffusion()
-            if (config.sampler or "ddpm") == "ddpm":
+            if self.sampler == "ddpm":
                 return ddpm(predict, noise, labels, diffusion, num_steps=self.num_steps)
             return ddim(predict, noise, labels, diffusion, num_steps=self.num_steps, eta=config.ddim_eta)
-        if config.sampler in ("euler", "heun"):
-            step = euler if config.sampler == "euler" else heun
+        if self.sampler in ("euler", "heun"):
+            step = euler if self.sampler == "euler" else heun
             return step(predict, noise, labels, card.interpolant, num_steps=self.num_steps)
-        if config.sampler == "dopri5":
+        if self.sampler == "dopri5":
             return dopri5(predict, noise, labels, card.interpolant, rtol=config.rtol, atol=config.atol)
         return euler_maruyama(
             predict,
