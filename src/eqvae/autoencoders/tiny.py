@@ -9,12 +9,7 @@ from torch import Tensor, nn
 
 
 class PooledBlock(nn.Module):
-    """A residual block with a second, pointwise branch whose group norm pools over the whole image.
-
-    Attributes:
-        pool: 1x1 convolution to four times the channels, normalization in four groups, ReLU, 1x1 convolution back.
-        conv: Three 3x3 convolutions with ReLUs between.
-    """
+    """A residual block with a second, pointwise branch whose group norm pools over the whole image."""
 
     def __init__(self, num_channels: int) -> None:
         """Build both branches."""

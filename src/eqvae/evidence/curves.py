@@ -11,9 +11,10 @@ from jaxtyping import Float64, Int64
 from numpy import ndarray
 
 from eqvae.artifacts import AUTOENCODER, CONFIG, ENVIRONMENT, read_journal, read_json
+from eqvae.artifacts.names import GENERATOR, GENERATOR_CARD
 from eqvae.errors import UserError
 
-CARD = Path("generator", "generator.json")
+CARD = Path(GENERATOR, GENERATOR_CARD)
 """What the exported generator says of itself; runs whose weights were left behind have none."""
 
 MEASURE = ("reference", "features", "num_watch_samples", "watch_steps")

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from eqvae.artifacts import CONFIG, read_json, write_json
+from eqvae.artifacts.names import CACHE_INDEX as INDEX
 from eqvae.errors import UserError
 from eqvae.latents.shards import DTYPES, MIRRORED
 from eqvae.latents.statistics import LatentMeasures
-
-INDEX = "index.json"
 
 VERSION = 1
 """Of the format on disk."""

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from eqvae.artifacts.names import shard_name
 from eqvae.errors import UserError
 from eqvae.latents.coding import Coding, to_stored
 from eqvae.latents.index import PREPROCESSING, VERSION, CacheIndex, ShardEntry, expected_tensors
@@ -53,7 +54,7 @@ class Recipe:
 
     def path(self, folder: Path, number: int) -> Path:
         """Name the file of one shard."""
-        return folder / f"shard-{number:05d}.safetensors"
+        return folder / shard_name(number)
 
     def note(self, number: int) -> dict[str, Any]:
         """Say in a shard's header what made it: only a shard that says just this is kept on resuming."""

@@ -61,13 +61,7 @@ class Features:
 
 
 class FeatureExtractor(nn.Module, ABC):
-    """A frozen network that sees 8-bit images, as files hold them, and resizes them its own way.
-
-    Attributes:
-        name: What `load_features` was asked for.
-        weights_fingerprint: Digest of the weights: 16 hexadecimal digits.
-        min_image_size_px: The smallest side that it takes.
-    """
+    """A frozen network that sees 8-bit images, as files hold them, and resizes them its own way."""
 
     name: str
     weights_fingerprint: str
@@ -95,7 +89,10 @@ class FeatureExtractor(nn.Module, ABC):
 
 
 def load_features(name: str, *, weights: Path | None = None) -> FeatureExtractor:
-    """Load a feature extractor, on the CPU."""
+    """Load `inception`, `efficientnet-lite0` or any model of timm, on the CPU, in the channels-last layout.
+
+    Weights come from a file, else from the local cache or the network; `efficientnet-lite0` brings its own.
+    """
     return _build(name, weights).to(memory_format=torch.channels_last)
 
 

@@ -34,19 +34,14 @@ class Teacher(nn.Module, ABC):
 
     Images are resized to as many pixels as give the wanted grid of tokens: 224 px for DINOv2's patches of 14 px and
     a grid of 16, as in REPA's code; bicubically, and unlike there low-passed where they shrink.
-
-    Attributes:
-        name: As `load_teacher` knows it.
-        channels: Of a token.
-        grid: Rows and columns of tokens.
-        image_size: What images are resized to, height and width, px.
-        network: timm's model.
     """
 
     name: str
     channels: int
     grid: tuple[int, int]
+    """Rows and columns of tokens."""
     image_size: tuple[int, int]
+    """Height and width that images are resized to, px."""
     network: Any
 
     def train(self, mode: bool = True) -> "Teacher":

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eqvae.artifacts import CONFIG, METRICS, claim_output_folder, to_plain, write_json
+from eqvae.artifacts.names import STATISTICS
 from eqvae.artifacts.sample_sets import moments_in
 from eqvae.images.image_sets import open_reference
 from eqvae.metrics.statistics import compute_statistics, with_adm_moments
@@ -12,8 +13,6 @@ from eqvae.networks.features import INCEPTION, load_features
 from eqvae.runtime.device import Precision, choose_device, place
 from eqvae.runtime.journal import write_environment
 from eqvae.runtime.processes import join_processes
-
-STATISTICS = "statistics.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from jaxtyping import Float64
 from numpy import ndarray
 
 from eqvae.artifacts import CONFIG, ENVIRONMENT, JOURNAL, METRICS, PICTURES, SPECTRUM, Pictures, read_journal, read_json
+from eqvae.artifacts.names import CONTACT_SHEETS, SAMPLE_SHEET
 from eqvae.errors import UserError
 from eqvae.evidence.curves import CARD, autoencoder_name, read_if_there, short_name
 
@@ -22,7 +23,7 @@ for one that does not say. Features are none of them: whatever they decide has t
 MAX_MESSAGES = 5
 """Broken images and watchdog's messages that are shown singly."""
 
-STAGES, SHEET = "samples", "samples.png"
+STAGES, SHEET = CONTACT_SHEETS, SAMPLE_SHEET
 """Folder of a training run's contact sheets, and the contact sheet of a sample set."""
 
 DRAWN = "'eqvae evaluate', 'finetune', 'train', 'sample' and 'score'"

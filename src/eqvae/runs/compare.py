@@ -12,6 +12,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from eqvae.artifacts import CONFIG, claim_output_folder, to_plain, write_atomically, write_json
+from eqvae.artifacts.names import COMPARISON
 from eqvae.errors import UserError, nearest_name
 from eqvae.evidence.arms import Arm, RunComparison, compare_arms, read_arms
 from eqvae.evidence.intervals import NUM_RESAMPLES
@@ -20,7 +21,6 @@ from eqvae.report.comparison_charts import curves_figure, speed_up_figure
 from eqvae.runtime.journal import write_environment
 from eqvae.runtime.run_folder import NOT_NEGATIVE, check_ranges
 
-COMPARISON = "comparison.json"
 PNG_DPI = 200
 
 _RANGES = ((("at least 100", lambda value: value >= 100), ("num_resamples",)), (NOT_NEGATIVE, ("seed",)))
