@@ -35,9 +35,8 @@ from eqvae.generators.families import PUBLISHED_LATENTS, Recipe, find_recipe
 from eqvae.generators.protocol import Objective
 from eqvae.generators.transformer import Transformer, TransformerConfig
 from eqvae.latents import LatentCache, training_batches
-from eqvae.latents.coding import Coding
+from eqvae.latents.writing import Coding, collect_index, finish_shard
 from eqvae.latents.writing import Recipe as CacheRecipe
-from eqvae.latents.writing import collect_index, finish_shard
 from eqvae.runs.train_config import TrainConfig
 from eqvae.runs.train_run import transformer_flops
 from eqvae.runtime.device import Precision, choose_device, synchronize

@@ -39,9 +39,8 @@ from eqvae.generators.maskgit import MaskgitObjective
 from eqvae.generators.maskgit_transformer import MaskTransformer, MaskTransformerConfig
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.latents import LatentCache, training_token_batches
-from eqvae.latents.coding import Coding
+from eqvae.latents.writing import Coding, collect_index, finish_shard
 from eqvae.latents.writing import Recipe as CacheRecipe
-from eqvae.latents.writing import collect_index, finish_shard
 from eqvae.runs.train_config import TrainConfig
 from eqvae.runs.train_run import transformer_flops
 from eqvae.runtime.device import Precision, choose_device, synchronize

@@ -30,7 +30,7 @@ def refused_while_held(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[Sequence[str], Path], None]:
     """Runs a command while somebody else holds its output folder: it says so and writes nothing."""
-    monkeypatch.setattr("eqvae.artifacts.files._PATIENCE_SEC", 0.0)
+    monkeypatch.setattr("eqvae.runtime.run_folder._PATIENCE_SEC", 0.0)
 
     def check(arguments: Sequence[str], out: Path) -> None:
         out.mkdir()

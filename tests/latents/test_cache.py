@@ -13,10 +13,9 @@ from torch import Tensor
 from eqvae.errors import UserError
 from eqvae.images import adm_crop, open_images, to_images
 from eqvae.latents import LatentCache, check_autoencoder
-from eqvae.latents.coding import Coding
 from eqvae.latents.index import INDEX
 from eqvae.latents.shards import Shard, write_shard
-from eqvae.latents.writing import Recipe, collect_index, finish_shard
+from eqvae.latents.writing import Coding, Recipe, collect_index, finish_shard
 
 MakeCache = Callable[..., LatentCache]
 ALL = torch.arange(10)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eqvae.artifacts import to_plain
-from eqvae.latents.statistics import MomentSums
+from eqvae.latents.index import MomentSums
 
 
 def test_a_mean_that_never_varies_leaves_the_posterior_width():

@@ -9,7 +9,7 @@ from eqvae.artifacts import read_json
 from eqvae.errors import UserError
 from eqvae.images import adm_crop, open_images, to_images
 from eqvae.latents import LatentCache
-from eqvae.latents.coding import coding_of
+from eqvae.latents.writing import coding_of
 
 
 @pytest.fixture

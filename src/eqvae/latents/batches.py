@@ -130,22 +130,7 @@ def training_token_batches(
     count: int = 1,
     num_threads: int = 1,
 ) -> Generator[TokenBatch, None, None]:
-    """Yield batches of tokens; see `training_batches`.
-
-    Args:
-        cache: Tokens.
-        batch_size: Of the global batch, over all processes; divisible by `count`.
-        seed: Not negative.
-        first_step: Where a resumed run goes on.
-        num_steps: How many batches.
-        flip: Take the mirror image with probability 1/2.
-        rank: This process, 0 ... count - 1.
-        count: Processes.
-        num_threads: Threads that read ahead of the consumer; 0 reads when asked.
-
-    Yields:
-        Batches of `batch_size / count` token grids.
-    """
+    """Yield batches of tokens; see `training_batches`."""
     plan = _plan(cache, batch_size, seed, flip, False, rank, count)
     yield from _ahead(plan.read_tokens, range(first_step, first_step + num_steps), num_threads)
 

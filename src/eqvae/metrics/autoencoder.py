@@ -177,7 +177,7 @@ def evaluate_autoencoder(
         for measure in measures:
             figures |= measure.figures()
         figures |= {} if codes is None else codes.figures()
-        figures = _with_means(figures) | _latent_figures(statistics)
+        figures = _with_means(figures) | latent_figures(statistics)
     rates = processes.gather(num_images / coding_sec if num_images else 0.0)
     figures |= {"num_images": sum(processes.gather(num_images)), "images_per_sec": sum(rates)}
     return processes.gather(figures)[0], statistics, _join_pictures(all_pictures, num_pictures)
@@ -201,9 +201,10 @@ def _tokenizer(autoencoder: Autoencoder) -> Callable[[Tensor], Tensor] | None:
     return lambda z: autoencoder.quantize(z).tokens
 
 
-def _latent_figures(statistics: LatentStatistics) -> dict[str, float | int]:
+def latent_figures(statistics: LatentStatistics) -> dict[str, float | int]:
+    """Name the statistics of latents, overall and by channel, as `metrics.json` does."""
     mean, std = statistics.overall()
-    figures = {"latent_mean": mean, "latent_std": std}
+    figures: dict[str, float | int] = {"latent_mean": mean, "latent_std": std}
     for channel, (channel_mean, channel_std) in enumerate(zip(statistics.mean, statistics.std, strict=True)):
         figures |= {f"latent_mean_{channel}": channel_mean, f"latent_std_{channel}": channel_std}
     return figures

@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 
 from eqvae.autoencoders.protocol import DiscreteAutoencoder
 from eqvae.generators.families import PUBLISHED_LATENTS, BackboneConfig, find_recipe
-from eqvae.latents.coding import coding_of, encode_images
 from eqvae.latents.shards import DTYPES, MIRRORED
+from eqvae.latents.writing import coding_of, encode_images
 from eqvae.networks.features import INCEPTION, NUM_SPATIAL_CHANNELS
 from eqvae.paper.flop_counts import META, Architecture, feature_flops, meta_autoencoder
 from eqvae.runs.encode import EncodeConfig

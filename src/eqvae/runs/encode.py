@@ -9,27 +9,36 @@ import itertools
 import os
 import shlex
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, NamedTuple
 
 import torch
 import tyro
 from torch import Tensor
 
-from eqvae.artifacts import CONFIG, METRICS, claim_output_folder, hold_output_folder, read_json, to_plain, write_json
+from eqvae.artifacts import METRICS, read_json, write_json
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder, LatentStatistics
 from eqvae.errors import Interrupted, UserError
 from eqvae.images import ImageBatch, ImageSource, check_broken, encoding_batches, open_images
-from eqvae.latents.coding import MomentsDtype, coding_of, encode_crops
 from eqvae.latents.index import CacheIndex
-from eqvae.latents.writing import Recipe, collect_index, finish_shard, open_whole_shard
+from eqvae.latents.writing import (
+    MomentsDtype,
+    Recipe,
+    coding_of,
+    collect_index,
+    encode_crops,
+    finish_shard,
+    open_whole_shard,
+)
+from eqvae.metrics.autoencoder import latent_figures
 from eqvae.runtime.device import Precision, choose_device, place
-from eqvae.runtime.journal import Journal, write_environment
+from eqvae.runtime.journal import Journal
 from eqvae.runtime.processes import Processes, join_processes
-from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, check_ranges
+from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, RunFolder, check_ranges
 from eqvae.runtime.signals import StopRequest, stop_on_signals
 
 _POLL_SEC = 0.2
@@ -127,23 +136,19 @@ def encode(config: EncodeConfig, autoencoder: Autoencoder | None = None) -> dict
     """
     device = choose_device(config.device)
     source = open_images(config.data, label_column=config.label_column)
-    claim_output_folder(config.out, "encode")
+    folder = RunFolder.claim(config.out, "encode")
     autoencoder = autoencoder or load_autoencoder(config.autoencoder)  # last: it may be gigabytes from the hub
     config.check(autoencoder.stride)
     processes = join_processes(device)
     recipe = plan(config, autoencoder, source)
-    saved = claim_output_folder(config.out, "encode")
-    if saved is not None:
-        _check_same_cache(saved, config, recipe.fingerprint, recipe.data_fingerprint)
-    processes.wait()  # the folder is as all of them found it until here
-    if processes.is_first:
-        config.out.mkdir(parents=True, exist_ok=True)
-    with hold_output_folder(config.out, hold=processes.is_first), stop_on_signals() as stop:
-        if processes.is_first:
-            _prepare_folder(config, recipe, processes.device)
+    identity = {"fingerprint": recipe.fingerprint, "data_fingerprint": recipe.data_fingerprint}
+    _check_same_cache(folder, config, identity)
+    with folder.hold(config, processes, seed=None, **identity), stop_on_signals() as stop:
+        for leftover in config.out.glob(".*.part") if processes.is_first else ():  # of a killed process
+            leftover.unlink(missing_ok=True)
         run = EncodeRun(
             config=config, recipe=recipe, source=source, processes=processes, stop=stop,
-            autoencoder=place(autoencoder, processes.device).eval(),
+            autoencoder=place(autoencoder, processes.device).eval(), journal=Journal(config.out),
         )  # fmt: skip
         kept = run.keep_whole_shards()
         run.num_kept = sum(processes.gather(kept))  # waits for all: from here on, a shard that is there is whole
@@ -184,7 +189,8 @@ class EncodeRun:
     processes: Processes
     stop: StopRequest
     autoencoder: Autoencoder
-    journal: Journal = field(init=False)
+    journal: Journal
+    """All processes append to it, a line at a time."""
     missing: list[int] = field(default_factory=list)
     """This process's shards that have to be made."""
     num_kept: int = 0
@@ -193,10 +199,6 @@ class EncodeRun:
     """Broken images that this process's kept shards name."""
     began_sec: float = 0.0
     """When encoding began, by the monotonic clock."""
-
-    def __post_init__(self) -> None:
-        """Open the journal; all processes append to it, a line at a time."""
-        self.journal = Journal(self.config.out)
 
     def keep_whole_shards(self) -> int:
         """See which of this process's shards are whole, and remove what is not."""
@@ -221,7 +223,8 @@ class EncodeRun:
     def encode_missing_shards(self) -> None:
         """Make this process's shards; each is written by a thread while the next one is encoded."""
         self.began_sec = time.monotonic()
-        parts = {number: _cut(self.recipe.visited(number), self.config.batch_size) for number in self.missing}
+        size, visited = self.config.batch_size, {number: self.recipe.visited(number) for number in self.missing}
+        parts = {number: [v[i : i + size] for i in range(0, len(v), size)] for number, v in visited.items()}
         batches = encoding_batches(
             self.source,
             image_size_px=self.config.image_size,
@@ -229,7 +232,7 @@ class EncodeRun:
             num_broken=self.num_broken,
             num_workers=self._choose_num_workers(),
         )
-        total = sum(len(self.recipe.visited(number)) for number in self.missing)
+        total = sum(map(len, visited.values()))
         with (
             contextlib.closing(batches),
             ThreadPoolExecutor(1) as writer,
@@ -315,25 +318,9 @@ class EncodeRun:
         return max(1, min(_MAX_WORKERS, (os.cpu_count() or 1) // self.processes.count))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Encoded:
-    """A batch and what is kept of it."""
-
+class _Encoded(NamedTuple):
     batch: ImageBatch
     kept: dict[str, Tensor]
-
-
-def _cut(visited: range, batch_size: int) -> list[range]:
-    return [visited[start : start + batch_size] for start in range(0, len(visited), batch_size)]
-
-
-def _prepare_folder(config: EncodeConfig, recipe: Recipe, device: torch.device) -> None:
-    """Write what can be written first, and remove what a killed process left behind."""
-    for leftover in config.out.glob(".*.part"):
-        leftover.unlink(missing_ok=True)
-    identity = {"fingerprint": recipe.fingerprint, "data_fingerprint": recipe.data_fingerprint}
-    write_json(config.out / CONFIG, to_plain(config) | {"command": "encode"} | identity)
-    write_environment(config.out, device=device, seed=None)
 
 
 def _figures(index: CacheIndex) -> dict[str, float | int]:
@@ -344,29 +331,24 @@ def _figures(index: CacheIndex) -> dict[str, float | int]:
         "num_bytes": sum(entry.num_bytes for entry in index.shards),
     }
     if index.statistics is not None:
-        measured = index.statistics
-        mean, std = LatentStatistics(mean=measured.mean, std=measured.std).overall()
-        figures |= {"latent_mean": mean, "latent_std": std}
-        for channel, (channel_mean, channel_std) in enumerate(zip(measured.mean, measured.std, strict=True)):
-            figures |= {f"latent_mean_{channel}": channel_mean, f"latent_std_{channel}": channel_std}
+        figures |= latent_figures(LatentStatistics(mean=index.statistics.mean, std=index.statistics.std))
     return figures
 
 
-def _check_same_cache(saved: dict[str, Any], config: EncodeConfig, fingerprint: str, data_fingerprint: str) -> None:
+def _check_same_cache(folder: RunFolder, config: EncodeConfig, identity: Mapping[str, str]) -> None:
     """Refuse to mix two caches in one folder; data and autoencoders may have moved meanwhile."""
+    if folder.saved is None:
+        return
     mend = "Choose another --out, or remove that folder"
-    for name, own, now in (
-        ("fingerprint", "autoencoder", fingerprint),
-        ("data_fingerprint", "data", data_fingerprint),
-    ):
-        if saved.get(name) != now:
-            before, other = saved.get(own), getattr(config, own)
+    for name, own in (("fingerprint", "autoencoder"), ("data_fingerprint", "data")):
+        if folder.differs(**{name: identity[name]}):
+            before, other = folder.saved.get(own), getattr(config, own)
             what = f"{own} '{before}'" + (f", not '{other}'" if before != other else ", which has changed since")
             raise UserError(f"--out '{config.out}' holds a latent cache of {what}", mend)
     for name in _FIXED:
-        if saved.get(name) != getattr(config, name):
+        if folder.differs(**{name: getattr(config, name)}):
             raise UserError(
-                f"--out '{config.out}' holds a latent cache with --{name.replace('_', '-')} {saved.get(name)}, "
+                f"--out '{config.out}' holds a latent cache with --{name.replace('_', '-')} {folder.saved.get(name)}, "
                 f"not {getattr(config, name)}",
                 mend,
             )

@@ -10,17 +10,7 @@ import numpy as np
 import torch
 import tyro
 
-from eqvae.artifacts import (
-    CONFIG,
-    METRICS,
-    claim_output_folder,
-    hold_output_folder,
-    read_json,
-    read_tensors,
-    to_plain,
-    write_json,
-    write_tensors,
-)
+from eqvae.artifacts import METRICS, read_tensors, to_plain, write_json, write_tensors
 from eqvae.artifacts.names import SAMPLE_SET, SNAPSHOTS
 from eqvae.artifacts.sample_sets import write_sample_set
 from eqvae.autoencoders import load_autoencoder
@@ -28,9 +18,8 @@ from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import Interrupted, UserError
 from eqvae.generators.checkpoints import Generator, GeneratorCard, Weights, build_generator, read_generator
 from eqvae.runtime.device import choose_device, place
-from eqvae.runtime.journal import write_environment
 from eqvae.runtime.processes import Processes, join_processes
-from eqvae.runtime.run_folder import AT_LEAST_1, check_ranges, check_same_run
+from eqvae.runtime.run_folder import AT_LEAST_1, RunFolder, check_ranges
 from eqvae.runtime.signals import stop_on_signals
 from eqvae.sampling.config import SamplerConfig
 from eqvae.sampling.draw import Drawer, contact_sheet, sheet_indices
@@ -110,27 +99,18 @@ def sample(config: SampleConfig) -> dict[str, Any] | None:
 
 def draw_samples(drawer: Drawer, config: SampleConfig, processes: Processes) -> dict[str, Any]:
     """Draw a sample set, or go on where an earlier call stopped."""
-    config = replace(config, num_steps=drawer.num_steps)
-    identity = to_plain(config) | {"command": "sample", "generator": to_plain(drawer.generator.card)}
-    saved = claim_output_folder(config.out, "sample")
-    if saved is not None:
-        check_same_run(saved, config, FREE_TO_CHANGE)
-        if GeneratorCard.from_plain(saved["generator"]) != drawer.generator.card:  # or older, with fewer fields
-            raise UserError(
-                f"'{config.out}' holds samples of '{config.run}' at step {saved['generator']['num_steps']}, not "
-                f"{drawer.generator.card.num_steps}",
-                "Choose another --out, or remove that folder",
-            )
-        if (config.out / METRICS).exists():
-            return read_json(config.out / METRICS)
-    processes.wait()
-    if processes.is_first:
-        config.out.mkdir(parents=True, exist_ok=True)
-    with hold_output_folder(config.out, hold=processes.is_first):
-        if processes.is_first:
-            write_json(config.out / CONFIG, identity)
-            write_environment(config.out, device=drawer.device, seed=config.seed)
-        processes.wait()
+    config, card = replace(config, num_steps=drawer.num_steps), drawer.generator.card
+    folder = RunFolder.claim(config.out, "sample")
+    folder.check_same(config, FREE_TO_CHANGE)
+    if folder.saved is not None and GeneratorCard.from_plain(folder.saved["generator"]) != card:  # or an older card
+        before = folder.saved["generator"]["num_steps"]
+        raise UserError(
+            f"'{config.out}' holds samples of '{config.run}' at step {before}, not {card.num_steps}",
+            "Choose another --out, or remove that folder",
+        )
+    if folder.figures is not None:
+        return folder.figures
+    with folder.hold(config, processes, seed=config.seed, generator=to_plain(card)):
         rate = _draw_parts(drawer, config, processes)
         processes.wait()
         figures = {"num_samples": config.num_samples, "images_per_sec": float(sum(processes.gather(rate)))}

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from eqvae.artifacts import CONFIG, METRICS, check_writable, claim_output_folder, to_plain, write_json
+from eqvae.artifacts import CONFIG, METRICS, check_writable, to_plain, write_json
 from eqvae.artifacts.sample_sets import has_images, moments_in
 from eqvae.errors import UserError
 from eqvae.images.image_sets import ImageSet, open_reference, open_samples
@@ -22,7 +22,7 @@ from eqvae.networks.features import INCEPTION, FeatureExtractor, load_features
 from eqvae.runtime.device import Precision, choose_device, place
 from eqvae.runtime.journal import Journal, write_environment
 from eqvae.runtime.processes import Processes, join_processes
-from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, check_ranges
+from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, RunFolder, check_ranges
 
 _RANGES = (
     (AT_LEAST_1,
@@ -149,7 +149,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / METRICS).unlink(missing_ok=True)  # it comes back last: whoever finds it finds a whole score
     write_json(config.out / CONFIG, to_plain(config) | {"command": "score"})
-    write_environment(config.out, device=processes.device, seed=config.seed)
+    write_environment(config.out, device=processes.device, seed=config.seed, num_processes=processes.count)
     journal = Journal(config.out, keep_up_to_step=-1)
     for name in broken:
         journal.write("broken_image", name=name)
@@ -160,12 +160,12 @@ def score(config: ScoreConfig) -> dict[str, Any]:
 def _check_config(config: ScoreConfig) -> None:
     """Refuse what can be seen to be wrong before anything is read."""
     check_ranges(config, _RANGES)
-    saved = claim_output_folder(config.out, "score")
-    for name in ("samples", "reference", "features") if saved is not None else ():
+    folder = RunFolder.claim(config.out, "score")
+    for name in ("samples", "reference", "features") if folder.saved is not None else ():
         now = to_plain(getattr(config, name))
-        if saved is not None and saved.get(name) != now:
+        if folder.saved is not None and folder.differs(**{name: now}):
             raise UserError(
-                f"--out '{config.out}' holds a score of {name} '{saved.get(name)}', not '{now}'",
+                f"--out '{config.out}' holds a score of {name} '{folder.saved.get(name)}', not '{now}'",
                 "Choose another --out, or remove that folder",
             )
     path = config.save_reference
