@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eqvae.artifacts import read_json, to_plain, write_json
+from eqvae.artifacts import read_json, write_json
 from eqvae.cli import run
 from eqvae.paper.costs import Cost
-from eqvae.paper.planned import PlannedRun
+from eqvae.paper.plan import PlannedRun
+from eqvae.runtime.run_folder import flat
 
 BASES = [
     "--autoencoder", "tiny-kl-64=untrained:tiny-kl-64", "--autoencoder", "tiny-vq=untrained:tiny-vq",
@@ -46,7 +47,7 @@ def performed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def pretend(planned: PlannedRun) -> None:
         names.append(planned.name)
-        write_json(planned.folder / "config.json", to_plain(planned.resolved()) | {"command": planned.command})
+        write_json(planned.folder / "config.json", flat(planned.resolved()) | {"command": planned.command})
         write_json(planned.folder / "metrics.json", {"latent_std": 2.0, "fd_efficientnet_lite0": 50.0 + len(names)})
 
     monkeypatch.setattr("eqvae.paper.execution.perform", pretend)
@@ -70,8 +71,8 @@ def test_a_table(arguments, tmp_path: Path, performed: list[str], capsys):
 @pytest.fixture
 def at_no_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs take seconds to count, and are tested elsewhere."""
-    cost = Cost(flops=2e12, device_hours=0.5, disk_bytes=3_000_000)
-    monkeypatch.setattr("eqvae.paper.estimates.estimate", lambda planned, setting, device: cost)
+    cost = Cost(bf16_flops=2e12, disk_bytes=3_000_000)
+    monkeypatch.setattr("eqvae.paper.costs.estimate", lambda planned, setting: cost)
 
 
 @pytest.mark.usefixtures("at_no_cost")
@@ -84,7 +85,7 @@ def test_a_dry_run_writes_nothing(arguments, tmp_path: Path, performed: list[str
     (shared,) = [line for line in printed if "finetune autoencoders/tiny-kl-64+eq " in line]
     assert "to do  table5,table8" in shared
     count = len(printed) - 3
-    total = [f"{2e12 * count:.2e}", f"{0.5 * count:.3g}", f"{3 * count}", "MB"]
+    total = [f"{2e12 * count:.2e}", f"{count * 2e12 / (1.37e12 * 0.12 * 3600):.3g}", f"{3 * count}", "MB"]
     assert printed[-1].split() == ["all", str(count), "runs", *total]
 
 

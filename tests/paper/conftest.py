@@ -1,6 +1,7 @@
 """What the tests of recipes share: a third scale, at which a table takes seconds, and stages that only pretend."""
 
 import json
+import sys
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,14 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from eqvae.artifacts import to_plain, write_json
+from eqvae.artifacts import write_json
 from eqvae.generators.families import MASKGIT_SIZES, SIZES
 from eqvae.networks.features import FeatureExtractor, Features
-from eqvae.paper.planned import PlannedRun
-from eqvae.paper.setting import Setting, describe_base
-from eqvae.paper.settings import TINY
+from eqvae.paper import execution
+from eqvae.paper.plan import PlannedRun, describe_base
+from eqvae.paper.settings import TINY, Setting
 from eqvae.runs.train_config import TrainConfig
+from eqvae.runtime.run_folder import change_flat, flat
 
 NUM_IMAGES = 12
 
@@ -36,9 +38,13 @@ class MeanColours(FeatureExtractor):
 
 def measure_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let all stages measure with `MeanColours`, and nobody measure the processor."""
-    for module in ("metrics.evaluation", "metrics.score", "pipeline.watching", "recipes.reference"):
-        monkeypatch.setattr(f"eqvae.{module}.load_features", lambda name, weights=None: MeanColours(name))
-    monkeypatch.setattr("eqvae.runs.train_run.matrix_peak_flops_per_sec", lambda device, precision: 1e12)
+    stand_ins = {
+        "load_features": lambda name, weights=None: MeanColours(name),
+        "matrix_peak_flops_per_sec": lambda device, precision: 1e12,
+    }
+    for name, module in list(sys.modules.items()):
+        for function in stand_ins.keys() & vars(module).keys() if name.startswith("eqvae.") else ():
+            monkeypatch.setattr(module, function, stand_ins[function])
 
 
 def narrow_generators(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +57,7 @@ def narrow_generators(monkeypatch: pytest.MonkeyPatch) -> None:
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test reach for the network, nor spend seconds on features or on measuring the processor, nor wait long."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("eqvae.paper.execution._POLL_SEC", 0.02)
+    monkeypatch.setattr(execution, "_POLL_SEC", 0.02)
     measure_at_once(monkeypatch)
 
 
@@ -73,7 +79,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def smallest(images: Path) -> Setting:
     """The tiny scale with untrained autoencoders, a few steps and a handful of images."""
-    finetuning = replace(
+    finetuning = change_flat(
         TINY.finetuning, image_size=16, batch_size=2, perceptual="none", num_validation_images=2,
         num_statistics_images=2, num_workers=0, precision="fp32",
     )  # fmt: skip
@@ -94,7 +100,7 @@ def smallest(images: Path) -> Setting:
         autoencoders=autoencoders, generator_base=autoencoders["SD-VAE"],
         num_images=NUM_IMAGES, num_validation_images=NUM_IMAGES, num_reference_images=NUM_IMAGES, num_classes=2,
         finetuning=finetuning,
-        discrete_finetuning=replace(finetuning, codebook="ema", restart_dead_codes=100),
+        discrete_finetuning=change_flat(finetuning, codebook="ema", restart_dead_codes=100),
         steps_per_epoch=1, epochs=2, figure5_epochs=(1, 2),
         evaluation=replace(
             TINY.evaluation, image_size=16, num_images=8, batch_size=8, num_pictures=2, num_workers=0, lpips=False
@@ -109,7 +115,8 @@ def smallest(images: Path) -> Setting:
         bases={name: describe_base(name, f"untrained:{name}") for name in autoencoders.values()},
         seeds=(0, 1),
     )  # fmt: skip
-    return setting.with_data(data=str(images), reference_data=str(images)).with_device("cpu")
+    data = {"data": str(images), "reference_data": str(images), "finetune_data": None, "validation_data": None}
+    return setting.with_data(**data).with_all("device", "cpu")
 
 
 @pytest.fixture
@@ -122,7 +129,7 @@ def setting(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Se
 def pretend(run: PlannedRun) -> None:
     """Leave what a finished run leaves, as far as plans and tables read it; figures depend on the run's name alone."""
     config, chance = run.resolved(), zlib.crc32(run.name.encode()) / 2**32
-    write_json(run.folder / "config.json", to_plain(config) | {"command": run.command})
+    write_json(run.folder / "config.json", flat(config) | {"command": run.command})
     figures = {"fd_efficientnet_lite0": 100 + chance, "rfd_efficientnet_lite0": 10 + chance, "latent_std": 2.5}
     figures |= {"equivariance_error_rotation": chance, "intrinsic_dimension": 20 + chance}
     if isinstance(config, TrainConfig):
@@ -144,5 +151,5 @@ def performed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(run.name)
         pretend(run)
 
-    monkeypatch.setattr("eqvae.paper.execution.perform", perform)
+    monkeypatch.setattr(execution, "perform", perform)
     return names

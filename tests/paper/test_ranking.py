@@ -9,9 +9,11 @@ import pytest
 from eqvae.artifacts import read_json
 from eqvae.cli import run
 from eqvae.errors import UserError
-from eqvae.paper.ranking_results import correlations, order, predictors
-from eqvae.paper.setting import Setting, describe_base
+from eqvae.paper.plan import describe_base
+from eqvae.paper.results import correlations, order, predictors
+from eqvae.paper.settings import Setting
 from eqvae.runs.rank import RankConfig, make_contestants, rank
+from eqvae.runtime.run_folder import flat
 
 NAMES = ("plain", "other", "third")
 
@@ -83,9 +85,11 @@ def test_what_is_not_measured_comes_last(config, settings):
 
 def test_every_generator_has_the_same_budget(config, settings):
     _, contestants = make_contestants(config(generator="sit", max_steps=7), settings)
-    configs = [run.config for each in contestants for run in each.distance.runs]
-    assert {(each.recipe, each.max_steps, each.normalization) for each in configs} == {("sit-ti-2", 7, "measured")}
-    assert sorted(each.seed for each in configs) == [0, 0, 0, 1, 1, 1]
+    configs = [flat(run.config) for each in contestants for run in each.distance.runs]
+    assert {(each["recipe"], each["max_steps"], each["normalization"]) for each in configs} == {
+        ("sit-ti-2", 7, "measured")
+    }
+    assert sorted(each["seed"] for each in configs) == [0, 0, 0, 1, 1, 1]
 
 
 @pytest.mark.parametrize(

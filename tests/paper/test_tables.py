@@ -7,17 +7,15 @@ import pytest
 
 from eqvae.errors import UserError
 from eqvae.paper import expected
-from eqvae.paper.autoencoders import equivariant, explicit, latents, more_training, untouched
+from eqvae.paper.arms import Arm, equivariant, explicit, latents, more_training
 from eqvae.paper.figures import FIGURES, watched_steps
-from eqvae.paper.generators import generator, recipe_name
-from eqvae.paper.planned import Plan, PlannedRun
-from eqvae.paper.setting import Setting, describe_base
-from eqvae.paper.settings import PAPER, TINY
+from eqvae.paper.plan import Plan, PlannedRun, describe_base
+from eqvae.paper.settings import PAPER, TINY, Family, Setting, Size
 from eqvae.paper.tables import TABLES, table1, table2, table4, table5, table7, table8, table9, table11
 from eqvae.runs.encode import EncodeConfig
 from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runs.train_config import TrainConfig
-from eqvae.runtime.run_folder import change_flat, flat_value
+from eqvae.runtime.run_folder import change_flat, flat, flat_value
 
 both = pytest.mark.parametrize("scale", [PAPER, TINY], ids=["paper", "tiny"])
 
@@ -106,36 +104,42 @@ def test_ablations_change_what_they_are_about(setting: Setting):
 def test_both_normalizations_stand_side_by_side(setting: Setting):
     ours = table5(setting).rows[3]
     measured, fixed = ours.cells["gfid"].runs[0], ours.cells["gfid_fixed"].runs[0]
-    assert measured.config.normalization == "measured"
-    assert fixed.scaled_as == latents(setting, untouched(setting, "tiny-kl-f2"))
+    assert flat(measured.config)["normalization"] == "measured"
+    assert fixed.scaled_as == latents(setting, setting.base("tiny-kl-f2"))
     assert fixed.scaled_as in fixed.needs
     assert replace(fixed.config, out=measured.folder) == measured.config
-    only = table5(replace(setting, normalizations=("measured",)))
-    assert "gfid_fixed" not in {column.key for column in only.columns}
-    assert not any("fixed" in run.name for run in only.runs)
+
+
+def fixed_run(scale: Setting, base: str) -> PlannedRun:
+    """The first generator on EQ-VAE's latents, scaled as the base's."""
+    arm = Arm(setting=scale, family="dit", size="b", autoencoder=equivariant(scale, base), is_fixed=True)
+    return arm.trained[0]
 
 
 def test_the_bases_factor_is_read_from_its_cache(setting: Setting):
     from eqvae.artifacts import write_json
 
-    ours = generator(setting, "dit", "b", equivariant(setting, "tiny-kl-f2"), normalization="fixed")
+    ours = fixed_run(setting, "tiny-kl-f2")
     with pytest.raises(UserError, match="does not exist"):
         ours.resolved()
     write_json(setting.root / "latents" / "tiny-kl-f2" / "metrics.json", {"latent_std": 4.0})
-    assert ours.resolved() == replace(ours.config, normalization="fixed:0.25")
-    published = generator(PAPER, "dit", "b", equivariant(PAPER, "sd-vae"), normalization="fixed")
-    assert published.resolved().normalization == "fixed:0.18215"
+    assert ours.resolved() == change_flat(ours.config, normalization="fixed:0.25")
+    assert flat(fixed_run(PAPER, "sd-vae").resolved())["normalization"] == "fixed:0.18215"
     tokens = table1(setting).rows[-2].cells
     assert "gfid_fixed" not in tokens
 
 
 def test_patches_keep_the_number_of_tokens():
-    assert recipe_name(PAPER, "dit", "b", stride=8) == "dit-b-2"
-    assert recipe_name(PAPER, "dit", "b", stride=16) == "dit-b-1"
-    assert recipe_name(PAPER, "repa-sit", "xl", stride=8) == "repa-sit-xl-2"
-    assert recipe_name(TINY, "sit", "xl", stride=8) == "sit-ti-2"
-    assert recipe_name(TINY, "dit", "b", stride=32) == "dit-ti-1"
-    assert recipe_name(PAPER, "maskgit", "maskgit", stride=16) == "maskgit-b"
+    def recipe(scale: Setting, family: Family, size: Size, stride: int) -> str:
+        autoencoder = replace(scale.base("sd-vae"), stride=stride)
+        return Arm(setting=scale, family=family, size=size, autoencoder=autoencoder).recipe
+
+    assert recipe(PAPER, "dit", "b", 8) == "dit-b-2"
+    assert recipe(PAPER, "dit", "b", 16) == "dit-b-1"
+    assert recipe(PAPER, "repa-sit", "xl", 8) == "repa-sit-xl-2"
+    assert recipe(TINY, "sit", "xl", 8) == "sit-ti-2"
+    assert recipe(TINY, "dit", "b", 32) == "dit-ti-1"
+    assert recipe(PAPER, "maskgit", "xl", 16) == "maskgit-b"
 
 
 def test_published_baselines_are_on_their_own_autoencoder():
@@ -188,19 +192,21 @@ def test_further_autoencoders_get_rows(setting: Setting):
 
 
 def test_different_runs_of_one_name():
-    one = PlannedRun(name="latents/x", config=EncodeConfig(autoencoder="a", data="d", out=Path("latents/x")))
-    other = replace(one, config=replace(one.config, data="e"))
+    config = EncodeConfig(autoencoder="a", data="d", out=Path("latents/x"))
+    one = PlannedRun(command="encode", name="latents/x", config=config)
+    other = replace(one, config=replace(config, data="e"))
     assert Plan.of([one, one, replace(one)]).runs == (one,)
     with pytest.raises(UserError, match="two different runs called 'latents/x'"):
         Plan.of([one, other])
 
 
 def test_data_follow_one_another():
-    changed = TINY.with_data(data="train.parquet", reference_data="test.parquet")
+    unsaid = {"finetune_data": None, "validation_data": None}
+    changed = TINY.with_data(data="train.parquet", reference_data="test.parquet", **unsaid)
     assert {changed.finetuning.data, changed.discrete_finetuning.data, changed.encoding.data} == {"train.parquet"}
     assert {changed.finetuning.validation_data, changed.evaluation.data, changed.reference.reference} == {
         "test.parquet"
     }
-    paper = PAPER.with_data(data="imagenet", reference_data="adm.npz", finetune_data="openimages")
+    paper = PAPER.with_data(data="imagenet", reference_data="adm.npz", finetune_data="openimages", validation_data=None)
     assert (paper.finetuning.data, paper.encoding.data) == ("openimages", "imagenet")
     assert paper.evaluation.data == PAPER.evaluation.data

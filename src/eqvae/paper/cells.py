@@ -1,89 +1,195 @@
-"""Which runs, and which of their figures, the columns of a table are read from."""
+"""What a reproduced table is made of: rows with expected figures, and cells that say which runs measure them here."""
 
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from typing import Literal
+
+import numpy as np
+
+from eqvae.artifacts import read_journal
+from eqvae.evidence.intervals import Difference, mean_difference
 from eqvae.networks.features import metric_key
-from eqvae.paper.autoencoders import PlannedAutoencoder, evaluation
-from eqvae.paper.generators import Size, distance_key, generator, samples, score
-from eqvae.paper.planned import PlannedRun
-from eqvae.paper.setting import Family, Normalization, Setting
-from eqvae.paper.table import Cell
+from eqvae.paper.arms import Arm, distance_key, evaluation
+from eqvae.paper.plan import PlannedAutoencoder, PlannedRun
+from eqvae.paper.settings import Family, Setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One figure, measured by one or several runs that differ in their seed."""
+
+    runs: tuple[PlannedRun, ...]
+    """One for each seed."""
+
+    key: str
+    """Of `metrics.json`."""
+
+    step: int | None = None
+    """Read the journal's validation at this step of training instead; None: `metrics.json`."""
+
+    def by_seed(self) -> dict[int, float]:
+        """Read what is there so far, by place among the seeds."""
+        found = {place: self._read(run) for place, run in enumerate(self.runs)}
+        return {
+            place: float(value)
+            for place, value in found.items()
+            if isinstance(value, int | float) and math.isfinite(value)
+        }
+
+    def values(self) -> list[float]:
+        """Read what is there so far."""
+        return list(self.by_seed().values())
+
+    def difference_from(self, base: "Cell") -> Difference | None:
+        """Compare with another cell, seed by seed."""
+        ours, theirs = self.by_seed(), base.by_seed()
+        common = [place for place in ours if place in theirs]
+        if not common:
+            return None
+        ours_common, theirs_common = (np.array([values[place] for place in common]) for values in (ours, theirs))
+        return mean_difference(theirs_common, ours_common, paired=True)
+
+    def _read(self, run: PlannedRun) -> object:
+        if self.step is None:
+            return run.figures().get(self.key)
+        for record in read_journal(run.folder):
+            if record.get("kind") == "validation" and record.get("step") == self.step:
+                return record.get(self.key)
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A measure: what the paper calls it, and what it is here."""
+
+    key: str
+    """In expected figures and cells."""
+
+    paper: str
+    """The paper's name; empty for what the paper has not."""
+
+    here: str
+    """The name with the features that are used: FID is Inception's alone."""
+
+    better: Literal["lower", "higher", "neither"] = "lower"
+
+    digits: int = 2
+    """Of ours, after the decimal point."""
+
+    paper_digits: int = 2
+    """Of the paper's."""
+
+    @property
+    def arrow(self) -> str:
+        """The direction of better figures."""
+        return {"lower": "↓", "higher": "↑", "neither": ""}[self.better]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of the paper's table, and its twin."""
+
+    label: str
+    """As the paper has it."""
+
+    here: str = ""
+    """What was run for it; empty where nothing is."""
+
+    expected: Mapping[str, float]
+    """The paper's figures by column."""
+
+    cells: Mapping[str, Cell]
+    """By column; what is missing is not measured."""
+
+    against: str = ""
+    """Label of the row that it is compared with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableItem:
+    """A table to reproduce."""
+
+    item: str
+    """`table5`."""
+
+    title: str
+
+    source: str
+    """Where its expected figures stand."""
+
+    scale: str
+
+    columns: tuple[Column, ...]
+
+    rows: tuple[Row, ...]
+
+    notes: tuple[str, ...] = ()
+
+    @property
+    def runs(self) -> tuple[PlannedRun, ...]:
+        """The runs behind its cells: all rows with their first seed, then all with the second, and so on."""
+        return by_seed([cell.runs for row in self.rows for cell in row.cells.values()])
+
+
+def by_seed(runs: Sequence[Sequence[PlannedRun]]) -> tuple[PlannedRun, ...]:
+    """Order runs so that something of everything is there early."""
+    return tuple(run for seed in zip_longest(*runs) for run in seed if run is not None)
+
+
+def columns(features: str, keys: Sequence[str]) -> tuple[Column, ...]:
+    """Name columns; FID, precision and recall of other features than Inception's carry their name."""
+    distance, precision, recall = (
+        metric_key(features),
+        metric_key(features, "precision"),
+        metric_key(features, "recall"),
+    )
+    # fmt: off
+    known = {column.key: column for column in (
+        Column(key="rfid", paper="rFID", here=f"r{distance}", digits=3),
+        Column(key="gfid", paper="gFID", here=f"g{distance}", paper_digits=1),
+        Column(key="gfid_fixed", paper="", here=f"g{distance}, base's factor"),
+        Column(key="fid", paper="FID", here=distance),
+        Column(key="fid_watch", paper="", here=f"{distance} while training, unguided"),
+        Column(key="sfid", paper="sFID", here="sfid"),
+        Column(key="inception_score", paper="IS", here="inception_score", better="higher", digits=1, paper_digits=1),
+        Column(key="precision", paper="precision", here=precision, better="higher"),
+        Column(key="recall", paper="recall", here=recall, better="higher"),
+        Column(key="rotation", paper="R(θ) error", here="equivariance_error_rotation", digits=3),
+        Column(key="scale", paper="S(s) error", here="equivariance_error_scale", digits=3),
+        Column(key="dimension", paper="intrinsic dimension", here="intrinsic_dimension", digits=1, paper_digits=1),
+        Column(key="psnr", paper="PSNR, dB", here="psnr_db", better="higher"),
+        Column(key="lpips", paper="LPIPS", here="lpips", digits=3, paper_digits=3),
+        Column(key="ssim", paper="SSIM", here="ssim", better="higher", digits=3),
+    )}
+    # fmt: on
+    return tuple(known[key] for key in keys)
 
 
 def evaluation_cells(setting: Setting, autoencoder: PlannedAutoencoder) -> dict[str, Cell]:
     """Say where an autoencoder's own figures are measured."""
+    named = columns(setting.reference.features, ("rfid", "rotation", "scale", "dimension", "psnr", "lpips", "ssim"))
     runs = (evaluation(setting, autoencoder),)
-    keys = {
-        "rfid": f"r{distance_key(setting)}",
-        "rotation": "equivariance_error_rotation",
-        "scale": "equivariance_error_scale",
-        "dimension": "intrinsic_dimension",
-        "psnr": "psnr_db",
-        "lpips": "lpips",
-        "ssim": "ssim",
-    }
-    return {column: Cell(runs=runs, key=key) for column, key in keys.items()}
+    return {column.key: Cell(runs=runs, key=column.here) for column in named}
 
 
-def gfid_cells(
-    setting: Setting, family: Family, size: Size, autoencoder: PlannedAutoencoder, *, max_steps: int | None = None
-) -> dict[str, Cell]:
-    """Say where a generator's distance is measured, for each normalization of the latents; tokens have none."""
-    cells = {}
-    for normalization in setting.normalizations if family != "maskgit" else ("measured",):
-        column = "gfid" if normalization == "measured" else f"gfid_{normalization}"
-        cells[column] = gfid_cell(setting, family, size, autoencoder, normalization, max_steps=max_steps)
-    return cells
+def gfid_cells(arm: Arm) -> dict[str, Cell]:
+    """Say where a generator's distance is measured, for both normalizations of the latents; tokens have none."""
+    cells = {"gfid": gfid_cell(arm)}
+    return cells if arm.family == "maskgit" else cells | {"gfid_fixed": gfid_cell(replace(arm, is_fixed=True))}
 
 
-def gfid_cell(
-    setting: Setting,
-    family: Family,
-    size: Size,
-    autoencoder: PlannedAutoencoder,
-    normalization: Normalization = "measured",
-    *,
-    max_steps: int | None = None,
-) -> Cell:
-    """Say where a generator's distance is measured."""
-    runs = trained_by_seed(setting, family, size, autoencoder, normalization, max_steps=max_steps)
-    if setting.sampling[family].guidance_scale != 1.0:
-        runs = scored_by_seed(setting, runs, family, guided=False)
-    return Cell(runs=runs, key=distance_key(setting))
+def gfid_cell(arm: Arm) -> Cell:
+    """Say where a generator's distance is measured: while it trains, where the paper does not guide."""
+    is_guided = arm.setting.sampling[arm.family].guidance_scale != 1.0
+    return Cell(runs=arm.scored(guided=False) if is_guided else arm.trained, key=distance_key(arm.setting))
 
 
 def score_cells(setting: Setting, scores: tuple[PlannedRun, ...]) -> dict[str, Cell]:
-    """Say where the figures of sample sets are measured."""
-    features = setting.scoring.features
-    keys = {
-        "fid": metric_key(features),
-        "precision": metric_key(features, "precision"),
-        "recall": metric_key(features, "recall"),
-    }
-    if setting.is_fid:
-        keys |= {"sfid": "sfid", "inception_score": "inception_score"}
-    return {column: Cell(runs=scores, key=key) for column, key in keys.items()}
-
-
-def trained_by_seed(
-    setting: Setting,
-    family: Family,
-    size: Size,
-    autoencoder: PlannedAutoencoder,
-    normalization: Normalization = "measured",
-    *,
-    max_steps: int | None = None,
-) -> tuple[PlannedRun, ...]:
-    """Train a generator once for each seed; see `generator`."""
-    return tuple(
-        generator(setting, family, size, autoencoder, seed=seed, normalization=normalization, max_steps=max_steps)
-        for seed in setting.seeds
-    )
-
-
-def scored_by_seed(
-    setting: Setting, trained: tuple[PlannedRun, ...], family: Family, *, guided: bool
-) -> tuple[PlannedRun, ...]:
-    """Draw and score a sample set of each generator; see `samples` and `score`."""
-    return tuple(score(setting, samples(setting, run, family, guided=guided)) for run in trained)
+    """Say where the figures of sample sets are measured; those of Inception's logits only with Inception."""
+    keys = ("fid", "precision", "recall", *(("sfid", "inception_score") if setting.is_fid else ()))
+    return {column.key: Cell(runs=scores, key=column.here) for column in columns(setting.scoring.features, keys)}
 
 
 def protocol(setting: Setting, family: Family) -> str:

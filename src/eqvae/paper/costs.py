@@ -1,278 +1,271 @@
-"""What a planned run will cost: operations, hours of a named device, disk. From configurations alone.
+"""What the runs of a plan will cost, from their configurations alone: operations, hours of a named device, disk.
 
-No weights, no data and no cache are read. Operations are those of `flop_counts.py`; what no network does (optimizers,
-losses, reading images, Frechet distances) is left out. Disk is what lies there at the end; see `disk_sizes.py`.
+Operations are what PyTorch counts on the meta device for the real networks: convolutions, matrix products, attention, a
+multiplication and an addition as two. A training step is three forward passes. Left out: optimizers, discriminator (1%
+of a step), REPA's projector (2%), measures that look at no image, decoding of files; and on disk what is no tensor, and
+an evaluation's pictures.
 """
 
+import copy
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from functools import lru_cache
+from typing import Any
 
-from eqvae.autoencoders.protocol import DiscreteAutoencoder
-from eqvae.errors import UserError, nearest_name
-from eqvae.generators.families import BackboneConfig, Recipe, RepaSit, find_recipe
+import timm
+import torch
+import torchvision
+
+from eqvae.autoencoders import build_autoencoder
+from eqvae.autoencoders.presets import UNTRAINED
+from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
+from eqvae.generators.families import Recipe, RepaSit
 from eqvae.generators.protocol import LatentSpecification
-from eqvae.generators.transformer import TransformerConfig
-from eqvae.metrics.equivariance import evaluation_transforms
 from eqvae.networks.features import INCEPTION
-from eqvae.networks.pretrained import EFFICIENTNET_LITE0, inception_is_cached, lpips_is_cached
-from eqvae.paper import disk_sizes, flop_counts
-from eqvae.paper.devices import DEVICES, Device
-from eqvae.paper.finetuning_flops import finetuning_flops
-from eqvae.paper.flop_counts import Architecture, area_of, backbone_flops, coding_flops, feature_flops
-from eqvae.runs.encode import EncodeConfig
-from eqvae.runs.evaluate import EvaluateConfig
-from eqvae.runs.finetune import FinetuneConfig
+from eqvae.networks.pretrained import EFFICIENTNET_LITE0
+from eqvae.networks.teachers import DINOV2_B
+from eqvae.paper.plan import Plan, PlannedRun
+from eqvae.paper.settings import Setting
 from eqvae.runs.sample import SampleConfig
-from eqvae.runs.score import ScoreConfig
 from eqvae.runs.train_config import TrainConfig
-from eqvae.runtime.device import Precision
-from eqvae.sampling.draw import sheet_indices
+from eqvae.runtime.run_folder import flat
+from eqvae.runtime.seeds import generator_for
+from eqvae.runtime.throughput import count_flops
+from eqvae.transforms import Compose, Scale, Transform, TransformSampler
 
-__all__ = [
-    "DEVICES",
-    "Cost",
-    "Device",
-    "Sizes",
-    "encode_cost",
-    "evaluate_cost",
-    "finetune_cost",
-    "reference_cost",
-    "sample_cost",
-    "score_cost",
-    "train_cost",
-]
+# fmt: off
+DEVICES: Mapping[str, tuple[float, float, float]] = {
+    # name          bf16      fp32      share
+    "a100-80gb":   (312e12,   19.5e12,  0.35),
+    "h100":        (989.4e12, 66.9e12,  0.30),
+    "h200":        (989.4e12, 66.9e12,  0.30),
+    "rtx-4090":    (165.2e12, 82.6e12,  0.35),
+    "cpu":         (1.37e12,  0.46e12,  0.12),
+}
+# fmt: on
+"""Peaks of dense matrix products in FLOP/s (fp32 without TF32), and the share of them that a run is taken to reach.
+GPUs' peaks are NVIDIA's; their shares are assumptions, usual for transformers of published sizes in eager mode: small
+networks reach far less. `cpu` is two cores of an Intel Xeon with AMX: its peak is twice the 684 GFLOP/s that a bf16
+matrix product reached on one (docs/results/benchmarks/train_generator.json), its share lies between fine-tuning
+tiny-kl-f2 at 32 px (0.04) and DiT-S/2 (0.36)."""
 
-_DOPRI5_CALLS = 120
-"""Of the network, per image: an assumption, since the solver chooses its steps."""
+META = torch.device("meta")
+_FEATURES = {INCEPTION: (299, 2048), EFFICIENTNET_LITE0: (224, 1280)}
+"""Side to which images are resized, px, and channels."""
+_TEACHERS = {DINOV2_B: (14, 768), EFFICIENTNET_LITE0: (16, 112)}
+"""Pixels per token, and channels."""
+_TRANSFORMED = 3 + 1 / 16 + 1 / 4 + 9 / 16
+"""Area of an evaluation's six transformed images: three rotations, scales of 1/4, 1/2 and 3/4."""
+_NUM_SHEET_IMAGES, _NUM_DRAWS = 100, 300
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
     """Of one run, or of several together."""
 
-    flops: float = 0.0
-    """A multiplication and an addition are two."""
+    bf16_flops: float = 0.0
 
-    device_hours: float = 0.0
-    """Of one device."""
+    fp32_flops: float = 0.0
 
     disk_bytes: int = 0
     """What lies there at the end."""
 
     def __add__(self, other: "Cost") -> "Cost":
-        """Put two runs together."""
+        """Put two together."""
         return Cost(
-            flops=self.flops + other.flops,
-            device_hours=self.device_hours + other.device_hours,
+            bf16_flops=self.bf16_flops + other.bf16_flops,
+            fp32_flops=self.fp32_flops + other.fp32_flops,
             disk_bytes=self.disk_bytes + other.disk_bytes,
         )
 
+    def hours(self, device: str) -> float:
+        """Take so long on one device of `DEVICES`."""
+        bf16_peak, fp32_peak, share = DEVICES[device]
+        return (self.bf16_flops / bf16_peak + self.fp32_flops / fp32_peak) / share / 3600
 
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """What no configuration of a stage says."""
-
-    autoencoder: Architecture
-    """A preset's name (`untrained:` before it is ignored), or any loaded autoencoder of this architecture."""
-
-    num_images: int
-    """Of the generator's data, where `EncodeConfig` does not cut them."""
-
-    image_size_px: int
-    """Side of the images that the generator models; fine-tuning, evaluation and encoding say theirs themselves."""
-
-    num_classes: int
-    """Of the generator's data; 0 without labels."""
-
-    num_evaluation_images: int = 50_000
-    """Where `EvaluateConfig` does not cut them; ImageNet's validation set has 50,000."""
-
-    num_samples: int = 50_000
-    """Of the sample set, where `ScoreConfig` does not cut it."""
-
-    num_reference_images: int = 0
-    """Images of the reference that `eqvae score` or a training run looks at; 0 for saved statistics."""
+    def show(self, device: str) -> tuple[str, str, str]:
+        """Print operations, hours, disk."""
+        power = min(int(math.log10(max(self.disk_bytes, 1))) // 3, 4)
+        size = f"{self.disk_bytes / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+        return f"{self.bf16_flops + self.fp32_flops:.2e}", f"{self.hours(device):.3g}", size
 
 
-def finetune_cost(config: FinetuneConfig, sizes: Sizes, device: str) -> Cost:
-    """Estimate a fine-tuning run: steps with all their networks, validations, checkpoint, export."""
-    config = config.resolved()
-    training = config.training
-    step = finetuning_flops(config, sizes.autoencoder)
-    coding = coding_flops(sizes.autoencoder, config.image_size)
-    num_warming_up = training.adversarial.discriminator_warmup_steps or 0
-    num_validations = 2 + (training.max_steps - 1) // (config.validate_every or 1)  # of the base, between, at the end
-    num_learning = training.max_steps - num_warming_up
-    flops = training.batch_size * (num_learning * step.training + num_warming_up * step.warming_up)
-    flops += num_validations * config.num_validation_images * _evaluation_flops(coding)
-    flops += config.num_statistics_images * coding.encode
-    num_bytes = disk_sizes.finetuning_bytes(config, sizes.autoencoder)
-    return _computing(flops, training.precision, device) + _storing(num_bytes)
+def describe_plan(plan: Plan, items: Mapping[str, Sequence[PlannedRun]], setting: Setting, device: str) -> str:
+    """List a plan's runs with their state, the items that share them and their cost, and sums of what is left."""
+    closures = {item: {run.name for run in Plan.of(runs).runs} for item, runs in items.items()}
+    rows, left, total = [("run", "state", "for", "FLOPs", f"{device} hours", "disk")], Cost(), Cost()
+    for run in plan.runs:
+        state = "done" if run.is_finished else "begun" if run.has_begun else "to do"
+        wanted_by = ",".join(item for item, names in closures.items() if run.name in names)
+        cost = estimate(run, setting)
+        total += cost
+        left += Cost() if run.is_finished else cost
+        rows.append((f"{run.command} {run.name}", state, wanted_by, *cost.show(device)))
+    rows.append((f"{len(plan.unfinished)} runs to do", "", "", *left.show(device)))
+    rows.append((f"all {len(plan.runs)} runs", "", "", *total.show(device)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    layout = "  ".join(f"{{:{'<' if place < 3 else '>'}{width}}}" for place, width in enumerate(widths))
+    return "\n".join(layout.format(*row).rstrip() for row in rows)
 
 
-def encode_cost(config: EncodeConfig, sizes: Sizes, device: str) -> Cost:
-    """Estimate a latent cache."""
-    num_images = config.num_images or sizes.num_images
-    num_views = 2 if config.mirror else 1
-    coding = coding_flops(sizes.autoencoder, config.image_size)
-    flops = num_images * num_views * (coding.encode + coding.tokenize)
-    num_bytes = disk_sizes.cache_bytes(config, sizes.autoencoder, num_images, has_labels=sizes.num_classes > 0)
-    return _computing(flops, config.precision, device) + _storing(num_bytes)
+def estimate(run: PlannedRun, setting: Setting) -> Cost:
+    """Estimate one run."""
+    estimates: Mapping[str, Callable[[PlannedRun, Any, Setting], Cost]] = {
+        "finetune": _finetune, "evaluate": _evaluate, "reference": _reference, "encode": _encode, "train": _train,
+        "sample": _sample, "score": _score,
+    }  # fmt: skip
+    config: Any = run.config
+    return estimates[run.command](run, config.resolved() if hasattr(config, "resolved") else config, setting)
 
 
-def train_cost(config: TrainConfig, sizes: Sizes, device: str) -> Cost:
-    """Estimate a generator's training: three forward passes per image and step, REPA's teacher, the watch's samples.
+def _finetune(run: PlannedRun, config: Any, setting: Setting) -> Cost:
+    """Steps, and validations of E(x), D(E(x)) and E(tau x); a checkpoint with average and moments, and the export."""
+    training, perceptual = config.training, config.training.reconstruction.perceptual
+    encode, decode = coding_flops(run.architecture, config.image_size)
+    seen = 0.0 if perceptual == "none" else network_flops(perceptual, config.image_size)
+    area = _mean_area(training.transform.sampler(), config.image_size // _on_meta(run.architecture).stride)
+    step = encode + area * (decode + seen)
+    if training.objective != "implicit":  # the equivariance branch encodes tau x beside x
+        step = (area + training.transform.equivariance_probability) * encode + decode + seen
+    num_validations = 2 + (training.max_steps - 1) // config.validate_every  # of the base, between, at the end
+    flops = 3 * training.max_steps * training.batch_size * step + config.num_statistics_images * encode
+    flops += num_validations * config.num_validation_images * ((1 + _TRANSFORMED) * encode + decode)
+    num_copies = 5 if flat(config)["ema_decay"] else 4
+    return _computing(training, flops) + Cost(disk_bytes=4 * num_copies * _on_meta(run.architecture).num_parameters())
 
-    The file of a cached teacher lies beside the latents and is made once; here each run counts it.
-    """
-    config = config.resolved()
-    recipe = config.find_recipe()
-    transformer = _backbone(recipe, sizes)
-    num_seen, num_watches = config.max_steps * config.batch_size, -(-config.max_steps // (config.sample_every or 1))
-    cost, projector_depth = Cost(), None
+
+def _evaluate(run: PlannedRun, config: Any, setting: Setting) -> Cost:
+    """x, tau x, and what lies between latents: encoded, decoded, and seen by the features."""
+    num_images = config.num_images or setting.num_validation_images
+    encode, decode = coding_flops(run.architecture, config.image_size)
+    measured = 15.0 * network_flops(config.features)  # x and what lies between latents, and pairs of the others
+    measured += 2 * network_flops("lpips", config.image_size) if config.lpips else 0.0
+    coded = (1 + _TRANSFORMED) * encode + (2 + _TRANSFORMED) * decode
+    return _computing(config, num_images * coded) + Cost(fp32_flops=num_images * measured)
+
+
+def _reference(run: PlannedRun, config: Any, setting: Setting) -> Cost:
+    """Features of all images, and their covariance in fp64."""
+    num_images, (_, channels) = setting.num_reference_images, _FEATURES[config.features]
+    cost = _computing(config, num_images * network_flops(config.features))
+    return cost + Cost(disk_bytes=4 * channels * num_images + 8 * channels**2)
+
+
+def _encode(run: PlannedRun, config: Any, setting: Setting) -> Cost:
+    """Of each image and its mirror image two moments, or tokens, of two bytes."""
+    num_views = (config.num_images or setting.num_images) * (2 if config.mirror else 1)
+    autoencoder = _on_meta(run.architecture)
+    numbers = 1 if isinstance(autoencoder, DiscreteAutoencoder) else 2 * autoencoder.latent_channels
+    num_bytes = 2 * num_views * numbers * (config.image_size // autoencoder.stride) ** 2
+    return _computing(config, num_views * coding_flops(run.architecture, config.image_size)[0]) + Cost(
+        disk_bytes=num_bytes
+    )
+
+
+def _train(run: PlannedRun, config: Any, setting: Setting) -> Cost:
+    """Steps, REPA's teacher, samples while training; a checkpoint with average and moments, and two exports."""
+    recipe, latents = config.find_recipe(), _latents(run, setting)
+    step, num_parameters = generator_size(recipe, latents, in_training=True)
+    num_seen, num_watches = config.max_steps * config.batch_size, -(-config.max_steps // config.sample_every)
+    cost = _computing(config, 3 * num_seen * step) + Cost(disk_bytes=6 * 4 * num_parameters)
     if isinstance(recipe, RepaSit):
-        teacher = flop_counts.teacher_flops(recipe.repa.teacher, transformer.grid)
-        transformer = replace(cast(TransformerConfig, transformer), teacher_channels=teacher.channels)
-        projector_depth = recipe.repa_depth
-        num_taught = 2 * sizes.num_images if recipe.repa.cache_teacher else num_seen
-        num_numbers = num_taught * math.prod(transformer.grid) * teacher.channels
-        cost += _computing(num_taught * teacher.per_image, "bf16", device)
-        cost += _storing(2 * num_numbers if recipe.repa.cache_teacher else 0)
-    passes = 4.0 if config.gradient_checkpointing else 3.0
-    cost += _computing(num_seen * passes * backbone_flops(transformer, projector_depth), config.precision, device)
-    cost += _storing(disk_sizes.training_bytes(transformer, posthoc_ema=config.posthoc_ema, num_watches=num_watches))
-    num_drawn = len(sheet_indices(config.num_watch_samples, sizes.num_classes))
-    if config.reference is not None:
-        features = feature_flops(config.features).per_image
-        num_drawn += config.num_watch_samples
-        num_measured = num_watches * config.num_watch_samples + sizes.num_reference_images
-        cost += _computing(num_measured * features, "fp32", device)
-    sampling = SampleConfig(run="", out=config.out, num_steps=config.watch_steps, precision=config.precision)
-    return cost + _drawing(sampling, recipe, transformer, sizes, num_watches * num_drawn, device)
+        side = setting.tokens_per_side * _TEACHERS[recipe.repa.teacher][0]
+        num_taught = 2 * (setting.encoding.num_images or setting.num_images) if recipe.repa.cache_teacher else num_seen
+        cost += Cost(bf16_flops=num_taught * network_flops(recipe.repa.teacher, side))
+    cost += Cost(fp32_flops=num_watches * config.num_watch_samples * network_flops(config.features))
+    num_drawn = num_watches * (config.num_watch_samples + _NUM_SHEET_IMAGES)
+    per_image = config.watch_steps * generator_size(recipe, latents)[0]
+    return cost + _drawing(run, setting, config, num_drawn, per_image)
 
 
-def sample_cost(config: SampleConfig, recipe: str, sizes: Sizes, device: str) -> Cost:
-    """Estimate a sample set; guidance doubles the transformer's part where it is on.
-
-    A `weak_run` is taken to be as large as the generator.
-    """
-    config.check()
-    parsed = find_recipe(recipe)
-    transformer = _backbone(parsed, sizes)
-    has_labels = sizes.num_classes > 0
-    num_bytes = disk_sizes.sample_set_bytes(config.num_samples, sizes.image_size_px, has_labels=has_labels)
-    drawing = _drawing(config, parsed, transformer, sizes, config.num_samples, device)
-    return drawing + _storing(num_bytes)
-
-
-def evaluate_cost(config: EvaluateConfig, sizes: Sizes, device: str) -> Cost:
-    """Estimate the evaluation of an autoencoder; nearest neighbours among latents are left out.
-
-    LPIPS and Inception are counted where `eqvae evaluate` would use them on this machine.
-    """
-    num_images = config.num_images or sizes.num_evaluation_images
-    coding = coding_flops(sizes.autoencoder, config.image_size)
-    features = feature_flops(config.features or (INCEPTION if inception_is_cached() else EFFICIENTNET_LITE0)).per_image
-    areas = [area_of(tau) for tau in evaluation_transforms().values()]
-    coded, decode = _evaluation_flops(coding), coding.tokenize + coding.decode
-    measured = 2 * features  # of images and reconstructions
-    if config.lpips or (config.lpips is None and lpips_is_cached()):
-        measured += 2 * flop_counts.perceptual_flops("lpips", config.image_size)
-    if config.all:  # the transformed, and what lies between latents
-        coded += (sum(areas) + 1) * decode
-        measured += (2 * len(areas) + 1) * features
-    num_bytes = disk_sizes.pictures_bytes(config.num_pictures, config.image_size, sizes.autoencoder)
-    return (
-        _computing(num_images * coded, config.precision, device)
-        + _computing(num_images * measured, "fp32", device)
-        + _storing(num_bytes)
-    )
-
-
-def score_cost(config: ScoreConfig, sizes: Sizes, device: str) -> Cost:
-    """Estimate a score: features, and for precision and recall all distances among and between both sets."""
-    features = feature_flops(config.features)
-    num_samples = config.num_images or sizes.num_samples
-    num_reference = min(config.num_reference or sizes.num_reference_images, sizes.num_reference_images)
-    num_rows = num_reference or num_samples  # saved statistics hold features: of as many images, it is assumed
-    pairs = num_samples**2 + num_rows**2 + num_samples * num_rows
-    saved = disk_sizes.statistics_bytes(config.features, num_rows) if config.save_reference is not None else 0
-    return (
-        _computing((num_samples + num_reference) * features.per_image, config.precision, device)
-        + _computing(2.0 * features.channels * pairs, "fp32", device)
-        + _storing(saved)
-    )
-
-
-def reference_cost(features: str, num_images: int, device: str, *, precision: Precision = "fp32") -> Cost:
-    """Estimate the statistics of a reference, computed once and saved with their features."""
-    flops = num_images * feature_flops(features).per_image
-    return _computing(flops, precision, device) + _storing(disk_sizes.statistics_bytes(features, num_images))
-
-
-def _computing(flops: float, precision: Precision, device: str) -> Cost:
-    if device not in DEVICES:
-        raise UserError(f"There are no figures of a device '{device}'", nearest_name(device, DEVICES))
-    found = DEVICES[device]
-    peak = found.bf16_flops_per_sec if precision == "bf16" else found.fp32_flops_per_sec
-    hours = flops / (peak * found.reached_share) / 3600
-    return Cost(flops=float(flops), device_hours=hours)
-
-
-def _storing(num_bytes: int) -> Cost:
-    return Cost(disk_bytes=num_bytes)
-
-
-def _evaluation_flops(coding: flop_counts.CodingFlops) -> float:
-    """Of one image: E(x), D(E(x)), and E(tau o x) for each transformation of Section C.3."""
-    transformed = sum(area_of(tau) for tau in evaluation_transforms().values())
-    return (1 + transformed) * (coding.encode + coding.tokenize) + coding.decode
-
-
-def _drawing(
-    config: SampleConfig,
-    recipe: Recipe,
-    transformer: BackboneConfig,
-    sizes: Sizes,
-    num_images: int,
-    device: str,
-) -> Cost:
-    """Sampler and decoder; the latter always computes in fp32."""
-    decode = coding_flops(sizes.autoencoder, sizes.image_size_px).decode
-    calls = _num_token_calls(config) if recipe.models == "tokens" else _num_calls(config)
-    drawing = _computing(num_images * calls * backbone_flops(transformer), config.precision, device)
-    return drawing + _computing(num_images * decode, "fp32", device)
-
-
-def _num_calls(config: SampleConfig) -> float:
-    """Forward passes per image, those of guidance among them; times are taken to be spaced evenly."""
-    num_steps = config.num_steps or 250
-    calls = {"heun": 2 * num_steps - 1, "dopri5": _DOPRI5_CALLS}.get(config.sampler or "", num_steps)
+def _sample(run: PlannedRun, config: Any, setting: Setting) -> Cost:
+    """Guided steps count twice; images lie there uncompressed, beside their labels."""
+    (training,) = (need.config for need in run.needs if isinstance(need.config, TrainConfig))
     guided_share = config.guidance_high - config.guidance_low if config.guidance_scale != 1.0 else 0.0
-    return calls * (1.0 + guided_share)
+    forward, _ = generator_size(training.find_recipe(), _latents(run, setting))
+    per_image = config.num_steps * (1 + guided_share) * forward
+    num_bytes = config.num_samples * (3 * setting.encoding.image_size**2 + 8)
+    return _drawing(run, setting, config, config.num_samples, per_image) + Cost(disk_bytes=num_bytes)
 
 
-def _num_token_calls(config: SampleConfig) -> float:
-    """The same for MaskGIT, whose linear schedule leaves the first step unguided."""
-    is_halton = config.sampler == "halton"
-    num_steps = config.num_steps or (32 if is_halton else 8)
-    if config.guidance_scale == 1.0:
-        return float(num_steps)
-    is_constant = (config.guidance_schedule or ("constant" if is_halton else "linear")) == "constant"
-    return float(2 * num_steps if is_constant or num_steps == 1 else 2 * num_steps - 1)
+def _score(run: PlannedRun, config: Any, setting: Setting) -> Cost:
+    """Features of the samples; the reference's are there."""
+    (sampling,) = (need.config for need in run.needs if isinstance(need.config, SampleConfig))
+    return _computing(config, (config.num_images or sampling.num_samples) * network_flops(config.features))
 
 
-def _backbone(recipe: Recipe, sizes: Sizes) -> BackboneConfig:
-    """Describe a generator of the autoencoder's latents or tokens."""
-    autoencoder = flop_counts.meta_autoencoder(sizes.autoencoder)
-    is_discrete = isinstance(autoencoder, DiscreteAutoencoder)
-    if is_discrete != (recipe.models == "tokens"):
-        raise UserError(f"'{recipe}' does not model what '{autoencoder.name}' makes", "MaskGIT models tokens")
-    side = sizes.image_size_px // autoencoder.stride
-    channels = (
-        autoencoder.codebook_size if isinstance(autoencoder, DiscreteAutoencoder) else autoencoder.latent_channels
-    )
-    return recipe.transformer(
-        LatentSpecification(channels=channels, height=side, width=side, num_classes=sizes.num_classes)
-    )
+def _computing(config: Any, flops: float) -> Cost:
+    return Cost(bf16_flops=flops) if config.precision == "bf16" else Cost(fp32_flops=flops)
+
+
+def _drawing(run: PlannedRun, setting: Setting, config: Any, num_images: int, per_image: float) -> Cost:
+    """Sampler, and decoder, which computes in fp32."""
+    _, decode = coding_flops(run.architecture, setting.encoding.image_size)
+    return _computing(config, num_images * per_image) + Cost(fp32_flops=num_images * decode)
+
+
+@lru_cache
+def _mean_area(sampler: TransformSampler, side: int) -> float:
+    """Compute how large tau x is in the mean over draws."""
+
+    def area_of(tau: Transform) -> float:
+        if isinstance(tau, Compose):
+            return math.prod(map(area_of, tau.parts), start=1.0)
+        return float(tau.vertical * tau.horizontal) if isinstance(tau, Scale) else 1.0
+
+    generator = generator_for(0)
+    return sum(area_of(sampler.draw((side, side), generator).tau) for _ in range(_NUM_DRAWS)) / _NUM_DRAWS
+
+
+@lru_cache
+def _on_meta(architecture: str | Autoencoder) -> Autoencoder:
+    if isinstance(architecture, Autoencoder):
+        return copy.deepcopy(architecture).to(META)
+    with META:
+        return build_autoencoder(architecture.removeprefix(UNTRAINED), seed=0)
+
+
+@lru_cache
+def coding_flops(architecture: str | Autoencoder, image_size_px: int) -> tuple[float, float]:
+    """Count encoder and decoder, for one image."""
+    autoencoder, x = _on_meta(architecture), torch.empty(1, 3, image_size_px, image_size_px, device=META)
+    with torch.no_grad():
+        z = autoencoder.encode(x).mode()
+        return float(count_flops(autoencoder.encode, x)), float(count_flops(autoencoder.decode, z))
+
+
+@lru_cache
+def network_flops(name: str, image_size_px: int | None = None) -> float:
+    """Count a frozen network that sees images, for one image; of features, at the size to which they resize it."""
+    side = image_size_px or _FEATURES[name][0]
+    with META, torch.no_grad():
+        if name == "lpips":
+            network: Any = torchvision.models.vgg16(weights=None).features
+        elif name == INCEPTION:
+            network = torchvision.models.inception_v3(weights=None, aux_logits=False, init_weights=False)
+        else:
+            sized: dict[str, Any] = {"img_size": side} if name.startswith("vit") else {}
+            network = timm.create_model(name.replace("-", "_"), **sized)
+        return float(count_flops(network.eval(), torch.empty(1, 3, side, side)))
+
+
+def _latents(run: PlannedRun, setting: Setting) -> LatentSpecification:
+    autoencoder = _on_meta(run.architecture)
+    side = setting.encoding.image_size // autoencoder.stride
+    channels = autoencoder.latent_channels
+    if isinstance(autoencoder, DiscreteAutoencoder):
+        channels = autoencoder.codebook_size
+    return LatentSpecification(channels=channels, height=side, width=side, num_classes=setting.num_classes)
+
+
+@lru_cache
+def generator_size(recipe: Recipe, latents: LatentSpecification, *, in_training: bool = False) -> tuple[float, int]:
+    """Count a generator's forward pass for one image, in training with REPA's projector, and its parameters."""
+    config: Any = recipe.transformer(latents)
+    depth: tuple[int, ...] = ()
+    if in_training and isinstance(recipe, RepaSit):
+        config, depth = replace(config, teacher_channels=_TEACHERS[recipe.repa.teacher][1]), (recipe.repa_depth,)
+    with META:
+        network = config.build()
+        return float(count_flops(network, *config.example(), *depth)), network.num_parameters()

@@ -1,4 +1,4 @@
-"""Going through a plan: finished runs are passed over, each of the others is taken by one taker at a time.
+"""Going through a plan: finished runs are passed over, each other is taken by one taker at a time.
 
 A taker is a process, or the processes that torchrun started together. A run is taken under a lock file below the plan's
 root, which the system frees when its holder dies; so several machines that share the root take different runs.
@@ -9,14 +9,41 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
+from eqvae.artifacts import CONFIG, check_writable, write_json
+from eqvae.autoencoders import load_autoencoder
 from eqvae.errors import Interrupted, UserError
-from eqvae.paper.planned import FOR_ONE_PROCESS, Plan, PlannedRun, perform
-from eqvae.runtime.processes import Processes
+from eqvae.images import open_images
+from eqvae.images.image_sets import open_reference
+from eqvae.paper.plan import Plan, PlannedRun, write_reference
+from eqvae.paper.settings import GIVEN_LATER
+from eqvae.runs.encode import encode
+from eqvae.runs.evaluate import evaluate
+from eqvae.runs.finetune import finetune
+from eqvae.runs.sample import sample
+from eqvae.runs.score import score
+from eqvae.runs.train import train
+from eqvae.runtime.device import choose_device
+from eqvae.runtime.journal import write_environment
+from eqvae.runtime.processes import Processes, join_processes
+from eqvae.runtime.run_folder import RunFolder, flat
+
+COMMANDS: Mapping[str, Callable[[Any], object]] = {
+    "finetune": finetune,
+    "evaluate": evaluate,
+    "reference": write_reference,
+    "encode": encode,
+    "train": train,
+    "sample": sample,
+    "score": score,
+}
+"""What does each kind of run."""
 
 LOCKS = ".locks"
 
@@ -24,8 +51,67 @@ _POLL_SEC = 2.0
 _DONE, _WAIT = "", "."  # no run is called so
 
 
+def carry_out(plan: Plan, config: Any, command: str, write: Callable[[PlannedRun | None], object]) -> bool:
+    """Do what is left of a plan for a command, and write what it shows after each run; is this the first process?"""
+    device = choose_device(config.device)
+    _claim_root(config, command)
+    plan.check_saved()
+    check_inputs(plan)
+    processes = join_processes(device)
+    processes.wait()
+    if processes.is_first:
+        config.out.mkdir(parents=True, exist_ok=True)
+        write_json(config.out / CONFIG, flat(config) | {"command": command})
+        write_environment(config.out, device=processes.device, seed=None, num_processes=processes.count)
+        write(None)
+    execute(plan, config.out, processes, after_each=write)
+    return processes.is_first
+
+
+def check_inputs(plan: Plan) -> None:
+    """Open what the runs that are left will read, so that what is wrong is told before anything is written."""
+    made = {str(run.folder) for run in plan.runs}
+    checks: dict[tuple[str, str], Callable[[], object]] = {}
+    for run in plan.unfinished:
+        config: Any = run.config
+        data = {}
+        if run.command in ("finetune", "evaluate", "encode"):
+            data["--data"] = config.data
+            if config.autoencoder not in made:
+                checks["--autoencoder", config.autoencoder] = partial(load_autoencoder, config.autoencoder)
+        if run.command == "finetune":
+            data |= {"--finetune-data": config.data, "--validation-data": config.validation_data}
+        checks |= {(flag, value): partial(open_images, value) for flag, value in data.items()}
+        if run.command == "reference":
+            open_it = partial(open_reference, config.reference, image_size_px=config.image_size)
+            checks["--reference-data", config.reference] = open_it
+    for flag, value in checks:
+        if value == GIVEN_LATER and flag != "--data":
+            raise UserError(f"reproduction at this scale needs {flag}", "See 'eqvae reproduce --help'")
+    for (_, value), check in checks.items():
+        if value != GIVEN_LATER:
+            check()
+
+
+def _claim_root(config: Any, command: str) -> None:
+    """Refuse a root that is something else, or of another scale."""
+    root = config.out
+    if not (root / CONFIG).is_file() and root.is_dir() and all(path.name.startswith(".") for path in root.iterdir()):
+        check_writable(root, "--out")  # empty, or another process is just beginning there
+        return
+    saved = RunFolder.claim(root, command).saved
+    if saved is not None and saved.get("scale") != config.scale:
+        problem = f"--out '{root}' holds runs of --scale {saved.get('scale')}, not {config.scale}"
+        raise UserError(problem, "Choose another --out")
+
+
+def perform(run: PlannedRun) -> None:
+    """Do a run, or go on with it."""
+    COMMANDS[run.command](run.resolved())
+
+
 def execute(
-    plan: Plan, root: Path, processes: Processes, *, after_each: Callable[[PlannedRun], None] = lambda run: None
+    plan: Plan, root: Path, processes: Processes, *, after_each: Callable[[PlannedRun], object] = lambda run: None
 ) -> list[str]:
     """Do all runs of a plan that are not finished, beside whoever else does so."""
     runs = {run.name: run for run in plan.runs}
@@ -46,7 +132,7 @@ def execute(
                 run = runs[choice]
                 if processes.is_first:
                     _say(plan, run)
-                _perform(run, processes)
+                _perform_named(run)
                 done.append(run.name)
                 if processes.is_first:
                     after_each(run)
@@ -79,14 +165,10 @@ def _take_next(plan: Plan, root: Path) -> tuple[str, FileLock | None]:
     return (_WAIT if unfinished else _DONE), None
 
 
-def _perform(run: PlannedRun, processes: Processes) -> None:
-    """Do a run together, or let the first process do it; an error names the run."""
+def _perform_named(run: PlannedRun) -> None:
+    """Do a run; an error names it."""
     try:
-        if processes.is_first or not isinstance(run.config, FOR_ONE_PROCESS):
-            perform(run)
-            return
-        while not run.is_finished:  # where the first process fails, torchrun ends us
-            time.sleep(_POLL_SEC)
+        perform(run)
     except UserError as error:
         raise UserError(f"run '{run.name}': {error}") from None
     except Interrupted as stop:
@@ -102,7 +184,7 @@ def _say(plan: Plan, run: PlannedRun) -> None:
 
 @contextlib.contextmanager
 def _terminated_by_signal() -> Iterator[None]:
-    """Let SIGTERM stop us like Ctrl-C where no stage has its own way with it; either becomes `Interrupted`."""
+    """Let SIGTERM stop us like Ctrl-C where no command has its own way with it; either becomes `Interrupted`."""
     former = None
 
     def stop(number: int, frame: object) -> None:

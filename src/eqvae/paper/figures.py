@@ -1,37 +1,41 @@
 """Figures 1 to 8 of the paper: the runs that each needs, and how it is drawn from them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from eqvae.artifacts import CONTACT_SHEETS, contact_sheet_name
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageDraw, ImageFont
+
+from eqvae.artifacts import CONTACT_SHEETS, contact_sheet_name, write_atomically
+from eqvae.images import open_picture
 from eqvae.paper import expected
-from eqvae.paper.autoencoders import PlannedAutoencoder, equivariant, evaluation, untouched
-from eqvae.paper.cells import gfid_cells, protocol, trained_by_seed
-from eqvae.paper.drawings import (
-    Point,
-    SheetRow,
-    draw_comparison,
-    draw_distances,
-    draw_latent_maps,
-    draw_points,
-    draw_sheets,
-    draw_transforms,
-)
-from eqvae.paper.generators import distance_key, generator, recipe_name, sample_set
-from eqvae.paper.planned import PlannedRun
-from eqvae.paper.setting import Family, Setting
-from eqvae.paper.table import Cell, Column, Row, Table, by_seed, columns
+from eqvae.paper.arms import Arm, distance_key, equivariant, evaluation, sample_set
+from eqvae.paper.cells import Cell, Column, Row, TableItem, by_seed, columns, gfid_cells, protocol
+from eqvae.paper.plan import PlannedAutoencoder, PlannedRun
+from eqvae.paper.settings import Family, Setting
+from eqvae.report import read_folders
+from eqvae.report.charts import ACCENT, INK, PAPER_STYLE, SIZE_INCHES
+from eqvae.report.evaluation_charts import distance_charts, distance_figure
+from eqvae.report.pictures import Grid, draw_grid, latent_map_grid, picture_groups, transform_grids
+from eqvae.runs.compare import CompareConfig, compare
 from eqvae.runs.sample import SHEET
 
-_WATCHES = {"50K": 1 / 8, "100K": 1 / 4, "400K": 1.0}
-"""Columns of Figure 4, as shares of the training."""
+_WATCHES = (1 / 8, 1 / 4)
+"""First columns of Figure 4, as shares of the training: 50K and 100K of 400K steps."""
 
 _FIGURE_8_GUIDANCE = 4.0
 
+_DPI = 200
+_MIN_CELL_PX = 160
+"""Smaller pictures are enlarged pixel by pixel, so that the columns' names fit above them."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class PaperFigure:
+class FigureItem:
     """A figure to reproduce."""
 
     item: str
@@ -47,7 +51,7 @@ class PaperFigure:
     draw: Callable[[Path], list[Path]]
     """Draws into a folder and names the files."""
 
-    table: Table | None = None
+    table: TableItem | None = None
     """Its figures, where the paper's can be read off."""
 
     @property
@@ -56,115 +60,119 @@ class PaperFigure:
         return f"Figure {self.item.removeprefix('figure')} of arXiv:2502.09509"
 
 
-def figure1(setting: Setting) -> PaperFigure:
+def figure1(setting: Setting) -> FigureItem:
     """Left: principal components of latents. Right: distance against steps, DiT and REPA."""
     evaluations = _evaluations(setting, _continuous(setting, "SD-VAE", "SDXL-VAE"))
-    base, ours = untouched(setting, setting.generator_base), equivariant(setting, setting.autoencoders["SD-VAE"])
     families: tuple[Family, ...] = ("dit", "repa-sit")
-    curves = {
-        family: (trained_by_seed(setting, family, "xl", base), trained_by_seed(setting, family, "xl", ours))
-        for family in families
-    }
+    curves = {family: [arm.trained for arm in _base_and_ours(setting, family)] for family in families}
 
     def draw(folder: Path) -> list[Path]:
-        files = draw_latent_maps(evaluations, folder / "latents.png")
+        groups = picture_groups(read_folders([run.folder for run in evaluations])[0])
+        latents = folder / "latents.png"
+        files = [_write_grid(latent_map_grid(group), _numbered(latents, index)) for index, group in enumerate(groups)]
         for family, (without, with_eq) in curves.items():
-            files += draw_comparison(without, with_eq, folder / family)
+            compare(CompareConfig(runs=tuple(run.folder for run in (*without, *with_eq)), out=folder / family))
+            files += sorted((folder / family).glob("*.png"))
         return files
 
     trained = by_seed([runs for pair in curves.values() for runs in pair])
-    return PaperFigure(
+    return FigureItem(
         item="figure1", title="Latents' principal components; distance while training", scale=setting.name,
         runs=(*evaluations, *trained), draw=draw,
     )  # fmt: skip
 
 
-def figure2(setting: Setting) -> PaperFigure:
+def figure2(setting: Setting) -> FigureItem:
     """Scaled latents, decoded, before and after."""
     evaluations = _evaluations(setting, _continuous(setting, "SD-VAE"))
-    return PaperFigure(
+    return FigureItem(
         item="figure2", title="x, D(E(τ∘x)) and D(τ∘E(x)) for s = 0.5", scale=setting.name, runs=evaluations,
-        draw=lambda folder: draw_transforms(evaluations, folder, only="s = 0.5"),
+        draw=lambda folder: _draw_transforms(evaluations, folder, only="s = 0.5"),
     )  # fmt: skip
 
 
-def figure3(setting: Setting) -> PaperFigure:
+def figure3(setting: Setting) -> FigureItem:
     """Distance between tau(x) and D(tau(E(x)))."""
     pairs = _continuous(setting, "SD-VAE", "SDXL-VAE")
     evaluations = _evaluations(setting, pairs)
-    distance = f"r{distance_key(setting)}"
     measured = tuple(
-        Column(key=key, paper=f"rFID, {shown}", here=f"{distance}_{key}", digits=1, paper_digits=0)
+        Column(key=key, paper=f"rFID, {shown}", here=f"r{distance_key(setting)}_{key}", digits=1, paper_digits=0)
         for key, shown in (
             ("scale_0.75", "s = 0.75"), ("scale_0.5", "s = 0.5"), ("scale_0.25", "s = 0.25"), ("rotation", "R(θ)"),
         )
     )  # fmt: skip
     labels = {setting.autoencoders[name]: name for name in expected.FIGURE_3 if name in setting.autoencoders}
-    rows = tuple(
-        Row(
-            label=labels.get(autoencoder.name, f"{labels.get(autoencoder.base.name, '')} + EQ-VAE"),
-            here=autoencoder.name,
-            expected=dict(
-                zip(
-                    (column.key for column in measured),
-                    expected.FIGURE_3[labels[autoencoder.name]] if autoencoder.name in labels else (),
-                    strict=False,
-                )
-            ),
-            cells={column.key: Cell(runs=(run,), key=column.here) for column in measured},
+    rows = []
+    for autoencoder, run in zip(pairs, evaluations, strict=True):
+        figures: tuple[float, ...] = ()
+        label = labels[autoencoder.base]
+        if autoencoder.run is None:
+            figures = expected.FIGURE_3[label]
+        rows.append(
+            Row(
+                label=label if autoencoder.run is None else f"{label} + EQ-VAE",
+                here=autoencoder.name,
+                expected=dict(zip((column.key for column in measured), figures, strict=False)),
+                cells={column.key: Cell(runs=(run,), key=column.here) for column in measured},
+            )
         )
-        for autoencoder, run in zip(pairs, evaluations, strict=True)
-    )
     title = "Distance between τ(x) and D(τ(E(x)))"
-    table = Table(
+    table = TableItem(
         item="figure3", title=title, source="Figure 3 of arXiv:2502.09509, read off", scale=setting.name,
-        columns=measured, rows=rows,
-    )  # fmt: skip
-    return PaperFigure(
-        item="figure3", title=title, scale=setting.name, runs=evaluations, table=table,
-        draw=lambda folder: draw_distances(evaluations, folder / "distances"),
+        columns=measured, rows=tuple(rows),
     )  # fmt: skip
 
+    def draw(folder: Path) -> list[Path]:
+        charts = distance_charts(read_folders([run.folder for run in evaluations])[0])
+        files = [
+            _write_chart(distance_figure(chart), folder / "distances", index) for index, chart in enumerate(charts)
+        ]
+        return [file for pair in files for file in pair]
 
-def figure4(setting: Setting) -> PaperFigure:
+    return FigureItem(item="figure3", title=title, scale=setting.name, runs=evaluations, table=table, draw=draw)
+
+
+def figure4(setting: Setting) -> FigureItem:
     """Samples of two generators at three steps from the same noise."""
-    return _sheets(setting, "figure4", "Samples while training, from the same noise", first=0, family="dit")
+    return _samples_while_training(setting, "figure4", "Samples while training, from the same noise", "dit", first=0)
 
 
-def figure5(setting: Setting) -> PaperFigure:
+def figure5(setting: Setting) -> FigureItem:
     """Distance against epochs of fine-tuning."""
     base = setting.autoencoders["SD-VAE"]
-    arms = {0: untouched(setting, base)}
-    arms |= {epochs: equivariant(setting, base, epochs=epochs) for epochs in setting.figure5_epochs}
-    cells = {epochs: gfid_cells(setting, "dit", "b", autoencoder) for epochs, autoencoder in arms.items()}
+    autoencoders = {0: setting.base(base)}
+    autoencoders |= {epochs: equivariant(setting, base, epochs=epochs) for epochs in setting.figure5_epochs}
+    cells = {
+        epochs: gfid_cells(Arm(setting=setting, family="dit", size="b", autoencoder=autoencoder))
+        for epochs, autoencoder in autoencoders.items()
+    }
+    labels = {epochs: "1 epoch" if epochs == 1 else f"{epochs} epochs" for epochs in cells}
     rows = tuple(
         Row(
-            label=_epochs(epochs),
-            here=f"{arms[epochs].name}, {epochs * setting.steps_per_epoch} steps",
+            label=labels[epochs],
+            here=f"{autoencoders[epochs].name}, {epochs * setting.steps_per_epoch} steps",
             expected={"gfid": expected.FIGURE_5[epochs]} if epochs in expected.FIGURE_5 else {},
             cells=own,
-            against=_epochs(0) if epochs else "",
+            against=labels[0] if epochs else "",
         )
         for epochs, own in cells.items()
     )
     title = "Distance against epochs of fine-tuning with EQ-VAE"
-    table = Table(
+    table = TableItem(
         item="figure5", title=title, source="Figure 5 of arXiv:2502.09509, read off", scale=setting.name,
-        columns=columns(setting.reference.features, ["gfid", *(["gfid_fixed"] if "gfid_fixed" in cells[0] else [])]),
-        rows=rows, notes=(protocol(setting, "dit"),),
+        columns=columns(setting.reference.features, ("gfid", "gfid_fixed")), rows=rows,
+        notes=(protocol(setting, "dit"),),
     )  # fmt: skip
 
     def draw(folder: Path) -> list[Path]:
-        points = [Point(x=float(epochs), values=tuple(own["gfid"].values())) for epochs, own in cells.items()]
-        paper = {float(epochs): value for epochs, value in expected.FIGURE_5.items()} if setting.is_fid else None
-        return draw_points(
-            points, folder / "epochs", x_label="epochs of fine-tuning", y_label=f"g{distance_key(setting)}", paper=paper
-        )
+        points = {float(epochs): own["gfid"].values() for epochs, own in cells.items()}
+        chart = _draw_points(points, expected.FIGURE_5 if setting.is_fid else {}, f"g{distance_key(setting)}")
+        return _write_chart(chart, folder / "epochs")
 
-    return PaperFigure(item="figure5", title=title, scale=setting.name, runs=table.runs, draw=draw, table=table)
+    return FigureItem(item="figure5", title=title, scale=setting.name, runs=table.runs, draw=draw, table=table)
 
 
-def figure6(setting: Setting) -> PaperFigure:
+def figure6(setting: Setting) -> FigureItem:
     """Figure 2 for more autoencoders and for rotations."""
     pairs = _continuous(setting, *setting.autoencoders)
     evaluations = _evaluations(setting, pairs)
@@ -172,37 +180,35 @@ def figure6(setting: Setting) -> PaperFigure:
     def draw(folder: Path) -> list[Path]:
         files = []
         for first in range(0, len(pairs), 2):
-            files += draw_transforms(evaluations[first : first + 2], folder / pairs[first].name)
+            files += _draw_transforms(evaluations[first : first + 2], folder / pairs[first].name)
         return files
 
-    return PaperFigure(
+    return FigureItem(
         item="figure6", title="x, D(E(τ∘x)) and D(τ∘E(x))", scale=setting.name, runs=evaluations, draw=draw
-    )
+    )  # fmt: skip
 
 
-def figure7(setting: Setting) -> PaperFigure:
+def figure7(setting: Setting) -> FigureItem:
     """Further samples while training: REPA's."""
-    return _sheets(
-        setting, "figure7", "Further samples while training, from the same noise", first=5, family="repa-sit"
-    )
+    title = "Further samples while training, from the same noise"
+    return _samples_while_training(setting, "figure7", title, "repa-sit", first=5)
 
 
-def figure8(setting: Setting) -> PaperFigure:
+def figure8(setting: Setting) -> FigureItem:
     """Further samples, guided with scale 4."""
-    ours = equivariant(setting, setting.autoencoders["SD-VAE"])
-    trained = generator(setting, "dit", "xl", ours, seed=setting.seeds[0], max_steps=setting.guided_steps.get("dit+eq"))
+    arm = replace(_base_and_ours(setting, "dit")[1], max_steps=setting.guided_steps.get("dit+eq"))
     config = replace(setting.guided_sampling["dit"], num_samples=100, guidance_scale=_FIGURE_8_GUIDANCE)
-    drawn = sample_set(setting, trained, config, suffix=f"-guidance-{_FIGURE_8_GUIDANCE:g}")
-    return PaperFigure(
+    drawn = sample_set(setting, arm.trained[0], config, suffix=f"-guidance-{_FIGURE_8_GUIDANCE:g}")
+    return FigureItem(
         item="figure8", title="Samples with guidance scale 4.0", scale=setting.name, runs=(drawn,),
         draw=lambda folder: [drawn.folder / SHEET],
     )  # fmt: skip
 
 
-FIGURES: dict[str, Callable[[Setting], PaperFigure]] = {
-    f"figure{number + 1}": recipe
-    for number, recipe in enumerate((figure1, figure2, figure3, figure4, figure5, figure6, figure7, figure8))
-}
+FIGURES: dict[str, Callable[[Setting], FigureItem]] = {
+    function.__name__: function
+    for function in (figure1, figure2, figure3, figure4, figure5, figure6, figure7, figure8)
+}  # fmt: skip
 """By the names of the command line."""
 
 
@@ -210,44 +216,137 @@ def watched_steps(setting: Setting, family: Family) -> tuple[int, ...]:
     """Choose the steps of Figure 4: an eighth, a quarter and all of the training, or what was watched near them."""
     config = setting.training[family]
     every = config.sample_every or config.max_steps
-    wanted = [round(share * config.max_steps) for share in _WATCHES.values()]
-    nearest = [min(max(round(step / every), 1) * every, config.max_steps) for step in wanted[:-1]]
+    wanted = [round(share * config.max_steps) for share in _WATCHES]
+    nearest = [min(max(round(step / every), 1) * every, config.max_steps) for step in wanted]
     if len(set(nearest)) < len(nearest):
         nearest[-1] = min(nearest[-1] + every, config.max_steps)
     return tuple(sorted({*nearest, config.max_steps}))
 
 
-def _sheets(setting: Setting, item: str, title: str, *, first: int, family: Family) -> PaperFigure:
-    base, ours = untouched(setting, setting.generator_base), equivariant(setting, setting.autoencoders["SD-VAE"])
-    runs = tuple(generator(setting, family, "xl", arm, seed=setting.seeds[0]) for arm in (base, ours))
+def _samples_while_training(setting: Setting, item: str, title: str, family: Family, *, first: int) -> FigureItem:
+    arms = _base_and_ours(setting, family)
+    runs = tuple(arm.trained[0] for arm in arms)
     steps = watched_steps(setting, family)
+    names = [f"{arm.recipe}\n{arm.autoencoder.name}" for arm in arms]
 
     def draw(folder: Path) -> list[Path]:
-        rows = [
-            SheetRow(
-                name=f"{recipe_name(setting, family, 'xl', arm.base.stride)}\n{arm.name}",
-                sheets=tuple(run.folder / CONTACT_SHEETS / contact_sheet_name(step) for step in steps),
-            )
-            for arm, run in zip((base, ours), runs, strict=True)
-        ]
-        return draw_sheets(
-            rows, [f"{step} steps" for step in steps], folder / "samples.png", cell_px=setting.encoding.image_size,
-            first=first, count=5,
+        sheets = [[run.folder / CONTACT_SHEETS / contact_sheet_name(step) for step in steps] for run in runs]
+        page = _draw_sheets(
+            dict(zip(names, sheets, strict=True)), [f"{step} steps" for step in steps],
+            cell_px=setting.encoding.image_size, first=first, count=5,
         )  # fmt: skip
+        return [_write_picture(page, folder / "samples.png")]
 
-    return PaperFigure(item=item, title=title, scale=setting.name, runs=runs, draw=draw)
+    return FigureItem(item=item, title=title, scale=setting.name, runs=runs, draw=draw)
+
+
+def _base_and_ours(setting: Setting, family: Family) -> tuple[Arm, Arm]:
+    """The paper's XL generators on what was published and on EQ-VAE's latents."""
+    base, ours = setting.base(setting.generator_base), equivariant(setting, setting.autoencoders["SD-VAE"])
+    arm = Arm(setting=setting, family=family, size="xl", autoencoder=base)
+    return arm, replace(arm, autoencoder=ours)
 
 
 def _continuous(setting: Setting, *names: str) -> tuple[PlannedAutoencoder, ...]:
     """Each base that is there, and ours of it; those with a codebook are left out."""
-    bases = [setting.autoencoders[name] for name in names if name in setting.autoencoders]
-    kept = [base for base in bases if not setting.base(base).is_discrete]
-    return tuple(arm for base in kept for arm in (untouched(setting, base), equivariant(setting, base)))
+    bases = [setting.base(setting.autoencoders[name]) for name in names if name in setting.autoencoders]
+    return tuple(
+        arm for base in bases if not base.is_discrete for arm in (base, equivariant(setting, base.name))
+    )  # fmt: skip
 
 
 def _evaluations(setting: Setting, autoencoders: tuple[PlannedAutoencoder, ...]) -> tuple[PlannedRun, ...]:
     return tuple(evaluation(setting, autoencoder) for autoencoder in autoencoders)
 
 
-def _epochs(count: int) -> str:
-    return "1 epoch" if count == 1 else f"{count} epochs"
+def _draw_transforms(evaluations: Sequence[PlannedRun], folder: Path, *, only: str | None = None) -> list[Path]:
+    """Draw x, D(E(tau x)), and D(tau E(x)) of each autoencoder (Figures 2 and 6)."""
+    written = []
+    for index, group in enumerate(picture_groups(read_folders([run.folder for run in evaluations])[0])):
+        for grid in transform_grids(group):
+            if only is None or grid.title == only:
+                name = grid.title.replace("°", " degrees").replace(" = ", " ").replace(" ", "_")
+                written.append(_write_grid(grid, _numbered(folder / f"{name}.png", index)))
+    return written
+
+
+def _draw_points(points: Mapping[float, Sequence[float]], paper: Mapping[float, float], y_label: str) -> Figure:
+    """Draw means over seeds with all seeds behind them, and the paper's figures (Figure 5)."""
+    with matplotlib.rc_context(PAPER_STYLE):
+        chart = Figure(figsize=SIZE_INCHES, layout="constrained")
+        axes = chart.add_subplot()
+        kept = {x: values for x, values in points.items() if values}
+        means = [sum(values) / len(values) for values in kept.values()]
+        axes.plot(list(kept), means, color=ACCENT, linewidth=2.0, marker="o", markersize=4)
+        for x, values in kept.items():
+            axes.plot([x] * len(values), values, "_", color=ACCENT, alpha=0.5)
+        if paper:
+            axes.plot(list(paper), list(paper.values()), "D", color=INK, markersize=4, label="paper")
+            axes.legend(frameon=False, fontsize=9)
+        axes.set_xlabel("epochs of fine-tuning")
+        axes.set_ylabel(y_label)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.margins(y=0.15)
+    return chart
+
+
+def _draw_sheets(
+    rows: Mapping[str, Sequence[Path]], titles: Sequence[str], *, cell_px: int, first: int, count: int
+) -> Image.Image:
+    """Cut the same pictures out of each row's contact sheets and lay them side by side (Figures 4 and 7)."""
+    parts = [[_cut_out(sheet, cell_px, first, count) for sheet in sheets] for sheets in rows.values()]
+    size, gap = 14, 10
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+    left = int(max(font.getlength(line) for name in rows for line in name.splitlines())) + 2 * gap
+    widths = [max(own[column].width for own in parts) for column in range(len(titles))]
+    heights = [max(part.height for part in own) for own in parts]
+    top = size + 2 * gap
+    page = Image.new("RGB", (left + sum(widths) + gap * len(widths), top + sum(heights) + gap * len(heights)), "white")
+    draw = ImageDraw.Draw(page)
+    y = top
+    for name, own, height in zip(rows, parts, heights, strict=True):
+        x = left
+        draw.multiline_text((gap, y + height // 2), name, fill="#1d1d1f", font=font, anchor="lm")
+        for part, width, title in zip(own, widths, titles, strict=True):
+            if y == top:
+                draw.text((x, gap), title, fill="#55555a", font=font)
+            page.paste(part, (x, y))
+            x += width + gap
+        y += height + gap
+    return page
+
+
+def _cut_out(sheet: Path, cell_px: int, first: int, count: int) -> Image.Image:
+    """Cut `count` rows and columns of pictures out of a contact sheet, or what it has of them, and enlarge them."""
+    step, factor = cell_px + 2, max(_MIN_CELL_PX // (cell_px * count), 1)
+    with open_picture(sheet) as picture:
+        right, bottom = (min((first + count) * step + 2, side) for side in picture.size)
+        part = picture.convert("RGB").crop(
+            (min(first * step, right - step), min(first * step, bottom - step), right, bottom)
+        )
+    return part.resize((part.width * factor, part.height * factor), Image.Resampling.NEAREST)
+
+
+def _write_grid(grid: Grid, path: Path) -> Path:
+    factor = -(-_MIN_CELL_PX // max(grid.cell_px))
+    enlarged = tuple(
+        replace(column, pictures=column.pictures.repeat_interleave(factor, -1).repeat_interleave(factor, -2))
+        for column in grid.columns
+    )
+    return _write_picture(draw_grid(replace(grid, columns=enlarged)), path)
+
+
+def _write_picture(picture: Image.Image, path: Path) -> Path:
+    write_atomically(path, partial(picture.save, format="png"))
+    return path
+
+
+def _write_chart(chart: Figure, path: Path, index: int = 0) -> list[Path]:
+    files = [_numbered(path.with_name(f"{path.name}.{suffix}"), index) for suffix in ("svg", "png")]
+    for file in files:
+        write_atomically(file, partial(chart.savefig, format=file.suffix.removeprefix("."), dpi=_DPI))
+    return files
+
+
+def _numbered(path: Path, index: int) -> Path:
+    return path if index == 0 else path.with_name(f"{path.stem}_{index + 1}{path.suffix}")

@@ -1,64 +1,64 @@
-"""Reproduced tables as text and JSON: for each measure the paper's figure, ours, and the spread over seeds."""
+"""What a plan's runs show, as text and JSON: tables, figures, a ranking, with whatever is measured so far."""
 
+import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from eqvae.artifacts import ENVIRONMENT, write_atomically, write_json
 from eqvae.evidence.curves import read_if_there
 from eqvae.evidence.intervals import Difference
-from eqvae.paper.figures import PaperFigure
-from eqvae.paper.planned import Plan, PlannedRun
-from eqvae.paper.table import Cell, Column, Row, Table
+from eqvae.paper.cells import Cell, Column, Row, TableItem
+from eqvae.paper.figures import FigureItem
+from eqvae.paper.plan import Plan, PlannedRun
 from eqvae.report.tables import MISSING, markdown_table, with_minus_sign
 
 _COMPARED = ("gfid", "gfid_fixed", "fid", "fid_watch")
 """Columns whose differences between rows get an interval: those with seeds."""
 
+RANKING = "ranking"
+"""`ranking.md` and `ranking.json`."""
 
-def write_table(table: Table, root: Path) -> list[Path]:
-    """Write ITEM.md and ITEM.json with whatever is measured so far."""
-    markdown, record = root / f"{table.item}.md", root / f"{table.item}.json"
-    write_json(record, _record(table, root))
-    text = "\n".join([*_head(table.item, table.title, table.source, table.scale, table.runs, root), *_body(table)])
-    write_atomically(markdown, lambda temporary: temporary.write_text(text + "\n"))
-    return [markdown, record]
-
-
-def write_figure(figure: PaperFigure, root: Path) -> list[Path]:
-    """Draw a figure once its runs are finished, and write ITEM.md that shows it; its table is written at any time."""
-    drawn = figure.draw(root / figure.item) if all(run.is_finished for run in figure.runs) else []
-    lines = _head(figure.item, figure.title, figure.source, figure.scale, figure.runs, root)
-    for file in drawn:
-        if file.suffix == ".png":
-            lines += [f"![{file.stem}]({file.relative_to(root)})", ""]
-    written = list(drawn)
-    if figure.table is not None:
-        lines += _body(figure.table)
-        write_json(root / f"{figure.item}.json", _record(figure.table, root))
-        written.append(root / f"{figure.item}.json")
-    markdown = root / f"{figure.item}.md"
-    write_atomically(markdown, lambda temporary: temporary.write_text("\n".join(lines) + "\n"))
-    return [markdown, *written]
+_PREDICTORS = (
+    ("equivariance_error_rotation", 3), ("equivariance_error_scale", 3), ("intrinsic_dimension", 1),
+    ("spectrum_excess_db", 2), ("ifid", 2), ("ifd_", 2), ("rfid", 3), ("rfd_", 3), ("psnr_db", 2), ("latent_std", 3),
+    ("token_agreement_rotation", 3), ("token_agreement_scale", 3), ("codebook_perplexity", 1),
+)  # fmt: skip
+"""Keys of an evaluation, or how those begin that end in the features' name, and digits."""
 
 
-def difference(table: Table, row: Row, key: str) -> Difference | None:
-    """Compare a row's figure with that of the row beside which the paper sets it."""
-    other = next((each for each in table.rows if each.label == row.against), None)
-    if other is None or key not in row.cells or key not in other.cells:
-        return None
-    return row.cells[key].difference_from(other.cells[key])
+def write_item(item: TableItem | FigureItem, root: Path) -> list[Path]:
+    """Write ITEM.md, ITEM.json where it has figures, and pictures once their runs are finished."""
+    plan = Plan.of(item.runs)
+    table = item if isinstance(item, TableItem) else item.table
+    lines, written = _head(item, plan, root), [root / f"{item.item}.md"]
+    if isinstance(item, FigureItem) and not plan.unfinished:
+        written += item.draw(root / item.item)
+        lines += [f"![{file.stem}]({file.relative_to(root)})\n" for file in written if file.suffix == ".png"]
+    if table is not None:
+        written.append(root / f"{item.item}.json")
+        write_json(written[-1], _record(table, plan, root))
+        lines += _body(table)
+    _write_text(written[0], lines)
+    return written
 
 
-def _head(item: str, title: str, source: str, scale: str, runs: Sequence[PlannedRun], root: Path) -> list[str]:
+def _head(item: TableItem | FigureItem, plan: Plan, root: Path) -> list[str]:
     """Title, state and origin."""
-    number = item.replace("table", "Table ").replace("figure", "Figure ")
-    num_finished, num_runs = _count(runs)
-    state = "" if num_finished == num_runs else f" {num_finished} of {num_runs} runs are finished."
-    lines = [f"# {number}: {title}", "", f"Expected figures: {source}. Ours: scale `{scale}`.{state}", ""]
+    number = item.item.replace("table", "Table ").replace("figure", "Figure ")
+    num_left, num_runs = len(plan.unfinished), len(plan.runs)
+    state = f" {num_runs - num_left} of {num_runs} runs are finished." if num_left else ""
+    lines = [
+        f"# {number}: {item.title}",
+        "",
+        f"Expected figures: {item.source}. Ours: scale `{item.scale}`.{state}",
+        "",
+    ]
     environment = read_if_there(root / ENVIRONMENT)
     if environment:
         command = shlex.join(map(str, environment.get("command", [])))
@@ -67,13 +67,7 @@ def _head(item: str, title: str, source: str, scale: str, runs: Sequence[Planned
     return lines
 
 
-def _count(runs: Sequence[PlannedRun]) -> tuple[int, int]:
-    """Of the runs and all that they need: how many are finished, and how many there are."""
-    plan = Plan.of(runs)
-    return len(plan.runs) - len(plan.unfinished), len(plan.runs)
-
-
-def _body(table: Table) -> list[str]:
+def _body(table: TableItem) -> list[str]:
     """The table, its differences and notes."""
     names = ["", "here"]
     measured = {key for row in table.rows for key in row.cells}
@@ -82,68 +76,63 @@ def _body(table: Table) -> list[str]:
         names += [f"{column.here} {column.arrow}".rstrip(), "±"] if column.key in measured else []
     rows = []
     for row in table.rows:
-        entries = [row.label, row.here or MISSING]
+        rows.append([row.label, row.here or MISSING])
         for column in table.columns:
-            entries += _paper_entry(row, column) + (_own_entries(row, column) if column.key in measured else [])
-        rows.append(entries)
+            expected = row.expected.get(column.key)
+            if column.paper:
+                rows[-1].append(MISSING if expected is None else f"{expected:.{column.paper_digits}f}")
+            if column.key in measured:
+                rows[-1] += _own_entries(row.cells.get(column.key), column.digits)
     lines = [markdown_table(names, rows, num_text_columns=2), ""]
     lines += [f"± is the standard deviation over seeds, their number in brackets; {MISSING} is not measured.", ""]
     lines += [f"{note}\n" for note in table.notes]
-    compared = _differences(table)
+    compared = [
+        line for column in table.columns for row in table.rows for line in _difference_line(table, row, column)
+    ]  # fmt: skip
     if compared:
         lines += ["Differences (95% interval by the paired t distribution over seeds):", "", *compared]
     return lines
 
 
-def _paper_entry(row: Row, column: Column) -> list[str]:
-    """The paper's figure; nothing where the column is ours alone."""
-    expected = row.expected.get(column.key)
-    if not column.paper:
-        return []
-    return [MISSING if expected is None else f"{expected:.{column.paper_digits}f}"]
-
-
-def _own_entries(row: Row, column: Column) -> list[str]:
+def _own_entries(cell: Cell | None, digits: int) -> list[str]:
     """Our mean and its spread."""
-    values = row.cells[column.key].values() if column.key in row.cells else []
+    values = [] if cell is None else cell.values()
     if not values:
         return [MISSING, MISSING]
-    spread = _spread(values)
-    shown = "" if spread is None else f"{spread:.{column.digits}f} "
-    return [_number(float(np.mean(values)), column.digits), f"{shown}({len(values)})"]
+    spread = f"{np.std(values, ddof=1):.{digits}f} " if len(values) > 1 else ""
+    return [_number(float(np.mean(values)), digits), f"{spread}({len(values)})"]
 
 
-def _differences(table: Table) -> list[str]:
-    lines = []
-    for column in table.columns:
-        for row in table.rows if column.key in _COMPARED else ():
-            found = difference(table, row, column.key)
-            if found is None:
-                continue
-            line = (
-                f"- {column.here}: {row.label} against {row.against}: {_number(found.difference, column.digits, '+')}"
-            )
-            if found.interval is None:
-                line += ", one seed: no interval"
-            else:
-                low, high = found.interval.low or 0.0, found.interval.high or 0.0
-                line += f" ({_number(low, column.digits, '+')} to {_number(high, column.digits, '+')})"
-                is_better = (found.difference < 0) == (column.better == "lower")
-                line += f", {'better' if is_better else 'worse'}" if found.shown else ", not shown at this scale"
-            lines.append(line)
-    return lines
+def _difference(table: TableItem, row: Row, key: str) -> Difference | None:
+    """Compare a row's figure with that of the row beside which the paper sets it."""
+    other = next((each for each in table.rows if each.label == row.against), None)
+    if other is None or key not in _COMPARED or key not in row.cells or key not in other.cells:
+        return None
+    return row.cells[key].difference_from(other.cells[key])
 
 
-def _record(table: Table, root: Path) -> dict[str, Any]:
+def _difference_line(table: TableItem, row: Row, column: Column) -> list[str]:
+    found = _difference(table, row, column.key)
+    if found is None:
+        return []
+    line = f"- {column.here}: {row.label} against {row.against}: {_number(found.difference, column.digits, '+')}"
+    if found.interval is None:
+        return [f"{line}, one seed: no interval"]
+    low, high = (_number(side or 0.0, column.digits, "+") for side in (found.interval.low, found.interval.high))
+    is_better = (found.difference < 0) == (column.better == "lower")
+    verdict = ("better" if is_better else "worse") if found.shown else "not shown at this scale"
+    return [f"{line} ({low} to {high}), {verdict}"]
+
+
+def _record(table: TableItem, plan: Plan, root: Path) -> dict[str, Any]:
     """All that the text says and what is behind it."""
-    num_finished, num_runs = _count(table.runs)
     return {
         "item": table.item,
         "title": table.title,
         "source": table.source,
         "scale": table.scale,
-        "num_runs": num_runs,
-        "num_finished": num_finished,
+        "num_runs": len(plan.runs),
+        "num_finished": len(plan.runs) - len(plan.unfinished),
         "columns": table.columns,
         "rows": [
             {
@@ -152,7 +141,7 @@ def _record(table: Table, root: Path) -> dict[str, Any]:
                 "against": row.against,
                 "figures": {
                     column.key: _figure(row.expected.get(column.key), row.cells.get(column.key))
-                    | {"difference": difference(table, row, column.key) if column.key in _COMPARED else None}
+                    | {"difference": _difference(table, row, column.key)}
                     for column in table.columns
                 },
             }
@@ -168,7 +157,7 @@ def _figure(expected: float | None, cell: Cell | None) -> dict[str, Any]:
     return {
         "paper": expected,
         "here": float(np.mean(values)) if values else None,
-        "spread": _spread(values),
+        "spread": float(np.std(values, ddof=1)) if len(values) > 1 else None,
         "num_seeds": len(values),
         "values": values,
         "metric": None if cell is None else cell.key,
@@ -177,9 +166,156 @@ def _figure(expected: float | None, cell: Cell | None) -> dict[str, Any]:
     }
 
 
-def _spread(values: Sequence[float]) -> float | None:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else None
-
-
 def _number(value: float, digits: int, sign: str = "") -> str:
     return with_minus_sign(f"{value:{sign}.{digits}f}")
+
+
+def _write_text(path: Path, lines: Iterable[str]) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text("\n".join(lines) + "\n"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """One autoencoder of a ranking."""
+
+    name: str
+
+    distance: Cell
+    """Of its generators' samples, by seed."""
+
+    evaluation: PlannedRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked:
+    """What has been measured of a contestant."""
+
+    autoencoder: str
+
+    distance: float | None
+    """Mean over seeds; None while no generator is trained."""
+
+    values: tuple[float, ...]
+    """By seed."""
+
+    against_best: Difference | None
+    """Over the seeds that both have; None for the best itself."""
+
+    predictors: Mapping[str, float]
+    """Measures that need no generator."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correlation:
+    """How far a measure without a generator orders the autoencoders as their generators do."""
+
+    measure: str
+
+    num_autoencoders: int
+
+    spearman: float
+    """Rank correlation with the distance, -1 ... 1: positive where a smaller measure goes with a better generator."""
+
+    kendall: float
+
+    p_value: float
+    """Of Kendall's tau against no association; exact for few autoencoders without ties."""
+
+
+def write_ranking(contestants: Sequence[Contestant], root: Path, *, metric: str, scale: str) -> None:
+    """Write `ranking.md` and `ranking.json`."""
+    ranking = order(contestants)
+    measured = [each for each in ranking if each.distance is not None]
+    shared = set.intersection(*(set(each.predictors) for each in ranking))
+    found = correlations(
+        [each.distance for each in measured if each.distance is not None],
+        {key: [each.predictors[key] for each in measured] for key in ranking[0].predictors if key in shared},
+    )
+    write_json(root / f"{RANKING}.json", {"metric": metric, "scale": scale, "ranking": ranking, "correlations": found})
+    _write_text(root / f"{RANKING}.md", _ranking_lines(ranking, found, metric, scale))
+
+
+def order(contestants: Sequence[Contestant]) -> list[Ranked]:
+    """Put the best first, and those that are not measured yet last."""
+    measured = [(each, tuple(each.distance.values())) for each in contestants]
+    ordered = sorted(measured, key=lambda item: float(np.mean(item[1])) if item[1] else math.inf)
+    best = ordered[0][0].distance
+    return [
+        Ranked(
+            autoencoder=each.name,
+            distance=float(np.mean(values)) if values else None,
+            values=values,
+            against_best=each.distance.difference_from(best) if place > 0 else None,
+            predictors=predictors(each.evaluation.figures()),
+        )
+        for place, (each, values) in enumerate(ordered)
+    ]
+
+
+def predictors(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Pick the measures that need no generator; those of single transformations are none."""
+    return {
+        key: float(value)
+        for wanted, _ in _PREDICTORS
+        for key, value in metrics.items()
+        if isinstance(value, int | float)
+        and (key == wanted or (wanted.endswith("_") and key.startswith(wanted)))
+        and not (wanted.endswith("_") and ("_rotation" in key or "_scale" in key))
+    }
+
+
+def correlations(distances: Sequence[float], measures: Mapping[str, Sequence[float]]) -> list[Correlation]:
+    """Correlate the ranks of each measure with those of the distance."""
+    if len(distances) < 3 or len(set(distances)) == 1:
+        return []
+    found = []
+    for name, values in measures.items():
+        if len(set(values)) > 1:
+            spearman, kendall = stats.spearmanr(values, distances), stats.kendalltau(values, distances)
+            found.append(
+                Correlation(
+                    measure=name,
+                    num_autoencoders=len(values),
+                    spearman=float(spearman.statistic),
+                    kendall=float(kendall.statistic),
+                    p_value=float(kendall.pvalue),
+                )
+            )
+    return sorted(found, key=lambda each: -abs(each.spearman))
+
+
+def _ranking_lines(ranking: Sequence[Ranked], found: Sequence[Correlation], metric: str, scale: str) -> list[str]:
+    keys = list(dict.fromkeys(key for each in ranking for key in each.predictors))
+    digits = {key: next(digits for name, digits in _PREDICTORS if key.startswith(name)) for key in keys}
+    names = ["", "autoencoder", f"g{metric}", "± (seeds)", "against the best", *keys]
+    rows = []
+    for place, each in enumerate(ranking, start=1):
+        spread = f"{np.std(each.values, ddof=1):.2f} " if len(each.values) > 1 else ""
+        entries = [MISSING if each.distance is None else f"{each.distance:.2f}", f"{spread}({len(each.values)})"]
+        entries += [_interval(each.against_best)]
+        entries += [f"{each.predictors[key]:.{digits[key]}f}" if key in each.predictors else MISSING for key in keys]
+        rows.append([str(place), each.autoencoder, *entries])
+    lines = [
+        "# Autoencoders by their generators",
+        "",
+        f"The same generator, budget, seeds and normalization for each; scale `{scale}`. g{metric}: lower is better.",
+        "",
+        markdown_table(names, rows, num_text_columns=2),
+        "",
+        "Intervals: 95%, paired t over seeds. Two whose interval holds 0 are not told apart.",
+        "",
+    ]
+    if not found:
+        return [*lines, "Rank correlations need three autoencoders or more."]
+    names = ["measure without a generator", "Spearman", "Kendall", f"p (n = {found[0].num_autoencoders})"]
+    rows = [[each.measure, f"{each.spearman:+.2f}", f"{each.kendall:+.2f}", f"{each.p_value:.2f}"] for each in found]
+    return [*lines, markdown_table(names, rows)]
+
+
+def _interval(difference: Difference | None) -> str:
+    if difference is None:
+        return MISSING
+    if difference.interval is None:
+        return f"{difference.difference:+.2f}"
+    low, high = difference.interval.low or 0.0, difference.interval.high or 0.0
+    return f"{difference.difference:+.2f} ({low:+.2f} to {high:+.2f})"

@@ -5,25 +5,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from eqvae.paper import expected
-from eqvae.paper.autoencoders import (
-    PlannedAutoencoder,
-    Transforms,
-    equivariant,
-    explicit,
-    more_training,
-    untouched,
-)
-from eqvae.paper.cells import (
-    evaluation_cells,
-    gfid_cells,
-    protocol,
-    score_cells,
-    scored_by_seed,
-    trained_by_seed,
-)
-from eqvae.paper.generators import Size, distance_key, recipe_name
-from eqvae.paper.setting import Family, Setting
-from eqvae.paper.table import Cell, Row, Table, columns
+from eqvae.paper.arms import Arm, Transforms, distance_key, equivariant, explicit, more_training
+from eqvae.paper.cells import Cell, Row, TableItem, columns, evaluation_cells, gfid_cells, protocol, score_cells
+from eqvae.paper.expected import PaperTable
+from eqvae.paper.plan import PlannedAutoencoder
+from eqvae.paper.settings import Family, Setting, Size
 
 _SEEDS = "Spreads are standard deviations over the generators' seeds; each autoencoder is fine-tuned once."
 _WATCH = (
@@ -35,21 +21,28 @@ _SCALE = (
     "factor that fits the base, as the paper did: what differs between the two is the effect of latent scale."
 )
 
-_SAMPLE_KEYS = ("fid", "sfid", "inception_score", "precision", "recall")
+_SAMPLE_KEYS = "fid sfid inception_score precision recall"
+
+_SHARES = {"50K": 1 / 8, "100K": 1 / 4, "200K": 1 / 2, "400K": 1.0}
+"""Rows of Tables 9 and 10, as shares of the training."""
+
+_TABLE_4_PAIRS = {
+    "DiT-XL/2 + EQ-VAE, 300 epochs": "DiT-XL/2 (SD-VAE), 1400 epochs",
+    "REPA + EQ-VAE, 200 epochs": "REPA, 800 epochs",
+}
 
 
-def table1(setting: Setting) -> Table:
+def table1(setting: Setting) -> TableItem:
     """Autoencoders with and without EQ-VAE."""
     rows = []
     for name, autoencoder in _autoencoders(setting):
-        row = _compared(setting, expected.TABLE_1, name, autoencoder, "rfid gfid rotation scale")
-        rows.append(replace(row, against=_without(name)))
+        row = _autoencoder_row(setting, expected.TABLE_1, name, autoencoder, with_generator=True)
+        rows.append(replace(row, against=name.removesuffix(" + EQ-VAE") if name.endswith(" + EQ-VAE") else ""))
     return _table(setting, expected.TABLE_1, "rfid gfid gfid_fixed rotation scale", rows, _SEEDS, _SCALE)
 
 
-def table2(setting: Setting) -> Table:
+def table2(setting: Setting) -> TableItem:
     """Generators with and without EQ-VAE."""
-    base, ours = untouched(setting, setting.generator_base), equivariant(setting, setting.autoencoders["SD-VAE"])
     # fmt: off
     models: tuple[tuple[str, str, Family, Size, bool], ...] = (
         # without                with                              family      size  long
@@ -61,35 +54,34 @@ def table2(setting: Setting) -> Table:
         ("SiT-XL/2 + REPA, 4M",  "SiT-XL/2 + REPA + EQ-VAE, 1M",   "repa-sit", "xl", True),
     )
     # fmt: on
+    base, ours = _base_and_ours(setting)
     rows, seen = [], set()
     for without, with_eq, family, size, is_long in models:
         for label, autoencoder in ((without, base), (with_eq, ours)):
-            steps = _steps(setting, family, autoencoder) if is_long else None
-            runs = trained_by_seed(setting, family, size, autoencoder, max_steps=steps)
-            is_new = runs[0].name not in seen  # one tiny generator may stand for several of the paper's
-            seen.add(runs[0].name)
+            arm = _long_arm(setting, family, autoencoder) if is_long else _arm(setting, family, autoencoder, size)
+            is_new = arm.trained[0].name not in seen  # one tiny generator may stand for several of the paper's
+            seen.add(arm.trained[0].name)
             rows.append(
                 Row(
                     label=label,
-                    here=_describe(setting, family, size, autoencoder) if is_new else "",
+                    here=arm.title if is_new else "",
                     expected=expected.TABLE_2.rows[label],
-                    cells=gfid_cells(setting, family, size, autoencoder, max_steps=steps) if is_new else {},
+                    cells=gfid_cells(arm) if is_new else {},
                     against=without if label == with_eq else "",
                 )
             )
     return _table(setting, expected.TABLE_2, "gfid gfid_fixed", rows, _SEEDS, _SCALE)
 
 
-def table3(setting: Setting) -> Table:
+def table3(setting: Setting) -> TableItem:
     """MaskGIT over epochs: FID and Inception Score."""
     return _maskgit(setting, expected.TABLE_3, "fid fid_watch inception_score")
 
 
-def table4(setting: Setting) -> Table:
+def table4(setting: Setting) -> TableItem:
     """With classifier-free guidance; of other people's models there are expected figures only."""
-    published = untouched(setting, setting.generator_base)
-    base = untouched(setting, setting.autoencoders["SD-VAE"])
-    ours = equivariant(setting, base.name)
+    published, ours = _base_and_ours(setting)
+    base = setting.base(setting.autoencoders["SD-VAE"])
     models: dict[str, tuple[Family, PlannedAutoencoder]] = {
         "SiT-XL/2, 1400 epochs": ("sit", published),
         "DiT-XL/2, 1400 epochs": ("dit", published),
@@ -102,46 +94,43 @@ def table4(setting: Setting) -> Table:
         del models["DiT-XL/2, 1400 epochs"]  # the same run as the row that names SD-VAE
     rows = []
     for label, figures in expected.TABLE_4.rows.items():
-        if label not in models:
-            rows.append(Row(label=label, expected=figures, cells={}))
-            continue
-        family, autoencoder = models[label]
-        trained = trained_by_seed(setting, family, "xl", autoencoder, max_steps=_steps(setting, family, autoencoder))
-        scores = scored_by_seed(setting, trained, family, guided=True)
-        here = f"{_describe(setting, family, 'xl', autoencoder)}, guided"
-        against = _TABLE_4_PAIRS.get(label, "")
-        rows.append(Row(label=label, here=here, expected=figures, cells=score_cells(setting, scores), against=against))
-    return _table(setting, expected.TABLE_4, " ".join(_SAMPLE_KEYS), rows, _SEEDS)
+        row = Row(label=label, expected=figures, cells={})
+        if label in models:
+            arm = _long_arm(setting, *models[label])
+            cells, against = score_cells(setting, arm.scored(guided=True)), _TABLE_4_PAIRS.get(label, "")
+            row = replace(row, here=f"{arm.title}, guided", cells=cells, against=against)
+        rows.append(row)
+    return _table(setting, expected.TABLE_4, _SAMPLE_KEYS, rows, _SEEDS)
 
 
-def table5(setting: Setting) -> Table:
+def table5(setting: Setting) -> TableItem:
     """Which transformation."""
     base = setting.autoencoders["SD-VAE"]
     kinds: dict[str, Transforms] = {
         "R(θ)": "rotation", "S(s, s)": "scale", "R(θ) · S(s, s)": "paper", "R(θ) · S(sx, sy)": "anisotropic",
     }  # fmt: skip
-    arms = {"none (SD-VAE)": untouched(setting, base)}
+    arms = {"none (SD-VAE)": setting.base(base)}
     arms |= {label: equivariant(setting, base, transforms=kind) for label, kind in kinds.items()}
     return _ablation(setting, expected.TABLE_5, arms, "gfid gfid_fixed rfid dimension")
 
 
-def table6(setting: Setting) -> Table:
+def table6(setting: Setting) -> TableItem:
     """Is it only more training?"""
     base, published = setting.autoencoders["SD-VAE"], setting.generator_base
     arms = {
-        "SD-VAE": untouched(setting, base),
-        "SD-VAE-FT-EMA": untouched(setting, published) if published != base else None,
+        "SD-VAE": setting.base(base),
+        "SD-VAE-FT-EMA": setting.base(published) if published != base else None,
         "SD-VAE + 5 epochs": more_training(setting, base),
         "EQ-VAE": equivariant(setting, base),
     }
     return _ablation(setting, expected.TABLE_6, arms, "gfid gfid_fixed rfid")
 
 
-def table7(setting: Setting) -> Table:
+def table7(setting: Setting) -> TableItem:
     """Explicit against implicit regularization."""
     base = setting.autoencoders["SD-VAE"]
     arms = {
-        "SD-VAE": untouched(setting, base),
+        "SD-VAE": setting.base(base),
         "+ explicit": explicit(setting, base, stop_gradient=False),
         "+ explicit, stop-gradient": explicit(setting, base, stop_gradient=True),
         "+ implicit (EQ-VAE)": equivariant(setting, base),
@@ -149,108 +138,117 @@ def table7(setting: Setting) -> Table:
     return _ablation(setting, expected.TABLE_7, arms, "gfid gfid_fixed rfid rotation scale")
 
 
-def table8(setting: Setting) -> Table:
+def table8(setting: Setting) -> TableItem:
     """Strength: the probability of the equivariance branch."""
     base = setting.autoencoders["SD-VAE"]
     arms = {f"{strength:g}": equivariant(setting, base, probability=strength) for strength in setting.strengths}
     return _ablation(setting, expected.TABLE_8, arms, "gfid gfid_fixed rfid")
 
 
-def table9(setting: Setting) -> Table:
+def table9(setting: Setting) -> TableItem:
     """DiT and SiT in detail, over steps."""
     rows = []
-    base, ours = untouched(setting, setting.generator_base), equivariant(setting, setting.autoencoders["SD-VAE"])
+    base, ours = _base_and_ours(setting)
     families: tuple[tuple[str, Family], ...] = (("DiT-XL/2", "dit"), ("SiT-XL/2", "sit"))
     for model, family in families:
-        rows.append(_at_step(setting, expected.TABLE_9, f"{model}, 400K", family, base))
-        rows += [_at_step(setting, expected.TABLE_9, f"{model} + EQ-VAE, {at}", family, ours) for at in _SHARES]
+        labels = {f"{model} + EQ-VAE, {at}": share for at, share in _SHARES.items()}
+        rows.append(_at_step(expected.TABLE_9, f"{model}, 400K", _arm(setting, family, base), 1.0))
+        rows += [_at_step(expected.TABLE_9, each, _arm(setting, family, ours), labels[each]) for each in labels]
         rows[-1] = replace(rows[-1], against=f"{model}, 400K")
-    return _table(setting, expected.TABLE_9, " ".join(_SAMPLE_KEYS), rows, _SEEDS, _WATCH)
+    return _table(setting, expected.TABLE_9, _SAMPLE_KEYS, rows, _SEEDS, _WATCH)
 
 
-def table10(setting: Setting) -> Table:
+def table10(setting: Setting) -> TableItem:
     """REPA in detail, over steps."""
-    rows = []
-    base, ours = untouched(setting, setting.generator_base), equivariant(setting, setting.autoencoders["SD-VAE"])
-    for model, autoencoder in (("REPA", base), ("REPA + EQ-VAE", ours)):
-        for at in _SHARES:
-            row = _at_step(setting, expected.TABLE_10, f"{model}, {at}", "repa-sit", autoencoder)
-            rows.append(replace(row, against=f"REPA, {at}" if autoencoder == ours else ""))
-    return _table(setting, expected.TABLE_10, " ".join(_SAMPLE_KEYS), rows, _SEEDS, _WATCH)
+    base, ours = _base_and_ours(setting)
+    rows = [
+        _at_step(expected.TABLE_10, f"REPA, {at}", _arm(setting, "repa-sit", base), _SHARES[at]) for at in _SHARES
+    ]  # fmt: skip
+    for at, share in _SHARES.items():
+        row = _at_step(expected.TABLE_10, f"REPA + EQ-VAE, {at}", _arm(setting, "repa-sit", ours), share)
+        rows.append(replace(row, against=f"REPA, {at}"))
+    return _table(setting, expected.TABLE_10, _SAMPLE_KEYS, rows, _SEEDS, _WATCH)
 
 
-def table11(setting: Setting) -> Table:
+def table11(setting: Setting) -> TableItem:
     """MaskGIT over epochs: Table 3 with precision and recall."""
     return _maskgit(setting, expected.TABLE_11, "fid fid_watch inception_score precision recall")
 
 
-def table12(setting: Setting) -> Table:
+def table12(setting: Setting) -> TableItem:
     """Reconstruction; the autoencoders' specifications are Table 13."""
-    rows = []
-    for name, autoencoder in _autoencoders(setting):
-        rows.append(_compared(setting, expected.TABLE_12, name, autoencoder, "rfid psnr lpips ssim"))
+    rows = [
+        _autoencoder_row(setting, expected.TABLE_12, name, autoencoder) for name, autoencoder in _autoencoders(setting)
+    ]
     return _table(setting, expected.TABLE_12, "rfid psnr lpips ssim", rows)
 
 
-TABLES: dict[str, Callable[[Setting], Table]] = {
-    f"table{number + 1}": recipe
-    for number, recipe in enumerate(
-        (table1, table2, table3, table4, table5, table6, table7, table8, table9, table10, table11, table12)
+TABLES: dict[str, Callable[[Setting], TableItem]] = {
+    function.__name__: function
+    for function in (
+        table1, table2, table3, table4, table5, table6, table7, table8, table9, table10, table11, table12,
     )
-}
+}  # fmt: skip
 """By the names of the command line."""
 
-_TABLE_4_PAIRS = {
-    "DiT-XL/2 + EQ-VAE, 300 epochs": "DiT-XL/2 (SD-VAE), 1400 epochs",
-    "REPA + EQ-VAE, 200 epochs": "REPA, 800 epochs",
-}
 
-_SHARES = {"50K": 1 / 8, "100K": 1 / 4, "200K": 1 / 2, "400K": 1.0}
-"""Rows of Tables 9 and 10, as shares of the training."""
+def _arm(setting: Setting, family: Family, autoencoder: PlannedAutoencoder, size: Size = "xl") -> Arm:
+    return Arm(setting=setting, family=family, size=size, autoencoder=autoencoder)
+
+
+def _long_arm(setting: Setting, family: Family, autoencoder: PlannedAutoencoder) -> Arm:
+    """The generator behind Table 4 and the last rows of Table 2."""
+    steps = setting.guided_steps.get(family if autoencoder.run is None else f"{family}+eq")
+    return replace(_arm(setting, family, autoencoder), max_steps=steps)
+
+
+def _base_and_ours(setting: Setting) -> tuple[PlannedAutoencoder, PlannedAutoencoder]:
+    """What the published generators were trained on, and EQ-VAE."""
+    return setting.base(setting.generator_base), equivariant(setting, setting.autoencoders["SD-VAE"])
 
 
 def _autoencoders(setting: Setting) -> Iterable[tuple[str, PlannedAutoencoder | None]]:
     """Rows of Tables 1 and 12: each of the paper's autoencoders, then ours of it, then the user's own."""
     for name in expected.TABLE_13:
         base = setting.autoencoders.get(name)
-        yield name, None if base is None else untouched(setting, base)
+        yield name, None if base is None else setting.base(base)
         yield f"{name} + EQ-VAE", None if base is None else equivariant(setting, base)
     for name in setting.extra:
-        yield name, untouched(setting, name)
+        yield name, setting.base(name)
 
 
-def _without(label: str) -> str:
-    """The row that an autoencoder's row is compared with: that of its base."""
-    return label.removesuffix(" + EQ-VAE") if label.endswith(" + EQ-VAE") else ""
-
-
-def _compared(
-    setting: Setting, paper: expected.PaperTable, label: str, autoencoder: PlannedAutoencoder | None, keys: str
+def _autoencoder_row(
+    setting: Setting,
+    paper: PaperTable,
+    label: str,
+    autoencoder: PlannedAutoencoder | None,
+    *,
+    with_generator: bool = False,
 ) -> Row:
-    """One autoencoder's row; without one, the paper's figures alone."""
-    figures = paper.rows.get(label, {})
+    """One autoencoder's row, and with DiT-B's or MaskGIT's distance; without one, the paper's figures alone."""
+    row = Row(label=label, expected=paper.rows.get(label, {}), cells={})
     if autoencoder is None:
-        return Row(label=label, expected=figures, cells={})
+        return row
     cells = evaluation_cells(setting, autoencoder)
-    if "gfid" in keys.split():
-        family: Family = "maskgit" if autoencoder.base.is_discrete else "dit"
-        cells |= gfid_cells(setting, family, "b", autoencoder)
-    return Row(label=label, here=autoencoder.name, expected=figures, cells=cells)
+    if with_generator:
+        cells |= gfid_cells(_arm(setting, "maskgit" if autoencoder.is_discrete else "dit", autoencoder, "b"))
+    return replace(row, here=autoencoder.name, cells=cells)
 
 
 def _ablation(
-    setting: Setting, paper: expected.PaperTable, arms: Mapping[str, PlannedAutoencoder | None], keys: str
-) -> Table:
-    """DiT-B on several autoencoders."""
-    rows = [_compared(setting, paper, label, autoencoder, keys) for label, autoencoder in arms.items()]
-    first = rows[0].label
-    rows = [rows[0], *(replace(row, against=first) for row in rows[1:])]
+    setting: Setting, paper: PaperTable, arms: Mapping[str, PlannedAutoencoder | None], keys: str
+) -> TableItem:
+    """DiT-B on several autoencoders, each compared with the first."""
+    rows = [
+        _autoencoder_row(setting, paper, label, autoencoder, with_generator=True) for label, autoencoder in arms.items()
+    ]
+    rows = [rows[0], *(replace(row, against=rows[0].label) for row in rows[1:])]
     return _table(setting, paper, keys, rows, _SEEDS, _SCALE)
 
 
-def _maskgit(setting: Setting, paper: expected.PaperTable, keys: str) -> Table:
+def _maskgit(setting: Setting, paper: PaperTable, keys: str) -> TableItem:
     name = setting.autoencoders["VQ-GAN"]
-    base, ours = untouched(setting, name), equivariant(setting, name)
+    base, ours = setting.base(name), equivariant(setting, name)
     rows = []
     for label, figures in paper.rows.items():
         epochs = int(label.split()[-2])
@@ -258,58 +256,38 @@ def _maskgit(setting: Setting, paper: expected.PaperTable, keys: str) -> Table:
             rows.append(Row(label=label, expected=figures, cells={}))
         else:
             autoencoder = ours if "EQ-VAE" in label else base
-            row = _at_step(setting, paper, label, "maskgit", autoencoder, share=epochs / 300)
+            row = _at_step(paper, label, _arm(setting, "maskgit", autoencoder), epochs / 300)
             is_last = autoencoder == ours and epochs == 300
             rows.append(replace(row, against="MaskGIT (PyTorch), 300 epochs" if is_last else ""))
     return _table(setting, paper, keys, rows, _SEEDS, _WATCH)
 
 
-def _at_step(
-    setting: Setting,
-    paper: expected.PaperTable,
-    label: str,
-    family: Family,
-    autoencoder: PlannedAutoencoder,
-    *,
-    share: float | None = None,
-) -> Row:
+def _at_step(paper: PaperTable, label: str, arm: Arm, share: float) -> Row:
     """A generator after a share of its training: the watch's distance, and at the end all figures of a sample set."""
-    size: Size = "maskgit" if family == "maskgit" else "xl"
-    share = _SHARES[label.split()[-1]] if share is None else share
-    config = setting.training[family]
+    setting = arm.setting
+    config = setting.training[arm.family]
     step = round(share * config.max_steps)
-    trained = trained_by_seed(setting, family, size, autoencoder)
     cells: dict[str, Cell] = {}
     if share == 1.0:
-        cells = score_cells(setting, scored_by_seed(setting, trained, family, guided=False))
+        cells = score_cells(setting, arm.scored(guided=False))
     is_whole = math.isclose(share * config.max_steps, step) and step > 0
     if share == 1.0 or (is_whole and step % (config.sample_every or 1) == 0):
-        is_guided = setting.sampling[family].guidance_scale != 1.0
-        watched = Cell(runs=trained, key=distance_key(setting), step=step)
+        is_guided = setting.sampling[arm.family].guidance_scale != 1.0
+        watched = Cell(runs=arm.trained, key=distance_key(setting), step=step)
         cells |= {"fid_watch": watched} if is_guided else {"fid": cells.get("fid", watched)}
-    here = f"{_describe(setting, family, size, autoencoder)}, {step} steps"
-    return Row(label=label, here=here if cells else "", expected=paper.rows[label], cells=cells)
+    return Row(
+        label=label, here=f"{arm.title}, {step} steps" if cells else "", expected=paper.rows[label], cells=cells
+    )  # fmt: skip
 
 
-def _steps(setting: Setting, family: Family, autoencoder: PlannedAutoencoder) -> int | None:
-    return setting.guided_steps.get(family if autoencoder.run is None else f"{family}+eq")
-
-
-def _describe(setting: Setting, family: Family, size: Size, autoencoder: PlannedAutoencoder) -> str:
-    return f"{recipe_name(setting, family, size, autoencoder.base.stride)} on {autoencoder.name}"
-
-
-def _table(setting: Setting, paper: expected.PaperTable, keys: str, rows: Iterable[Row], *notes: str) -> Table:
-    kept = [key for key in keys.split() if key != "gfid_fixed" or "fixed" in setting.normalizations]
-    return Table(
+def _table(setting: Setting, paper: PaperTable, keys: str, rows: Iterable[Row], *notes: str) -> TableItem:
+    kept = keys.split()
+    return TableItem(
         item=f"table{paper.number}",
         title=paper.title,
         source=paper.source,
         scale=setting.name,
         columns=columns(setting.reference.features, kept),
         rows=tuple(replace(row, cells={key: cell for key, cell in row.cells.items() if key in kept}) for row in rows),
-        notes=(
-            protocol(setting, "maskgit" if paper.number in (3, 11) else "dit"),
-            *(note for note in notes if note != _SCALE or "fixed" in setting.normalizations),
-        ),
+        notes=(protocol(setting, "maskgit" if paper.number in (3, 11) else "dit"), *notes),
     )

@@ -1,26 +1,20 @@
 """`eqvae rank`: which autoencoder's latents a generator learns best, and which measures would have told without one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from eqvae.artifacts import CONFIG, claim_output_folder, to_plain, write_json
 from eqvae.errors import UserError
-from eqvae.paper.autoencoders import evaluation, untouched
+from eqvae.paper.arms import Arm, distance_key, evaluation
 from eqvae.paper.cells import gfid_cell
-from eqvae.paper.execution import execute
-from eqvae.paper.generators import distance_key
-from eqvae.paper.planned import Plan, PlannedRun
-from eqvae.paper.ranking_results import RANKING, Contestant, write_ranking
-from eqvae.paper.setting import Family, Setting
-from eqvae.paper.settings import SETTINGS
-from eqvae.runs.reproduce import ReproduceConfig, check_inputs, make_setting, split_name
-from eqvae.runtime.device import choose_device
-from eqvae.runtime.journal import write_environment
-from eqvae.runtime.processes import join_processes
+from eqvae.paper.execution import carry_out
+from eqvae.paper.plan import Plan, PlannedRun
+from eqvae.paper.results import RANKING, Contestant, write_ranking
+from eqvae.paper.settings import SETTINGS, Family, Setting
+from eqvae.runs.reproduce import ReproduceConfig, make_setting, split_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,27 +55,23 @@ class RankConfig:
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
 
 
-def rank(config: RankConfig, settings: Mapping[str, Setting] = SETTINGS) -> Path:
-    """Do what is left of the runs, and write the ranking."""
+def command(config: RankConfig) -> str | None:
+    """Rank, or go on with it, and show the ranking."""
+    path = rank(config)
+    return None if path is None else path.read_text().rstrip("\n")
+
+
+def rank(config: RankConfig, settings: Mapping[str, Setting] = SETTINGS) -> Path | None:
+    """Do what is left of the runs, and write the ranking; returns its page, in all processes but the first None."""
     setting, contestants = make_contestants(config, settings)
     plan = Plan.of(run for runs in _by_seed(contestants) for run in runs)
-    device = choose_device(config.device)
-    claim_output_folder(config.out, "rank")
-    plan.check_saved()
-    check_inputs(plan)
-    processes = join_processes(device)
-    processes.wait()
-    if processes.is_first:
-        config.out.mkdir(parents=True, exist_ok=True)
-        write_json(config.out / CONFIG, to_plain(config) | {"command": "rank"})
-        write_environment(config.out, device=processes.device, seed=None)
 
-    def write(run: PlannedRun | None = None) -> None:
+    def write(finished: PlannedRun | None = None) -> None:
         write_ranking(contestants, config.out, metric=distance_key(setting), scale=setting.name)
 
-    execute(plan, config.out, processes, after_each=write)
-    if processes.is_first:
-        write()
+    if not carry_out(plan, config, "rank", write):
+        return None
+    write()
     return config.out / f"{RANKING}.md"
 
 
@@ -104,19 +94,21 @@ def make_contestants(
         settings,
     )  # fmt: skip
     if config.image_size is not None:
-        setting = _with_image_size(setting, config.image_size)
-    arms = [untouched(setting, name) for name in names]
-    if len({arm.base.is_discrete for arm in arms}) > 1:
-        listed = ", ".join(arm.name for arm in arms if arm.base.is_discrete)
+        setting = setting.with_all("image_size", config.image_size)
+    bases = [setting.base(name) for name in names]
+    if len({base.is_discrete for base in bases}) > 1:
+        listed = ", ".join(base.name for base in bases if base.is_discrete)
         raise UserError(f"some autoencoders are discrete ({listed}), others not", "Rank each kind by itself")
-    family: Family = "maskgit" if arms[0].base.is_discrete else config.generator
+    family: Family = "maskgit" if bases[0].is_discrete else config.generator
     return setting, tuple(
         Contestant(
-            name=arm.name,
-            distance=gfid_cell(setting, family, "b", arm, max_steps=config.max_steps),
-            evaluation=evaluation(setting, arm),
+            name=base.name,
+            distance=gfid_cell(
+                Arm(setting=setting, family=family, size="b", autoencoder=base, max_steps=config.max_steps)
+            ),
+            evaluation=evaluation(setting, base),
         )
-        for arm in arms
+        for base in bases
     )
 
 
@@ -124,12 +116,3 @@ def _by_seed(contestants: Sequence[Contestant]) -> list[tuple[PlannedRun, ...]]:
     """Evaluations first, then each contestant's first seed, and so on: something can be compared early."""
     seeds = zip(*(each.distance.runs for each in contestants), strict=True)
     return [tuple(each.evaluation for each in contestants), *seeds]
-
-
-def _with_image_size(setting: Setting, image_size: int) -> Setting:
-    return replace(
-        setting,
-        encoding=replace(setting.encoding, image_size=image_size),
-        evaluation=replace(setting.evaluation, image_size=image_size),
-        reference=replace(setting.reference, image_size=image_size),
-    )

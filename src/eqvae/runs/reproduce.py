@@ -2,38 +2,28 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from eqvae.artifacts import CONFIG, check_writable, claim_output_folder, read_json, to_plain, write_json
-from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.presets import PRESETS
 from eqvae.errors import UserError, nearest_name
 from eqvae.evidence.curves import short_name
 from eqvae.images import open_images
 from eqvae.images.image_sets import open_reference
-from eqvae.paper.execution import execute
-from eqvae.paper.figures import FIGURES, PaperFigure
-from eqvae.paper.planned import Plan, PlannedRun
-from eqvae.paper.reference import ReferenceConfig
-from eqvae.paper.results import write_figure, write_table
-from eqvae.paper.setting import GIVEN_LATER, Setting, describe_base
-from eqvae.paper.settings import SETTINGS
-from eqvae.paper.table import Table
+from eqvae.paper.cells import TableItem
+from eqvae.paper.costs import DEVICES, describe_plan
+from eqvae.paper.execution import carry_out
+from eqvae.paper.figures import FIGURES, FigureItem
+from eqvae.paper.plan import Plan, PlannedRun, describe_base
+from eqvae.paper.results import write_item
+from eqvae.paper.settings import SETTINGS, Setting
 from eqvae.paper.tables import TABLES
-from eqvae.runs.encode import EncodeConfig
-from eqvae.runs.evaluate import EvaluateConfig
-from eqvae.runs.finetune import FinetuneConfig
-from eqvae.runtime.device import choose_device
-from eqvae.runtime.journal import write_environment
-from eqvae.runtime.processes import join_processes
 
 ALL = "all"
 
-Item = Table | PaperFigure
+Item = TableItem | FigureItem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +64,44 @@ class ReproduceConfig:
     """Whose hours --dry-run estimates."""
 
     dry_run: bool = False
-    """Print the runs with their state, FLOPs, hours and disk, and stop."""
+    """Print the runs with their state, FLOPs, hours and disk, and stop. Estimates leave out optimizers, the
+    discriminator, REPA's projector, reading and writing files, and on disk all but weights, latents and samples: some
+    percent."""
+
+
+def command(config: ReproduceConfig) -> str | None:
+    """Reproduce and name the pages, or with --dry-run list the runs."""
+    if config.dry_run:
+        return _describe(config)
+    return "\n".join(str(file) for file in reproduce(config) if file.suffix == ".md") or None
+
+
+def reproduce(config: ReproduceConfig, settings: Mapping[str, Setting] = SETTINGS) -> list[Path]:
+    """Do what is left of the runs, and write the items; returns their files, in all processes but the first none."""
+    items = make_items(config.items, make_setting(config, settings))
+    plan = Plan.of(run for item in items for run in item.runs)
+
+    def write(finished: PlannedRun | None = None) -> list[Path]:
+        changed = [item for item in items if finished is None or any(finished.name == run.name for run in item.runs)]
+        return [file for item in changed for file in write_item(item, config.out)]
+
+    return write() if carry_out(plan, config, "reproduce", write) else []
+
+
+def _describe(config: ReproduceConfig) -> str:
+    """Work out what a reproduction would do and cost. Nothing is written, and no default data are opened."""
+    if config.device_name not in DEVICES:
+        raise UserError(f"--device-name '{config.device_name}' is not known", nearest_name(config.device_name, DEVICES))
+    setting = make_setting(config)
+    items = {item.item: item.runs for item in make_items(config.items, setting)}
+    plan = Plan.of(run for runs in items.values() for run in runs)
+    plan.check_saved()
+    for data in (config.data, config.finetune_data, config.validation_data):
+        if data is not None:
+            open_images(data)
+    if config.reference_data is not None:
+        open_reference(config.reference_data, image_size_px=setting.reference.image_size)
+    return describe_plan(plan, items, setting, config.device_name)
 
 
 def make_setting(config: ReproduceConfig, settings: Mapping[str, Setting] = SETTINGS) -> Setting:
@@ -95,7 +122,7 @@ def make_setting(config: ReproduceConfig, settings: Mapping[str, Setting] = SETT
         setting = replace(setting, bases={**setting.bases, name: describe_base(name, location)})
         if name not in (*setting.autoencoders.values(), setting.generator_base, *setting.extra):
             setting = replace(setting, extra=(*setting.extra, name))
-    return replace(setting.with_device(config.device), root=config.out)
+    return replace(setting.with_all("device", config.device), root=config.out)
 
 
 def make_items(names: Sequence[str], setting: Setting) -> tuple[Item, ...]:
@@ -111,54 +138,6 @@ def make_items(names: Sequence[str], setting: Setting) -> tuple[Item, ...]:
     return tuple(known[name](setting) for name in wanted)
 
 
-def reproduce(config: ReproduceConfig, settings: Mapping[str, Setting] = SETTINGS) -> list[Path]:
-    """Do what is left of the runs, and write the items."""
-    setting = make_setting(config, settings)
-    items = make_items(config.items, setting)
-    plan = Plan.of(run for item in items for run in item.runs)
-    device = choose_device(config.device)
-    _check_root(config)
-    plan.check_saved()
-    check_inputs(plan)
-    processes = join_processes(device)
-    processes.wait()
-    if processes.is_first:
-        config.out.mkdir(parents=True, exist_ok=True)
-        write_json(config.out / CONFIG, to_plain(config) | {"command": "reproduce"})
-        write_environment(config.out, device=processes.device, seed=None)
-        _write(items, config.out)
-
-    def after_each(run: PlannedRun) -> None:
-        _write([item for item in items if any(run.name == other.name for other in item.runs)], config.out)
-
-    execute(plan, config.out, processes, after_each=after_each)
-    return _write(items, config.out) if processes.is_first else []
-
-
-def check_inputs(plan: Plan) -> None:
-    """Open what the runs that are left will read, so that what is wrong is told before anything is written."""
-    made = {str(run.folder) for run in plan.runs}
-    checks: dict[tuple[str, str], Callable[[], object]] = {}
-    for run in plan.unfinished:
-        config = run.config
-        if isinstance(config, FinetuneConfig | EvaluateConfig | EncodeConfig):
-            checks["--data", config.data] = partial(open_images, config.data)
-            if config.autoencoder not in made:
-                checks["--autoencoder", config.autoencoder] = partial(load_autoencoder, config.autoencoder)
-        if isinstance(config, FinetuneConfig):
-            checks["--finetune-data", config.data] = partial(open_images, config.data)
-            checks["--validation-data", config.validation_data] = partial(open_images, config.validation_data)
-        if isinstance(config, ReferenceConfig):
-            open_it = partial(open_reference, config.reference, image_size_px=config.image_size)
-            checks["--reference-data", config.reference] = open_it
-    for flag, value in checks:
-        if value == GIVEN_LATER and flag != "--data":
-            raise UserError(f"reproduction at this scale needs {flag}", "See 'eqvae reproduce --help'")
-    for (_, value), check in checks.items():
-        if value != GIVEN_LATER:
-            check()
-
-
 def split_name(given: str) -> tuple[str, str]:
     """Read `[NAME=]AUTOENCODER`."""
     name, separator, location = given.partition("=")
@@ -167,24 +146,3 @@ def split_name(given: str) -> tuple[str, str]:
             raise UserError(f"--autoencoder '{given}' can't be read", "Write it as NAME=PATH, or only the path")
         return name, location
     return (given if given in PRESETS else short_name(Path(given).resolve())), given
-
-
-def _check_root(config: ReproduceConfig) -> None:
-    """Refuse a root that is something else, or of another scale."""
-    root = config.out
-    if not (root / CONFIG).is_file() and root.is_dir() and all(path.name.startswith(".") for path in root.iterdir()):
-        check_writable(root, "--out")  # empty, or another process is just beginning there
-        return
-    if claim_output_folder(root, "reproduce") is None:
-        return
-    scale = read_json(root / CONFIG).get("scale")
-    if scale != config.scale:
-        raise UserError(f"--out '{root}' holds runs of --scale {scale}, not {config.scale}", "Choose another --out")
-
-
-def _write(items: Sequence[Item], root: Path) -> list[Path]:
-    return [
-        file
-        for item in items
-        for file in (write_table(item, root) if isinstance(item, Table) else write_figure(item, root))
-    ]

@@ -1,0 +1,190 @@
+"""What the paper's tables compare: autoencoders, as they are or fine-tuned, and generators of their latents."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from eqvae.artifacts.names import STATISTICS
+from eqvae.autoencoders.protocol import Autoencoder
+from eqvae.networks.features import metric_key
+from eqvae.paper.plan import PlannedAutoencoder, PlannedRun
+from eqvae.paper.settings import Family, Setting, Size
+from eqvae.runs.finetune import FinetuneConfig
+from eqvae.runs.sample import SampleConfig
+from eqvae.runtime.run_folder import change_flat
+
+Transforms = Literal["paper", "rotation", "scale", "anisotropic"]
+
+
+def equivariant(
+    setting: Setting,
+    base: str,
+    *,
+    transforms: Transforms = "paper",
+    probability: float | None = None,
+    epochs: int | None = None,
+) -> PlannedAutoencoder:
+    """Fine-tune with EQ-VAE (Equations 5 and 7)."""
+    template = _template(setting, base)
+    name = "+eq" if transforms == "paper" else f"+{transforms}"
+    if probability is not None and probability != template.training.transform.equivariance_probability:
+        template = change_flat(template, equivariance_probability=probability)
+        name += f"-p{probability:g}"
+    if epochs is not None and epochs != setting.epochs:
+        name += f"-{epochs}-epochs"
+    return _tuned(setting, base, name, change_flat(template, transforms=transforms), epochs=epochs)
+
+
+def more_training(setting: Setting, base: str) -> PlannedAutoencoder:
+    """Fine-tune as long with the standard objective alone, Equation 1 (Table 6)."""
+    template = change_flat(_template(setting, base), transforms="plain", equivariance_probability=0.0)
+    return _tuned(setting, base, "+plain", template)
+
+
+def explicit(setting: Setting, base: str, *, stop_gradient: bool) -> PlannedAutoencoder:
+    """Fine-tune with the explicit regularization, Equation 4 beside Equation 1 (Table 7)."""
+    objective: Literal["explicit", "explicit-stop-gradient"] = "explicit-stop-gradient" if stop_gradient else "explicit"
+    template = change_flat(_template(setting, base), objective=objective, explicit_weight=0.1)
+    return _tuned(setting, base, f"+{objective}", template)
+
+
+def _template(setting: Setting, base: str) -> FinetuneConfig:
+    return setting.discrete_finetuning if setting.base(base).is_discrete else setting.finetuning
+
+
+def _tuned(
+    setting: Setting, base: str, suffix: str, template: FinetuneConfig, *, epochs: int | None = None
+) -> PlannedAutoencoder:
+    found = setting.base(base)
+    max_steps = (setting.epochs if epochs is None else epochs) * setting.steps_per_epoch
+    run = _planned(
+        setting, "finetune", f"autoencoders/{found.name}{suffix}", template,
+        autoencoder=found.location, max_steps=max_steps, architecture=found.architecture,
+    )  # fmt: skip
+    return replace(found, name=found.name + suffix, location=str(run.folder), run=run)
+
+
+def evaluation(setting: Setting, autoencoder: PlannedAutoencoder) -> PlannedRun:
+    """Measure equivariance, reconstruction and latents (Sections B, C.2, C.3)."""
+    return _of_autoencoder(autoencoder, setting, "evaluate", f"evaluations/{autoencoder.name}", setting.evaluation)
+
+
+def latents(setting: Setting, autoencoder: PlannedAutoencoder) -> PlannedRun:
+    """Encode the generators' images, once for all of them."""
+    return _of_autoencoder(autoencoder, setting, "encode", f"latents/{autoencoder.name}", setting.encoding)
+
+
+def reference(setting: Setting) -> PlannedRun:
+    """Compute the statistics that samples are measured against."""
+    return _planned(setting, "reference", "reference", setting.reference)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A generator on one autoencoder's latents, trained once for each seed."""
+
+    setting: Setting
+
+    family: Family
+
+    size: Size
+    """What the paper trained; MaskGIT has only one."""
+
+    autoencoder: PlannedAutoencoder
+
+    max_steps: int | None = None
+    """None: the setting's."""
+
+    is_fixed: bool = False
+    """Latents times the factor that fits the base, as the paper did, and not by their own mean and deviation."""
+
+    @property
+    def recipe(self) -> str:
+        """The generator that stands for the paper's: the patch size keeps the number of tokens."""
+        setting = self.setting
+        if self.family == "maskgit":
+            return f"maskgit-{setting.sizes['maskgit']}"
+        patch_size = setting.encoding.image_size // self.autoencoder.stride // setting.tokens_per_side
+        return f"{self.family}-{setting.sizes[self.size]}-{max(patch_size, 1)}"
+
+    @property
+    def title(self) -> str:
+        """For example `dit-b-2 on sd-vae+eq`."""
+        return f"{self.recipe} on {self.autoencoder.name}"
+
+    @property
+    def trained(self) -> tuple[PlannedRun, ...]:
+        """The training runs by seed."""
+        return tuple(self._train(seed) for seed in self.setting.seeds)
+
+    def scored(self, *, guided: bool) -> tuple[PlannedRun, ...]:
+        """The scores of a sample set of each, by ADM's protocol or its twin with other features."""
+        setting = self.setting
+        plain = setting.sampling[self.family]
+        config = setting.guided_sampling[self.family] if guided else plain
+        suffix = "-guided" if config != plain else ""
+        scores = []
+        for seed, run in zip(setting.seeds, self.trained, strict=True):
+            drawn = sample_set(setting, run, replace(config, seed=seed), suffix=suffix)
+            name, statistics = "scores/" + drawn.name.removeprefix("samples/"), reference(setting)
+            files: dict[str, Any] = {"samples": drawn.folder, "reference": str(statistics.folder / STATISTICS)}
+            scores.append(_planned(setting, "score", name, setting.scoring, (drawn, statistics), **files))
+        return tuple(scores)
+
+    def _train(self, seed: int) -> PlannedRun:
+        setting, base = self.setting, self.autoencoder.base
+        template = setting.training[self.family]
+        steps = template.max_steps if self.max_steps is None else self.max_steps
+        parts = ["generators", self.recipe, self.autoencoder.name]
+        parts += ["fixed"] if self.is_fixed else []
+        parts += [f"{steps}-steps"] if steps != template.max_steps else []
+        needs = [latents(setting, self.autoencoder), reference(setting)]
+        scaled_as = None
+        if self.is_fixed and base in setting.fixed_factors:
+            template = change_flat(template, normalization=f"fixed:{setting.fixed_factors[base]:g}")
+        elif self.is_fixed:
+            scaled_as = latents(setting, setting.base(base))
+            needs += [scaled_as] if scaled_as != needs[0] else []
+        run = _planned(
+            setting, "train", "/".join([*parts, f"seed-{seed}"]), template, needs,
+            recipe=self.recipe, latents=needs[0].folder, max_steps=steps, seed=seed,
+            reference=str(needs[1].folder / STATISTICS), architecture=self.autoencoder.architecture,
+        )  # fmt: skip
+        return replace(run, scaled_as=scaled_as)
+
+
+def sample_set(setting: Setting, trained: PlannedRun, config: SampleConfig, *, suffix: str) -> PlannedRun:
+    """Draw a sample set."""
+    name = "samples/" + trained.name.removeprefix("generators/") + suffix
+    folder = str(trained.folder)
+    return _planned(setting, "sample", name, config, (trained,), run=folder, architecture=trained.architecture)
+
+
+def distance_key(setting: Setting) -> str:
+    """Name the Frechet distance as `metrics.json` and the journal do: `fid`, or `fd_...` for other features."""
+    return metric_key(setting.reference.features)
+
+
+def _planned(
+    setting: Setting,
+    command: str,
+    name: str,
+    template: Any,
+    needs: Sequence[PlannedRun] = (),
+    *,
+    architecture: str | Autoencoder | None = None,
+    **filled_in: object,
+) -> PlannedRun:
+    """Complete a run's configuration."""
+    config = change_flat(template, out=setting.root / name, **filled_in)
+    return PlannedRun(command=command, name=name, config=config, needs=tuple(needs), architecture=architecture)
+
+
+def _of_autoencoder(
+    autoencoder: PlannedAutoencoder, setting: Setting, command: str, name: str, template: Any
+) -> PlannedRun:
+    """Plan what an autoencoder goes through."""
+    return _planned(
+        setting, command, name, template, autoencoder.needs,
+        autoencoder=autoencoder.location, architecture=autoencoder.architecture,
+    )  # fmt: skip

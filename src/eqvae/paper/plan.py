@@ -1,0 +1,247 @@
+"""What is planned: runs with complete configurations, what they need, and the autoencoders that come of some."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eqvae.artifacts import CONFIG, METRICS, read_json, write_json
+from eqvae.artifacts.names import STATISTICS
+from eqvae.artifacts.sample_sets import moments_in
+from eqvae.autoencoders import load_autoencoder
+from eqvae.autoencoders.presets import PRESETS, UNTRAINED
+from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
+from eqvae.errors import UserError
+from eqvae.images.image_sets import open_reference
+from eqvae.latents.normalization import FIXED
+from eqvae.metrics.statistics import compute_statistics, with_adm_moments
+from eqvae.networks.features import INCEPTION, load_features
+from eqvae.runs.encode import EncodeConfig
+from eqvae.runs.evaluate import EvaluateConfig
+from eqvae.runs.finetune import FinetuneConfig
+from eqvae.runs.sample import SampleConfig
+from eqvae.runs.score import ScoreConfig
+from eqvae.runs.train_config import TrainConfig
+from eqvae.runtime.device import Precision, choose_device, place
+from eqvae.runtime.processes import join_processes
+from eqvae.runtime.run_folder import RunFolder, change_flat, flat
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceConfig:
+    """Compute the feature statistics of a reference."""
+
+    reference: str
+    """An ADM reference batch (.npz) or any DATA."""
+
+    out: Path
+    """Output folder."""
+
+    image_size: int
+    """Side to which DATA is cropped, in px: the samples'."""
+
+    features: str = INCEPTION
+    """`inception` (FID), `efficientnet-lite0` (offline) or a model of timm."""
+
+    precision: Precision = "fp32"
+    """Of the features' convolutions, which must be that of the samples'."""
+
+    batch_size: int = 64
+    """Images at a time; changes no figure by more than rounding."""
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+
+    num_workers: int = 1
+    """Processes that decode images ahead."""
+
+
+def write_reference(config: ReferenceConfig) -> dict[str, Any]:
+    """Compute and write the statistics that all samples of a plan are measured against, an ADM batch's own first."""
+    folder = RunFolder.claim(config.out, "reference")
+    processes = join_processes(choose_device(config.device))
+    images = open_reference(config.reference, image_size_px=config.image_size)
+    extractor = place(load_features(config.features), processes.device)
+    with processes.progress("reference", total=-(-len(images) // processes.count), unit="image") as progress:
+        statistics = compute_statistics(
+            extractor, images, indices=range(len(images)), device=processes.device, processes=processes,
+            precision=config.precision, batch_size=config.batch_size, num_workers=config.num_workers,
+            on_batch=progress.advance if progress is not None else lambda num_images: None,
+        )  # fmt: skip
+    figures = {"num_images": len(images)}
+    npz = Path(config.reference).expanduser()
+    with folder.hold(config, processes, seed=None):
+        if processes.is_first:
+            if config.features == INCEPTION and npz.suffix == ".npz" and moments_in(npz):
+                statistics = with_adm_moments(statistics, npz)
+            statistics.save(config.out / STATISTICS)
+            write_json(config.out / METRICS, figures)
+    return figures
+
+
+Config = FinetuneConfig | EvaluateConfig | ReferenceConfig | EncodeConfig | TrainConfig | SampleConfig | ScoreConfig
+
+_CHANGES_NO_FIGURE = frozenset(
+    {"out", "device", "num_workers", "log_every", "checkpoint_every", "validate_every", "tensorboard", "compile",
+     "dry_run", "gradient_checkpointing", "cache_teacher"}
+)  # fmt: skip
+"""Fields in which a finished run may differ from the plan."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """A run of a plan: a complete configuration, and the runs whose folders it reads."""
+
+    command: str
+    """What does it: a command of `eqvae`, or `reference`."""
+
+    name: str
+    """Its folder below the plan's root, e.g. `generators/dit-ti-2/tiny-kl-64+eq/seed-0`."""
+
+    config: Config
+    """Complete; `out` is the folder."""
+
+    needs: tuple["PlannedRun", ...] = ()
+    """The runs whose folders it reads."""
+
+    scaled_as: "PlannedRun | None" = None
+    """A latent cache, one of `needs`: latents are multiplied by the factor that gives *its* latents deviation 1, which
+    is known once it is there. None: `config.normalization` holds."""
+
+    architecture: str | Autoencoder | None = field(default=None, compare=False)
+    """A preset's name, or an autoencoder built like its own, for estimates of cost; None where it has none."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it writes."""
+        return self.config.out
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all is there: every command writes `metrics.json` last."""
+        return (self.folder / METRICS).is_file()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether something is there."""
+        return (self.folder / CONFIG).is_file()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all that it needs is there."""
+        return all(need.is_finished for need in self.needs)
+
+    def resolved(self) -> Config:
+        """Fill in what is only known once `needs` are finished."""
+        if self.scaled_as is None:
+            return self.config
+        std = read_json(self.scaled_as.folder / METRICS).get("latent_std")
+        if not std:
+            problem = f"'{self.scaled_as.folder}' holds no latents with a standard deviation"
+            raise UserError(problem, "Use --normalization measured")
+        factor = f"{FIXED}{1.0 / float(std):.6g}"  # as LDM's 0.18215
+        return change_flat(self.config, normalization=factor)
+
+    def figures(self) -> dict[str, Any]:
+        """Read what it measured."""
+        return read_json(self.folder / METRICS) if self.is_finished else {}
+
+    def check_saved(self) -> None:
+        """Refuse a folder whose run is another one than the plan's."""
+        if not self.has_begun:
+            return
+        saved = read_json(self.folder / CONFIG)
+        if saved.get("command") != self.command:
+            raise UserError(f"'{self.folder}' holds no 'eqvae {self.command}' run", "Choose another --out")
+        is_known = self.is_ready or self.scaled_as is None
+        free = _CHANGES_NO_FIGURE | (set() if is_known else {"normalization"})
+        for name, now in flat(self.resolved() if self.is_ready else self.config).items():
+            # None leaves the value to the command, which has written down what it chose.
+            if now is not None and name not in free and name in saved and now != saved[name]:
+                raise UserError(
+                    f"'{self.folder}' holds a run with --{name.replace('_', '-')} {saved[name]}, and now it is {now}",
+                    "Choose another --out, or remove that folder to have it made again",
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedAutoencoder:
+    """An autoencoder to measure and to train generators on: a base, or what becomes of one."""
+
+    name: str
+    """In names of runs and rows of tables, e.g. `tiny-kl-64+eq`."""
+
+    location: str
+    """What `load_autoencoder` takes."""
+
+    base: str
+    """Name of what it is fine-tuned from; a base's own."""
+
+    stride: int
+    """Pixels per latent cell."""
+
+    is_discrete: bool
+    """Whether it has a codebook."""
+
+    architecture: str | Autoencoder = field(compare=False)
+    """A preset's name, or the base itself: for estimates of cost."""
+
+    run: PlannedRun | None = None
+    """The fine-tuning that makes it; None for a base."""
+
+    @property
+    def needs(self) -> tuple[PlannedRun, ...]:
+        """What must be finished before it can be loaded."""
+        return () if self.run is None else (self.run,)
+
+
+def describe_base(name: str, location: str) -> PlannedAutoencoder:
+    """Look at an autoencoder; the weights of presets are left alone."""
+    known = location.removeprefix(UNTRAINED)
+    architecture: str | Autoencoder = known
+    if known in PRESETS:
+        is_discrete, stride = PRESETS[known].architecture.class_name == "VQModel", PRESETS[known].stride
+    else:
+        architecture = load_autoencoder(location)
+        is_discrete, stride = isinstance(architecture, DiscreteAutoencoder), architecture.stride
+    return PlannedAutoencoder(
+        name=name, location=location, base=name, stride=stride, is_discrete=is_discrete, architecture=architecture
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Runs in an order in which each comes after what it needs, each once."""
+
+    runs: tuple[PlannedRun, ...]
+
+    @classmethod
+    def of(cls, wanted: Iterable[PlannedRun]) -> "Plan":
+        """Gather runs and all that they need."""
+        known: dict[str, PlannedRun] = {}
+
+        def add(run: PlannedRun) -> None:
+            former = known.get(run.name)
+            if former is None:
+                for need in run.needs:
+                    add(need)
+                known[run.name] = run
+            elif former is not run and former != run:
+                raise UserError(
+                    f"the plan has two different runs called '{run.name}'",
+                    "Give autoencoders names of their own: --autoencoder NAME=PATH",
+                )
+
+        for run in wanted:
+            add(run)
+        return cls(runs=tuple(known.values()))
+
+    @property
+    def unfinished(self) -> tuple[PlannedRun, ...]:
+        """What is left to do."""
+        return tuple(run for run in self.runs if not run.is_finished)
+
+    def check_saved(self) -> None:
+        """Refuse folders whose runs are other ones than the plan's."""
+        for run in self.runs:
+            run.check_saved()
