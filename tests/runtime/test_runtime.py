@@ -27,7 +27,7 @@ from eqvae.runtime.progress import Progress, say
 from eqvae.runtime.run_folder import RunFolder, hold_output_folder
 from eqvae.runtime.seeds import generator_for
 from eqvae.runtime.signals import stop_on_signals
-from eqvae.training.checkpoint import (
+from eqvae.training.loop import (
     load_optimizer_tensors,
     optimizer_tensors,
     read_checkpoint,

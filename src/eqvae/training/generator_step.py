@@ -13,8 +13,8 @@ from eqvae.errors import NotFiniteError
 from eqvae.generators.checkpoints import Backbone
 from eqvae.generators.protocol import Latents, Objective
 from eqvae.runtime.device import Precision, autocast
-from eqvae.training.checkpoint import load_optimizer_tensors, optimizer_tensors, sub_state
 from eqvae.training.ema import Ema, PowerEma
+from eqvae.training.loop import load_optimizer_tensors, optimizer_tensors, sub_state
 
 
 @runtime_checkable
