@@ -1,134 +1,133 @@
-"""Weight files: published layouts load strictly, everything else is refused in one line."""
+"""The generator's folder: written whole, read back strictly, under the published names."""
 
-import argparse
-import pickle
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from eqvae.artifacts import write_tensors
+from eqvae.artifacts import GENERATOR, GENERATOR_CARD
 from eqvae.errors import UserError
-from eqvae.generators.checkpoints import load_transformer
-from eqvae.generators.families import find_recipe
-from eqvae.generators.official import read_official
+from eqvae.generators.checkpoints import GeneratorCard, read_generator, write_generator
+from eqvae.generators.families import MASKGIT_SIZES, find_recipe
+from eqvae.generators.interpolant import Interpolant
+from eqvae.generators.maskgit_transformer import MaskTransformer
 from eqvae.generators.protocol import LatentSpecification
+from eqvae.generators.transformer import Transformer
+
+ONLY_NAMES = {
+    "pos_embed", "x_embedder.proj.weight", "t_embedder.mlp.0.weight", "y_embedder.embedding_table.weight",
+    "blocks.0.attn.qkv.weight", "blocks.2.adaLN_modulation.1.bias", "blocks.1.mlp.fc2.weight",
+    "final_layer.linear.weight", "final_layer.adaLN_modulation.1.weight",
+}  # fmt: skip
 
 
-def _forward(transformer):
-    generator = torch.Generator().manual_seed(0)
-    z = torch.randn(2, 3, 4, 6, generator=generator)
-    return transformer(z, torch.tensor([1.0, 900.0]), torch.tensor([0, 5]))
+def card_of(transformer: Transformer, **changes) -> GeneratorCard:
+    fields = {
+        "family": "sit", "recipe": "sit-ti-2", "transformer": transformer.config,
+        "interpolant": Interpolant(path="gvp"), "shift": (0.1, -0.2, 0.3), "scale": (2.0, 0.5, 1.0),
+        "autoencoder": "averaging", "autoencoder_fingerprint": "0123", "image_size_px": 32,
+        "class_names": ("a", "b", "c", "d", "e"), "num_steps": 7, "eqvae_version": "0",
+    }  # fmt: skip
+    return GeneratorCard(**fields | changes)
 
 
-def test_ours_come_back(build_transformer, tmp_path):
-    transformer = build_transformer(teacher_channels=7, projector_width=16)
-    write_tensors(tmp_path / "ema.safetensors", transformer.state_dict())
-    state = read_official(tmp_path / "ema.safetensors")["ema"]
-    loaded = load_transformer(transformer.config, state, source="ema.safetensors")
-    assert torch.equal(_forward(loaded), _forward(transformer))
-    assert not loaded.training
-    trained = {name for name, parameter in loaded.named_parameters() if parameter.requires_grad}
-    assert trained == {name for name, parameter in transformer.named_parameters() if parameter.requires_grad}
-
-
-@pytest.mark.parametrize("which", ["ema", "model"])
-def test_training_checkpoints_hold_two_sets_of_weights(build_transformer, tmp_path, which):
-    states = {"ema": build_transformer().state_dict(), "model": build_transformer(qk_norm=True).state_dict()}
-    states["model"] = {f"module._orig_mod.{name}": value for name, value in states["model"].items()}
-    others = {"opt": {"state": {}, "param_groups": []}, "args": argparse.Namespace(model="DiT-XL/2"), "steps": 7}
-    torch.save(states | others, tmp_path / "0000007.pt")
-    state = read_official(tmp_path / "0000007.pt")[which]
-    assert set(state) == set(build_transformer(qk_norm=which == "model").state_dict())
-
-
-def test_a_plain_state_dict_in_half_precision(build_transformer, tmp_path):
-    state = {name: value.half() for name, value in build_transformer().state_dict().items()}
-    torch.save(state, tmp_path / "DiT.pt")
-    read = read_official(tmp_path / "DiT.pt")["ema"]
-    assert all(value.dtype == torch.float32 for value in read.values())
-    assert all(torch.equal(read[name], state[name].float()) for name in state)
-
-
-def test_a_file_with_one_set_of_weights_is_sampled_from_it(build_transformer, tmp_path):
-    torch.save({"model": build_transformer().state_dict(), "opt": {}}, tmp_path / "raw.pt")
-    assert read_official(tmp_path / "raw.pt").keys() == {"ema"}
-
-
-def test_a_config_fits_itself_to_weights():
-    latents = LatentSpecification(channels=3, height=4, width=4, num_classes=5)
-    recipe = find_recipe("dit-ti-2")
-    for changes in ({}, {"out_channels": 3}, {"qk_norm": True}, {"teacher_channels": 7, "projector_width": 16}):
-        config = replace(recipe.transformer(latents), **changes)
-        weights = config.build().state_dict()
-        assert recipe.fit(weights, codebook_size=None) == config
-        load_transformer(config, weights, source="here")
-    unconditional = recipe.transformer(replace(latents, num_classes=0))
-    assert recipe.fit(unconditional.build().state_dict(), codebook_size=None) == unconditional
-    tokens, maskgit = replace(latents, channels=11), find_recipe("maskgit-ti")
-    assert maskgit.fit(maskgit.transformer(tokens).build().state_dict(), codebook_size=11).latents == tokens
-
-
-def test_repas_early_checkpoints_count_blocks_again(build_transformer, tmp_path):
+@pytest.fixture
+def written(build_transformer, tmp_path: Path) -> tuple[Path, Transformer, GeneratorCard]:
     transformer = build_transformer()
-    early = {name.replace("blocks.2.", "decoder_blocks.0."): value for name, value in transformer.state_dict().items()}
-    torch.save(early, tmp_path / "early.pt")
-    joined = read_official(tmp_path / "early.pt")["ema"]
-    assert torch.equal(_forward(load_transformer(transformer.config, joined, source="early.pt")), _forward(transformer))
+    card = card_of(transformer)
+    doubled = {name: 2 * value for name, value in transformer.state_dict().items()}
+    write_generator(tmp_path / "run", card, {"ema": transformer.state_dict(), "model": doubled})
+    return tmp_path / "run", transformer, card
 
 
-def test_weights_that_do_not_fit_are_named(build_transformer):
+def test_round_trip(written):
+    run, transformer, card = written
+    ema, model = read_generator(run), read_generator(run, "model")
+    assert ema.card == card
+    assert not ema.transformer.training
+    for name, value in transformer.state_dict().items():
+        assert torch.equal(ema.transformer.state_dict()[name], value)
+        assert torch.equal(model.transformer.state_dict()[name], 2 * value)
+    z, t, labels = torch.randn(2, 3, 4, 6), torch.rand(2), torch.tensor([0, 5])
+    with torch.no_grad():
+        torch.testing.assert_close(ema.transformer(z, t, labels), transformer.eval()(z, t, labels))
+
+
+def test_published_names_and_readable_text(written):
+    run, transformer, _ = written
+    assert load_file(run / GENERATOR / "ema.safetensors").keys() == transformer.state_dict().keys()
+    assert transformer.state_dict().keys() >= ONLY_NAMES
+    plain = json.loads((run / GENERATOR / GENERATOR_CARD).read_text())
+    assert (plain["recipe"], plain["interpolant"]["path"], plain["num_steps"]) == ("sit-ti-2", "gvp", 7)
+
+
+def test_diffusion_without_classes(build_transformer, tmp_path: Path):
     transformer = build_transformer()
-    state = transformer.state_dict()
-    del state["blocks.0.mlp.fc1.bias"]
-    state["extra.weight"] = torch.zeros(1)
-    state["pos_embed"] = torch.zeros(1, 5, 24)
-    with pytest.raises(UserError) as caught:
-        load_transformer(transformer.config, state, source="wrong.pt")
-    message = str(caught.value)
-    for part in (
-        "'wrong.pt'",
-        "1 missing (blocks.0.mlp.fc1.bias)",
-        "1 unexpected (extra.weight)",
-        "(1, 5, 24) instead of",
-    ):
-        assert part in message
-    assert "\n" not in message
+    card = card_of(transformer, interpolant=None, class_names=None)
+    write_generator(tmp_path, card, {"ema": transformer.state_dict()})
+    assert read_generator(tmp_path).card == card
 
 
-class _Code:
-    def __reduce__(self):
-        return print, ("this must not be printed",)
+def test_a_generator_of_tokens(tmp_path: Path):
+    tokens = LatentSpecification(channels=24, height=4, width=6, num_classes=5)
+    transformer = MaskTransformer(find_recipe("maskgit-ti").transformer(tokens))
+    card = card_of(
+        transformer, family="maskgit", recipe="maskgit-ti", interpolant=None, shift=(), scale=(), schedule="cosine"
+    )
+    write_generator(tmp_path, card, {"ema": transformer.state_dict()})
+    found = read_generator(tmp_path)
+    assert (found.card, found.card.models_tokens) == (card, True)
+    assert isinstance(found.transformer, MaskTransformer)
+    assert found.transformer.config.depth == MASKGIT_SIZES["ti"].depth
+    for name, parameter in transformer.named_parameters():
+        assert torch.equal(found.transformer.get_parameter(name), parameter)
+        assert found.transformer.get_parameter(name).requires_grad
 
 
-def test_a_file_that_holds_code_is_refused(tmp_path, capsys):
-    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"ema": _Code()}, protocol=2))
-    torch.save({"ema": _Code()}, tmp_path / "evil2.pt")
-    for name in ("evil.pt", "evil2.pt"):
-        with pytest.raises(UserError, match="refused|no weight file"):
-            read_official(tmp_path / name)
-    assert capsys.readouterr().out == ""
+def test_a_card_from_before_tokens_and_families(written):
+    run, _, card = written
+    plain = json.loads((run / GENERATOR / GENERATOR_CARD).read_text())
+    assert plain["family"] == "sit"
+    del plain["schedule"], plain["family"]
+    (run / GENERATOR / GENERATOR_CARD).write_text(json.dumps(plain))
+    assert read_generator(run).card == card
+    assert not card.models_tokens
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "says"),
-    [
-        ("missing.pt", None, "does not exist"),
-        ("missing.safetensors", None, "does not exist"),
-        ("torn.pt", b"PK\x03\x04 torn", "truncated|no weight file"),
-        ("torn.safetensors", b"torn", "truncated"),
-        ("empty.pt", b"", "truncated|no weight file"),
-    ],
-)
-def test_broken_files_are_named(tmp_path, name, content, says):
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=says) as caught:
-        read_official(tmp_path / name)
-    assert name in str(caught.value)
+def test_writing_again_replaces(written):
+    run, transformer, card = written
+    (run / f".{GENERATOR}.part").mkdir()  # of a killed writer
+    (run / f".{GENERATOR}.part" / "rubbish").write_text("")
+    write_generator(run, replace(card, num_steps=9), {"ema": transformer.state_dict()})
+    assert read_generator(run).card.num_steps == 9
+    assert sorted(path.name for path in (run / GENERATOR).iterdir()) == ["ema.safetensors", GENERATOR_CARD]
+    assert [path.name for path in run.iterdir()] == [GENERATOR]
 
 
-def test_a_file_without_weights_is_named(tmp_path):
-    torch.save({"epoch": 3}, tmp_path / "numbers.pt")
-    with pytest.raises(UserError, match="numbers.pt' holds no named weights"):
-        read_official(tmp_path / "numbers.pt")
+def test_denormalizing_is_per_channel(written):
+    z = torch.ones(1, 3, 2, 2)
+    assert written[2].denormalize(z)[0, :, 0, 0].tolist() == pytest.approx([2.1, 0.3, 1.3])
+
+
+def test_strictness(written):
+    run, _, _ = written
+    path = run / GENERATOR / "ema.safetensors"
+    weights = load_file(path)
+    weights["blocks.9.attn.qkv.weight"] = weights.pop("blocks.0.attn.qkv.weight")
+    save_file(weights, path)
+    with pytest.raises(UserError, match=r"1 missing \(blocks.0.attn.qkv.weight\); 1 unexpected"):
+        read_generator(run)
+
+
+def test_nothing_to_read(written, tmp_path: Path):
+    with pytest.raises(UserError, match="Check the path"):
+        read_generator(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="wait for its first samples"):
+        read_generator(tmp_path / "empty")
+    (written[0] / GENERATOR / GENERATOR_CARD).write_text('{"recipe": "sit-ti-2"}')
+    with pytest.raises(UserError, match="describes no generator"):
+        read_generator(written[0])

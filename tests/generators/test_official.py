@@ -1,192 +1,134 @@
-"""Official generators through the commands: convert, sample, train --init, score, and back, bit for bit."""
+"""Weight files: published layouts load strictly, everything else is refused in one line."""
 
 import argparse
-from collections.abc import Callable
+import pickle
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor
 
-from eqvae.artifacts import GENERATOR, read_json, read_tensors, weights_name
-from eqvae.cli import run
-from eqvae.generators.checkpoints import read_card
+from eqvae.artifacts import write_tensors
+from eqvae.errors import UserError
+from eqvae.generators.checkpoints import load_transformer
 from eqvae.generators.families import find_recipe
+from eqvae.generators.official import read_official
 from eqvae.generators.protocol import LatentSpecification
 
-AUTOENCODER = "untrained:tiny-kl"
-LATENTS = LatentSpecification(channels=4, height=4, width=4, num_classes=2)
-CPU = ["--precision", "fp32", "--device", "cpu"]
-DRAWING = ["--num-samples", "4", "--num-steps", "2", *CPU]
-TRAINING = [
-    "--max-steps", "1", "--batch-size", "2", "--num-watch-samples", "2", "--watch-steps", "2", *CPU,
-    "--learning-rate", "1e-30",  # too small to change a weight
-]  # fmt: skip
+
+def _forward(transformer):
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(2, 3, 4, 6, generator=generator)
+    return transformer(z, torch.tensor([1.0, 900.0]), torch.tensor([0, 5]))
 
 
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test reach for the network, nor spend seconds on measuring the processor."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("eqvae.runs.train_run.matrix_peak_flops_per_sec", lambda device, precision: 1e12)
+def test_ours_come_back(build_transformer, tmp_path):
+    transformer = build_transformer(teacher_channels=7, projector_width=16)
+    write_tensors(tmp_path / "ema.safetensors", transformer.state_dict())
+    state = read_official(tmp_path / "ema.safetensors")["ema"]
+    loaded = load_transformer(transformer.config, state, source="ema.safetensors")
+    assert torch.equal(_forward(loaded), _forward(transformer))
+    assert not loaded.training
+    trained = {name for name, parameter in loaded.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, parameter in transformer.named_parameters() if parameter.requires_grad}
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Latents of four images of 32 px and two classes."""
-    folder, random = tmp_path_factory.mktemp("official"), np.random.default_rng(0)
-    for index in range(4):
-        path = folder / "data" / "ab"[index % 2] / f"{index}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
-    flags = ["--image-size", "32", "--batch-size", "4", "--num-workers", "0", "--device", "cpu"]
-    assert run(["encode", AUTOENCODER, "--data", f"{folder}/data", "--out", f"{folder}/cache", *flags]) == 0
-    return folder / "cache"
+@pytest.mark.parametrize("which", ["ema", "model"])
+def test_training_checkpoints_hold_two_sets_of_weights(build_transformer, tmp_path, which):
+    states = {"ema": build_transformer().state_dict(), "model": build_transformer(qk_norm=True).state_dict()}
+    states["model"] = {f"module._orig_mod.{name}": value for name, value in states["model"].items()}
+    others = {"opt": {"state": {}, "param_groups": []}, "args": argparse.Namespace(model="DiT-XL/2"), "steps": 7}
+    torch.save(states | others, tmp_path / "0000007.pt")
+    state = read_official(tmp_path / "0000007.pt")[which]
+    assert set(state) == set(build_transformer(qk_norm=which == "model").state_dict())
 
 
-def random_weights(recipe: str, seed: int, **changes: object) -> dict[str, Tensor]:
-    """Weights under the official names, all of them random."""
-    config = replace(find_recipe(recipe).transformer(LATENTS), **changes)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.device("meta"):
-        shapes = {name: value.shape for name, value in config.build().state_dict().items()}
-    return {name: 0.02 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+def test_a_plain_state_dict_in_half_precision(build_transformer, tmp_path):
+    state = {name: value.half() for name, value in build_transformer().state_dict().items()}
+    torch.save(state, tmp_path / "DiT.pt")
+    read = read_official(tmp_path / "DiT.pt")["ema"]
+    assert all(value.dtype == torch.float32 for value in read.values())
+    assert all(torch.equal(read[name], state[name].float()) for name in state)
 
 
-def write_official(path: Path, container: str, weights: dict[str, dict[str, Tensor]]) -> None:
-    """Write a file as `torch.save` leaves it: bare, or as fast-DiT, SiT and REPA keep it while they train."""
-    if container == "bare":
-        torch.save(weights["ema"], path)
-        return
-    wrapped = {f"module._orig_mod.{name}": value for name, value in weights["model"].items()}
-    others = {"opt": {"state": {}, "param_groups": []}, "args": argparse.Namespace(model="DiT-S/2"), "steps": 7}
-    torch.save({"model": wrapped, "ema": weights["ema"]} | others, path)
+def test_a_file_with_one_set_of_weights_is_sampled_from_it(build_transformer, tmp_path):
+    torch.save({"model": build_transformer().state_dict(), "opt": {}}, tmp_path / "raw.pt")
+    assert read_official(tmp_path / "raw.pt").keys() == {"ema"}
 
 
-def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+def test_a_config_fits_itself_to_weights():
+    latents = LatentSpecification(channels=3, height=4, width=4, num_classes=5)
+    recipe = find_recipe("dit-ti-2")
+    for changes in ({}, {"out_channels": 3}, {"qk_norm": True}, {"teacher_channels": 7, "projector_width": 16}):
+        config = replace(recipe.transformer(latents), **changes)
+        weights = config.build().state_dict()
+        assert recipe.fit(weights, codebook_size=None) == config
+        load_transformer(config, weights, source="here")
+    unconditional = recipe.transformer(replace(latents, num_classes=0))
+    assert recipe.fit(unconditional.build().state_dict(), codebook_size=None) == unconditional
+    tokens, maskgit = replace(latents, channels=11), find_recipe("maskgit-ti")
+    assert maskgit.fit(maskgit.transformer(tokens).build().state_dict(), codebook_size=11).latents == tokens
 
 
-def sample_score_and_train_on(recipe: str, there: Path, cache: Path, tmp_path: Path, ema: dict[str, Tensor]) -> None:
-    assert run(["sample", f"{there}", "--out", f"{tmp_path / 'samples'}", *DRAWING]) == 0
-    scoring = ["--reference", f"{cache.parent / 'data'}", "--features", "efficientnet-lite0", "--num-workers", "0"]
-    samples = tmp_path / "samples" / "samples.npz"
-    assert run(["score", f"{samples}", "--out", f"{tmp_path / 'score'}", "--device", "cpu", *scoring]) == 0
-
-    teacher = ["--teacher", "efficientnet-lite0"] if recipe.startswith("repa") else []
-    out = tmp_path / "run"
-    command = ["train", recipe, "--latents", f"{cache}", "--out", f"{out}", "--init", f"{there}", *TRAINING, *teacher]
-    assert run(command) == 0
-    assert read_json(out / "config.json")["init"] == str(there)
-    begun = read_tensors(out / GENERATOR / weights_name("model"))[0]
-    projector = {name for name in begun if name.startswith("projectors.")}
-    same = begun.keys() - (projector if teacher else set())  # another teacher: its projector begins anew
-    assert [name for name in same if not torch.equal(begun[name], ema[name])] == []
-    assert bool(projector) == bool(teacher)
+def test_repas_early_checkpoints_count_blocks_again(build_transformer, tmp_path):
+    transformer = build_transformer()
+    early = {name.replace("blocks.2.", "decoder_blocks.0."): value for name, value in transformer.state_dict().items()}
+    torch.save(early, tmp_path / "early.pt")
+    joined = read_official(tmp_path / "early.pt")["ema"]
+    assert torch.equal(_forward(load_transformer(transformer.config, joined, source="early.pt")), _forward(transformer))
 
 
-@pytest.mark.parametrize("container", ["bare", "fast-DiT's"])
+def test_weights_that_do_not_fit_are_named(build_transformer):
+    transformer = build_transformer()
+    state = transformer.state_dict()
+    del state["blocks.0.mlp.fc1.bias"]
+    state["extra.weight"] = torch.zeros(1)
+    state["pos_embed"] = torch.zeros(1, 5, 24)
+    with pytest.raises(UserError) as caught:
+        load_transformer(transformer.config, state, source="wrong.pt")
+    message = str(caught.value)
+    for part in (
+        "'wrong.pt'",
+        "1 missing (blocks.0.mlp.fc1.bias)",
+        "1 unexpected (extra.weight)",
+        "(1, 5, 24) instead of",
+    ):
+        assert part in message
+    assert "\n" not in message
+
+
+class _Code:
+    def __reduce__(self):
+        return print, ("this must not be printed",)
+
+
+def test_a_file_that_holds_code_is_refused(tmp_path, capsys):
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"ema": _Code()}, protocol=2))
+    torch.save({"ema": _Code()}, tmp_path / "evil2.pt")
+    for name in ("evil.pt", "evil2.pt"):
+        with pytest.raises(UserError, match="refused|no weight file"):
+            read_official(tmp_path / name)
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(
-    ("recipe", "changes"),
-    [("dit-s-2", {}), ("sit-s-2", {}), ("repa-sit-s-2", {"teacher_channels": 768, "projector_width": 32})],
+    ("name", "content", "says"),
+    [
+        ("missing.pt", None, "does not exist"),
+        ("missing.safetensors", None, "does not exist"),
+        ("torn.pt", b"PK\x03\x04 torn", "truncated|no weight file"),
+        ("torn.safetensors", b"torn", "truncated"),
+        ("empty.pt", b"", "truncated|no weight file"),
+    ],
 )
-def test_there_and_back(cache: Path, tmp_path: Path, capsys, recipe: str, changes: dict, container: str):
-    kinds = ("ema",) if container == "bare" else ("ema", "model")
-    weights = {kind: random_weights(recipe, seed, **changes) for seed, kind in enumerate(kinds)}
-    write_official(tmp_path / "official.pt", container, weights)
-    there, back = tmp_path / "there", tmp_path / "back.pt"
-    chosen = ["--recipe", recipe, "--autoencoder", AUTOENCODER, "--normalization", "fixed:0.18215"]
-    assert run(["convert", f"{tmp_path / 'official.pt'}", f"{there}", *chosen]) == 0
-    assert f"  {recipe}: 2 classes, 32 px, decoder {AUTOENCODER}" in capsys.readouterr().out.splitlines()
-    for kind in kinds:
-        assert_same(read_tensors(there / GENERATOR / weights_name(kind))[0], weights[kind])
-    assert read_card(there).scale == pytest.approx((1 / 0.18215,) * 4)
-
-    if container == "bare":
-        assert run(["sample", f"{there}", "--out", f"{tmp_path / 'samples'}", *DRAWING]) == 0
-    else:
-        sample_score_and_train_on(recipe, there, cache, tmp_path, weights["ema"])
-
-    assert run(["convert", f"{there}", f"{back}", "--to", "official"]) == 0
-    found = torch.load(back, weights_only=True)
-    for kind in kinds:
-        assert_same(found if container == "bare" else found[kind], weights[kind])
+def test_broken_files_are_named(tmp_path, name, content, says):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=says) as caught:
+        read_official(tmp_path / name)
+    assert name in str(caught.value)
 
 
-def test_a_maskgit_goes_there_and_back(tmp_path: Path):
-    tokens = LatentSpecification(channels=1024, height=4, width=4, num_classes=3)
-    weights = find_recipe("maskgit-ti").transformer(tokens).build().state_dict()
-    torch.save({"iter": 7, "model_state_dict": weights}, tmp_path / "official.pth")
-    chosen = ["--recipe", "maskgit-ti", "--autoencoder", "untrained:tiny-vq"]
-    assert run(["convert", f"{tmp_path / 'official.pth'}", f"{tmp_path / 'run'}", *chosen]) == 0
-    assert read_card(tmp_path / "run").transformer.latents == tokens
-    assert run(["convert", f"{tmp_path / 'run'}", f"{tmp_path / 'back.pth'}", "--to", "official"]) == 0
-    assert_same(torch.load(tmp_path / "back.pth", weights_only=True)["model_state_dict"], weights)
-
-
-def test_the_autoencoders_scaling_factor_is_the_normalization(tmp_path: Path):
-    torch.save(random_weights("dit-ti-2", 0), tmp_path / "official.pt")
-    chosen = ["--recipe", "dit-ti-2", "--autoencoder", "tiny-kl"]
-    assert run(["convert", f"{tmp_path / 'official.pt'}", f"{tmp_path / 'run'}", *chosen]) == 0
-    card = read_card(tmp_path / "run")
-    assert card.scale == pytest.approx((1 / 0.3994938003897636,) * 4)
-    assert card.shift == pytest.approx((0.10151766634316825,) * 4)
-
-
-@pytest.fixture
-def fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command, which must fail in one line and write nothing, and returns the line."""
-
-    def check(*arguments: object) -> str:
-        before = sorted(tmp_path.iterdir())
-        assert run([*map(str, arguments)]) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert sorted(tmp_path.iterdir()) == before
-        return line
-
-    return check
-
-
-def test_what_is_no_such_generator_is_refused(tmp_path: Path, fails):
-    source, run_folder = tmp_path / "official.pt", tmp_path / "run"
-    torch.save(random_weights("dit-ti-2", 0), source)
-    dit, kl = ("--recipe", "dit-ti-2"), ("--autoencoder", AUTOENCODER)
-    assert "--autoencoder is missing" in fails("convert", source, run_folder, *dit)
-    assert "--recipe is missing" in fails("convert", source, run_folder)
-    assert "Did you mean 'dit-ti-" in fails("convert", source, run_folder, "--recipe", "dit-ti-3", *kl)
-    assert "do not fit the generator" in fails("convert", source, run_folder, "--recipe", "dit-s-2", *kl)
-    assert "holds no weights of a 'maskgit-ti'" in fails(
-        "convert", source, run_folder, "--recipe", "maskgit-ti", "--autoencoder", "untrained:tiny-vq"
-    )
-    assert "does not model the latents of" in fails("convert", source, run_folder, "--recipe", "maskgit-ti", *kl)
-    assert "does not model the tokens of" in fails(
-        "convert", source, run_folder, *dit, "--autoencoder", "untrained:tiny-vq"
-    )
-    assert "no positive factor" in fails("convert", source, run_folder, *dit, *kl, "--normalization", "fixed:0")
-    assert "exists" in fails("convert", source, source, *dit, *kl)
-    assert "does not exist" in fails("convert", tmp_path / "no.pt", run_folder, *dit, *kl)
-    assert "holds no trained generator" in fails("convert", tmp_path, tmp_path / "back.pt", "--to", "official")
-    assert "end in .pt" in fails("convert", tmp_path, tmp_path / "back.safetensors", "--to", "official")
-    assert "for an official generator" in fails("convert", source, run_folder, *dit, "--to", "official")
-
-
-@pytest.mark.parametrize(
-    ("recipe", "latents", "more", "what"),
-    [("dit-ti-2", {"num_classes": 5}, (), "is of 5 classes, this run of 2 classes"),
-     ("dit-ti-2", {"height": 8, "width": 8}, (), "is of latents of 4 x 8 x 8, this run of latents of 4 x 4 x 4"),
-     ("dit-ti-1", {}, (), "is a 'dit-ti-2', this run a 'dit-ti-1'"),
-     ("dit-ti-2", {}, ("--qk-norm",), "do not fit"),
-     ("sit-ti-2", {}, ("--path", "gvp"), "is trained on path linear and velocity, this run trained on path gvp")],
-)  # fmt: skip
-def test_an_init_that_is_not_alike_is_refused(cache: Path, tmp_path: Path, fails, recipe, latents, more, what):
-    given = "sit-ti-2" if recipe.startswith("sit") else "dit-ti-2"
-    torch.save(find_recipe(given).transformer(replace(LATENTS, **latents)).build().state_dict(), tmp_path / "given.pt")
-    chosen = ["--recipe", given, "--autoencoder", AUTOENCODER]
-    assert run(["convert", f"{tmp_path / 'given.pt'}", f"{tmp_path / 'given'}", *chosen]) == 0
-    assert what in fails(
-        "train", recipe, "--latents", cache, "--out", tmp_path / "run", "--init", tmp_path / "given", *more
-    )
+def test_a_file_without_weights_is_named(tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "numbers.pt")
+    with pytest.raises(UserError, match="numbers.pt' holds no named weights"):
+        read_official(tmp_path / "numbers.pt")

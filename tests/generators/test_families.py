@@ -1,4 +1,4 @@
-"""Presets: sizes, names and what each family is trained for."""
+"""Families: sizes, names and what each is trained for."""
 
 from dataclasses import replace
 
