@@ -104,13 +104,11 @@ def figure3(setting: Setting) -> FigureItem:
     labels = {setting.autoencoders[name]: name for name in expected.FIGURE_3 if name in setting.autoencoders}
     rows = []
     for autoencoder, run in zip(pairs, evaluations, strict=True):
-        figures: tuple[float, ...] = ()
-        label = labels[autoencoder.base]
-        if autoencoder.run is None:
-            figures = expected.FIGURE_3[label]
+        label, is_base = labels[autoencoder.base], autoencoder.run is None
+        figures = expected.FIGURE_3[label] if is_base else ()
         rows.append(
             Row(
-                label=label if autoencoder.run is None else f"{label} + EQ-VAE",
+                label=label if is_base else f"{label} + EQ-VAE",
                 here=autoencoder.name,
                 expected=dict(zip((column.key for column in measured), figures, strict=False)),
                 cells={column.key: Cell(runs=(run,), key=column.here) for column in measured},
