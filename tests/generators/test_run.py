@@ -18,9 +18,8 @@ from eqvae.generators.protocol import LatentSpecification
 from eqvae.runs.train_config import TrainConfig
 from eqvae.runs.train_run import Run, transformer_flops
 from eqvae.runtime.journal import Journal
-from eqvae.runtime.processes import Processes
+from eqvae.runtime.processes import Processes, StopRequest
 from eqvae.runtime.seeds import generator_for
-from eqvae.runtime.signals import StopRequest
 from eqvae.training.generator_step import TrainingBatch, build_state
 
 CPU = torch.device("cpu")

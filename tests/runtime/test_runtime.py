@@ -23,10 +23,10 @@ from eqvae.artifacts import (
 )
 from eqvae.errors import UserError, nearest_name
 from eqvae.runtime.journal import Journal, write_environment
+from eqvae.runtime.processes import stop_on_signals
 from eqvae.runtime.progress import Progress, say
 from eqvae.runtime.run_folder import RunFolder, hold_output_folder
 from eqvae.runtime.seeds import generator_for
-from eqvae.runtime.signals import stop_on_signals
 from eqvae.training.loop import (
     load_optimizer_tensors,
     optimizer_tensors,

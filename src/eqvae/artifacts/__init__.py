@@ -2,9 +2,7 @@
 
 from eqvae.artifacts.files import (
     check_writable,
-    claim_output_folder,
     fingerprint,
-    hold_output_folder,
     load_strictly,
     read_journal,
     read_json,
@@ -73,10 +71,8 @@ __all__ = [
     "ModelCard",
     "Pictures",
     "check_writable",
-    "claim_output_folder",
     "contact_sheet_name",
     "fingerprint",
-    "hold_output_folder",
     "load_strictly",
     "read_journal",
     "read_json",

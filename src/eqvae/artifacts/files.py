@@ -1,14 +1,11 @@
 """Files: written atomically, readable as text or as safetensors, never pickled; weights fit exactly or not at all."""
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from eqvae.artifacts.names import CONFIG, JOURNAL
+from eqvae.artifacts.names import JOURNAL
 from eqvae.errors import UserError
 
 _NUM_NAMED = 3
-
-_PATIENCE_SEC = 15.0
-"""A killed process's workers hold its folder until they notice, which takes them some seconds."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -103,53 +97,6 @@ def read_journal(folder: Path) -> list[dict[str, Any]]:
         if isinstance(record, dict):
             records.append(record)
     return records
-
-
-def claim_output_folder(folder: Path, command: str) -> dict[str, Any] | None:
-    """See whether a command may write into a folder: a new one, an empty one, or one of its own."""
-    if (folder / CONFIG).is_file():
-        saved = read_json(folder / CONFIG)
-        if saved.get("command") != command:
-            owner = f"belongs to 'eqvae {saved['command']}'" if "command" in saved else "holds something else"
-            raise UserError(f"--out '{folder}' {owner}", "Choose another folder")
-        check_writable(folder, "--out")
-        return saved
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--out '{folder}' exists and holds no 'eqvae {command}' run", "Choose another folder")
-    check_writable(folder, "--out")
-    return None
-
-
-@contextlib.contextmanager
-def hold_output_folder(folder: Path, *, hold: bool = True) -> Iterator[None]:
-    """Keep a second process from writing into a folder while this one does.
-
-    The lock is the system's, on the folder itself: it leaves no file behind and ends with its holder. Where there are
-    no such locks (Windows, some network file systems) nothing is kept out.
-    """
-    if not hold or sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    deadline_sec, is_taken = time.monotonic() + _PATIENCE_SEC, True
-    try:
-        while is_taken:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                is_taken = False
-            except BlockingIOError:
-                if time.monotonic() > deadline_sec:
-                    raise UserError(
-                        f"Another process is writing into '{folder}'", "Let it finish, or choose another --out"
-                    ) from None
-                time.sleep(0.2)
-            except OSError:  # a file system without locks: nobody can be kept out, and that is no reason not to run
-                is_taken = False
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def check_writable(folder: Path, flag: str) -> None:

@@ -29,9 +29,9 @@ from eqvae.paper.plan import Plan, PlannedRun
 from eqvae.paper.settings import Setting
 from eqvae.runs.sample import SampleConfig
 from eqvae.runs.train_config import TrainConfig
+from eqvae.runtime.device import count_flops
 from eqvae.runtime.run_folder import flat
 from eqvae.runtime.seeds import generator_for
-from eqvae.runtime.throughput import count_flops
 from eqvae.transforms import Compose, Scale, Transform, TransformSampler
 
 # fmt: off

@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import matplotlib
-import torch
 import tyro
 from matplotlib.figure import Figure
 
-from eqvae.artifacts import CONFIG, claim_output_folder, to_plain, write_atomically, write_json
+from eqvae.artifacts import to_plain, write_atomically, write_json
 from eqvae.artifacts.names import COMPARISON
 from eqvae.errors import UserError, nearest_name
 from eqvae.evidence.arms import Arm, RunComparison, compare_arms, read_arms
 from eqvae.evidence.intervals import NUM_RESAMPLES
 from eqvae.report.comparison import comparison_markdown, headline_lines
 from eqvae.report.comparison_charts import curves_figure, speed_up_figure
-from eqvae.runtime.journal import write_environment
-from eqvae.runtime.run_folder import NOT_NEGATIVE, check_ranges
+from eqvae.runtime.processes import ALONE
+from eqvae.runtime.run_folder import NOT_NEGATIVE, RunFolder, check_ranges
 
 PNG_DPI = 200
 
@@ -66,8 +65,8 @@ def compare(config: CompareConfig) -> RunComparison:
             differently, or `config.out` belongs to something else.
     """
     check_ranges(config, _RANGES)
-    saved = claim_output_folder(config.out, "compare")
-    if saved is not None and saved.get("runs") != to_plain(config.runs):
+    folder = RunFolder.claim(config.out, "compare")
+    if folder.differs(runs=to_plain(config.runs)):
         raise UserError(f"--out '{config.out}' holds a comparison of other runs", "Choose another folder")
     arms = _with_base_first(read_arms(config.runs), config.base)
     comparison = compare_arms(arms, seed=config.seed, num_resamples=config.num_resamples)
@@ -77,15 +76,12 @@ def compare(config: CompareConfig) -> RunComparison:
         "speed_up": speed_up_figure(comparison),
     }
     text, record = comparison_markdown(comparison), _to_record(comparison)
-    config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / COMPARISON).unlink(missing_ok=True)  # it comes back last: whoever finds it finds all
-    write_json(config.out / CONFIG, to_plain(config) | {"command": "compare"})
-    write_environment(config.out, device=torch.device("cpu"), seed=config.seed)
-    for name, figure in figures.items():
-        write_atomically(config.out / f"{name}.svg", partial(_write_svg, figure))
-        write_atomically(config.out / f"{name}.png", partial(figure.savefig, format="png", dpi=PNG_DPI))
-    write_atomically(config.out / "comparison.md", lambda path: path.write_text(text))
-    write_json(config.out / COMPARISON, record)
+    with folder.hold(config, ALONE, seed=config.seed, anew=(COMPARISON,)):
+        for name, figure in figures.items():
+            write_atomically(config.out / f"{name}.svg", partial(_write_svg, figure))
+            write_atomically(config.out / f"{name}.png", partial(figure.savefig, format="png", dpi=PNG_DPI))
+        write_atomically(config.out / "comparison.md", lambda path: path.write_text(text))
+        write_json(config.out / COMPARISON, record)
     return comparison
 
 

@@ -37,9 +37,8 @@ from eqvae.latents.writing import (
 from eqvae.metrics.autoencoder import latent_figures
 from eqvae.runtime.device import Precision, choose_device, place
 from eqvae.runtime.journal import Journal
-from eqvae.runtime.processes import Processes, join_processes
+from eqvae.runtime.processes import Processes, StopRequest, join_processes, stop_on_signals
 from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, RunFolder, check_ranges
-from eqvae.runtime.signals import StopRequest, stop_on_signals
 
 _POLL_SEC = 0.2
 _MAX_WORKERS = 16

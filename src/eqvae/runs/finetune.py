@@ -20,9 +20,8 @@ from eqvae.losses.reconstruction import ReconstructionLoss
 from eqvae.metrics.autoencoder import check_image_size
 from eqvae.networks.pretrained import LPIPS_MIN_IMAGE_SIZE_PX
 from eqvae.runtime.device import choose_device, place
-from eqvae.runtime.processes import join_processes
+from eqvae.runtime.processes import join_processes, stop_on_signals
 from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, RunFolder, check_ranges, flat
-from eqvae.runtime.signals import stop_on_signals
 from eqvae.training.autoencoder_config import AutoencoderTraining
 from eqvae.training.autoencoder_state import build_state
 

@@ -18,9 +18,8 @@ from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import Interrupted, UserError
 from eqvae.generators.checkpoints import Generator, GeneratorCard, Weights, build_generator, read_generator
 from eqvae.runtime.device import choose_device, place
-from eqvae.runtime.processes import Processes, join_processes
+from eqvae.runtime.processes import Processes, join_processes, stop_on_signals
 from eqvae.runtime.run_folder import AT_LEAST_1, RunFolder, check_ranges
-from eqvae.runtime.signals import stop_on_signals
 from eqvae.sampling.config import SamplerConfig
 from eqvae.sampling.draw import Drawer, contact_sheet, sheet_indices
 from eqvae.training.ema import find_snapshots, reconstruct

@@ -33,10 +33,9 @@ from eqvae.runs.train_config import FREE_TO_CHANGE, TrainConfig
 from eqvae.runs.train_run import Run, transformer_flops
 from eqvae.runtime.device import choose_device, place
 from eqvae.runtime.journal import Journal, installed_version
-from eqvae.runtime.processes import Processes, join_processes
+from eqvae.runtime.processes import Processes, join_processes, stop_on_signals
 from eqvae.runtime.run_folder import RunFolder, flat
 from eqvae.runtime.seeds import generator_for
-from eqvae.runtime.signals import stop_on_signals
 from eqvae.sampling.config import SamplerConfig
 from eqvae.sampling.draw import Drawer, contact_sheet, sheet_indices
 from eqvae.training.generator_step import TrainingBatch, build_state

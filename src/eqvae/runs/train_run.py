@@ -14,11 +14,10 @@ from eqvae.generators.checkpoints import GeneratorCard, Weights, write_generator
 from eqvae.generators.families import BackboneConfig
 from eqvae.generators.protocol import Objective
 from eqvae.runs.train_config import TrainConfig
+from eqvae.runtime.device import count_flops, matrix_peak_flops_per_sec
 from eqvae.runtime.journal import Journal
-from eqvae.runtime.processes import Processes
+from eqvae.runtime.processes import Processes, StopRequest
 from eqvae.runtime.seeds import generator_for
-from eqvae.runtime.signals import StopRequest
-from eqvae.runtime.throughput import count_flops, matrix_peak_flops_per_sec
 from eqvae.training.generator_step import TrainingBatch, TrainState, train_step
 from eqvae.training.loop import Loop, Schedule
 

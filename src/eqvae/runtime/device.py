@@ -1,10 +1,13 @@
-"""Which device computes, and in which precision."""
+"""Which device computes, in which precision, and how fast it could be."""
 
 import contextlib
-from typing import Literal, TypeVar
+import time
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from eqvae.errors import UserError
 
@@ -46,3 +49,27 @@ def synchronize(device: torch.device) -> None:
 def place(module: Module, device: torch.device) -> Module:
     """Move a convolutional model to its device in the channels-last layout, which its kernels prefer."""
     return module.to(device=device).to(memory_format=torch.channels_last)
+
+
+def matrix_peak_flops_per_sec(device: torch.device, precision: Precision, *, side: int | None = None) -> float:
+    """Measure the rate of a large matrix product: what a training step could reach at best."""
+    side = side or (8192 if device.type == "cuda" else 1024)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = torch.randn(2, side, side, device=device).to(dtype)  # beforehand: autocast would convert them each time
+    best_sec = float("inf")
+    with torch.inference_mode():
+        for _ in range(6):
+            synchronize(device)
+            began_sec = time.perf_counter()
+            for _ in range(3):
+                a @ b
+            synchronize(device)
+            best_sec = min(best_sec, (time.perf_counter() - began_sec) / 3)
+    return 2 * side**3 / best_sec
+
+
+def count_flops(function: Callable[..., Any], *arguments: Any) -> int:
+    """Count the operations of matrix products, convolutions and attention in one call."""
+    with FlopCounterMode(display=False) as counter:
+        function(*arguments)
+    return counter.get_total_flops()

@@ -16,8 +16,7 @@ from eqvae.artifacts import read_journal, read_tensors, write_tensors
 from eqvae.artifacts.names import CHECKPOINT
 from eqvae.errors import Interrupted, NotFiniteError, UserError
 from eqvae.runtime.journal import Journal
-from eqvae.runtime.processes import Processes
-from eqvae.runtime.signals import StopRequest
+from eqvae.runtime.processes import Processes, StopRequest
 
 Batch = TypeVar("Batch")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from eqvae.runtime.throughput import count_flops, matrix_peak_flops_per_sec
+from eqvae.runtime.device import count_flops, matrix_peak_flops_per_sec
 
 
 def test_counting_a_linear_layer():
