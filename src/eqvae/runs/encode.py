@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import torch
 import tyro
@@ -24,7 +24,6 @@ from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder, LatentStatistics
 from eqvae.errors import Interrupted, UserError
 from eqvae.images import ImageBatch, ImageSource, check_broken, encoding_batches, open_images
-from eqvae.latents.index import CacheIndex
 from eqvae.latents.writing import (
     MomentsDtype,
     Recipe,
@@ -45,6 +44,9 @@ _MAX_WORKERS = 16
 _NAMED_OTHERWISE = frozenset(("autoencoder", "data", "out", "device", "num_workers"))
 _FIXED = ("image_size", "num_images", "shard_size", "mirror", "dtype", "precision", "label_column")
 _SHOWN = ("latent_mean", "latent_std")
+
+_Encoded = tuple[ImageBatch, dict[str, Tensor]]
+"""A batch and what is kept of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +113,7 @@ class EncodeConfig:
             value, flag = getattr(self, each.name), each.name.replace("_", "-")
             if each.name in _NAMED_OTHERWISE or value == each.default:
                 continue
-            words += (
-                [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
-            )
+            words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
         return shlex.join(words)
 
 
@@ -129,9 +129,18 @@ def command(config: EncodeConfig) -> str | None:
 
 
 def encode(config: EncodeConfig, autoencoder: Autoencoder | None = None) -> dict[str, float | int] | None:
-    """Write a latent cache; the first process returns its figures.
+    """Write a latent cache, or what is missing of it; started by torchrun, each process makes every count-th shard.
 
-    Started by torchrun or `accelerate launch`, each process makes every count-th shard.
+    Args:
+        config: What to encode by what.
+        autoencoder: What `config.autoencoder` names, where it is loaded already.
+
+    Returns:
+        The figures of `metrics.json`; None in all processes but the first.
+
+    Raises:
+        UserError: If the input is wrong, or the folder holds another cache.
+        Interrupted: If a signal stopped it; the same call goes on.
     """
     device = choose_device(config.device)
     source = open_images(config.data, label_column=config.label_column)
@@ -263,7 +272,14 @@ class EncodeRun:
         index = collect_index(self.config.out, self.recipe)
         check_broken(self.config.data, len(self.source), index.num_broken, "see the journal")
         index.write(self.config.out)
-        figures = _figures(index)
+        figures: dict[str, float | int] = {
+            "num_images": index.num_images,
+            "num_broken": index.num_broken,
+            "num_shards": len(index.shards),
+            "num_bytes": sum(entry.num_bytes for entry in index.shards),
+        }
+        if index.statistics is not None:
+            figures |= latent_figures(LatentStatistics(mean=index.statistics.mean, std=index.statistics.std))
         num_encoded = self.recipe.num_visited - self.num_kept
         if num_encoded:
             figures |= {"encoding_sec": encoding_sec, "images_per_sec": num_encoded / encoding_sec}
@@ -273,20 +289,18 @@ class EncodeRun:
         write_json(self.config.out / METRICS, figures)
         return figures
 
-    def _encode(self, batch: ImageBatch) -> "_Encoded":
+    def _encode(self, batch: ImageBatch) -> _Encoded:
         """Encode images and mirror images; what comes back may still be under way on the device."""
         for name in batch.broken:
             self.journal.write("broken_image", name=name)
-        kept = encode_crops(
-            self.autoencoder, batch.crops, self.processes.device, self.config.precision, self.config.mirror
-        )
-        return _Encoded(batch=batch, kept=kept)
+        device, precision = self.processes.device, self.config.precision
+        return batch, encode_crops(self.autoencoder, batch.crops, device, precision, self.config.mirror)
 
-    def _write(self, number: int, made: list["_Encoded"]) -> None:
+    def _write(self, number: int, made: list[_Encoded]) -> None:
         """Write one shard."""
         # A batch whose images are all broken says nothing, unless no other one does.
-        full = [each.kept for each in made if each.batch.indices] or [made[0].kept]
-        indices = [index for each in made for index in each.batch.indices]
+        full = [kept for batch, kept in made if batch.indices] or [made[0][1]]
+        indices = [index for batch, _ in made for index in batch.indices]
         labelled = self.recipe.class_names is not None
         try:
             path = finish_shard(
@@ -296,7 +310,7 @@ class EncodeRun:
                 {name: torch.cat([kept[name] for kept in full]) for name in full[0]},
                 source_indices=indices,
                 labels=[self.source.class_of(index) or 0 for index in indices] if labelled else None,
-                broken=[name for each in made for name in each.batch.broken],
+                broken=[name for batch, _ in made for name in batch.broken],
             )
             self.journal.write("shard", file=path.name, num_images=len(indices))
         except OSError as error:
@@ -317,37 +331,18 @@ class EncodeRun:
         return max(1, min(_MAX_WORKERS, (os.cpu_count() or 1) // self.processes.count))
 
 
-class _Encoded(NamedTuple):
-    batch: ImageBatch
-    kept: dict[str, Tensor]
-
-
-def _figures(index: CacheIndex) -> dict[str, float | int]:
-    figures: dict[str, float | int] = {
-        "num_images": index.num_images,
-        "num_broken": index.num_broken,
-        "num_shards": len(index.shards),
-        "num_bytes": sum(entry.num_bytes for entry in index.shards),
-    }
-    if index.statistics is not None:
-        figures |= latent_figures(LatentStatistics(mean=index.statistics.mean, std=index.statistics.std))
-    return figures
-
-
 def _check_same_cache(folder: RunFolder, config: EncodeConfig, identity: Mapping[str, str]) -> None:
     """Refuse to mix two caches in one folder; data and autoencoders may have moved meanwhile."""
-    if folder.saved is None:
-        return
-    mend = "Choose another --out, or remove that folder"
+    saved, mend = folder.saved or {}, "Choose another --out, or remove that folder"
     for name, own in (("fingerprint", "autoencoder"), ("data_fingerprint", "data")):
         if folder.differs(**{name: identity[name]}):
-            before, other = folder.saved.get(own), getattr(config, own)
+            before, other = saved.get(own), getattr(config, own)
             what = f"{own} '{before}'" + (f", not '{other}'" if before != other else ", which has changed since")
             raise UserError(f"--out '{config.out}' holds a latent cache of {what}", mend)
     for name in _FIXED:
         if folder.differs(**{name: getattr(config, name)}):
             raise UserError(
-                f"--out '{config.out}' holds a latent cache with --{name.replace('_', '-')} {folder.saved.get(name)}, "
+                f"--out '{config.out}' holds a latent cache with --{name.replace('_', '-')} {saved.get(name)}, "
                 f"not {getattr(config, name)}",
                 mend,
             )

@@ -77,7 +77,18 @@ def command(config: SampleConfig) -> str | None:
 
 
 def sample(config: SampleConfig) -> dict[str, Any] | None:
-    """Draw a sample set; the first process returns its figures."""
+    """Draw a sample set, or what is missing of it; several processes share the images.
+
+    Args:
+        config: From which generator, how many, and how.
+
+    Returns:
+        The figures of `metrics.json`; None in all processes but the first.
+
+    Raises:
+        UserError: If the input is wrong, or the folder holds other samples.
+        Interrupted: If a signal stopped it; the same call goes on.
+    """
     config.check()
     processes = join_processes(choose_device(config.device))
     run = Path(config.run)

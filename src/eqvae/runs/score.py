@@ -96,7 +96,7 @@ class ScoreConfig:
 def command(config: ScoreConfig) -> str | None:
     """Score and list the figures."""
     figures = score(config)
-    if not figures:
+    if figures is None:
         return None
     lines = [
         f"{name:32} {value:.0f}" if isinstance(value, int) else f"{name:32} {value:.6g}"
@@ -108,8 +108,18 @@ def command(config: ScoreConfig) -> str | None:
     return "\n".join(lines)
 
 
-def score(config: ScoreConfig) -> dict[str, Any]:
-    """Score and write `config.json`, `environment.json`, `journal.jsonl` and `metrics.json`."""
+def score(config: ScoreConfig) -> dict[str, Any] | None:
+    """Compare samples with a reference; several processes share the images.
+
+    Args:
+        config: What to compare with what, and by which features.
+
+    Returns:
+        The figures of `metrics.json`, with their provenance; None in all processes but the first.
+
+    Raises:
+        UserError: If the input is wrong, or the folder holds another score; nothing is written then.
+    """
     _check_config(config)
     device = choose_device(config.device)
     processes = join_processes(device)
@@ -133,7 +143,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
             known = with_adm_moments(known, npz) if moments_in(npz) else known
     statistics = _read(samples, sample_indices, "samples", config, extractor, processes, keep_logits=True)
     if not processes.is_first:
-        return {}
+        return None
     figures = score_features(
         samples=statistics,
         reference=known,
