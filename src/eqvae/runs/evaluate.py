@@ -12,7 +12,7 @@ from torch import Tensor
 from eqvae.artifacts import METRICS, PICTURES, SPECTRUM, write_json
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
-from eqvae.errors import UserError
+from eqvae.errors import Interrupted, UserError
 from eqvae.images import ImageSource, check_broken, encoding_batches, open_images, to_images
 from eqvae.metrics.autoencoder import check_image_size, evaluate_autoencoder
 from eqvae.metrics.equivariance import evaluation_transforms
@@ -21,7 +21,7 @@ from eqvae.networks.features import INCEPTION, load_features
 from eqvae.networks.pretrained import EFFICIENTNET_LITE0, Lpips, inception_is_cached, lpips_is_cached
 from eqvae.runtime.device import Precision, choose_device, place
 from eqvae.runtime.journal import Journal
-from eqvae.runtime.processes import join_processes
+from eqvae.runtime.processes import join_processes, stop_on_signals
 from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, RunFolder, check_ranges
 from eqvae.transforms import Interpolation
 
@@ -117,6 +117,7 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
 
     Raises:
         UserError: If the input is wrong, or the folder holds another evaluation; nothing is written then.
+        Interrupted: If a signal stopped it; nothing is written then.
     """
     check_ranges(config, ((AT_LEAST_1, ("num_images", "batch_size", "num_pictures")), (NOT_NEGATIVE, ("num_workers",))))
     device = choose_device(config.device)
@@ -135,7 +136,15 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
         source=source,
         parts=batches[processes.own_part(len(batches))],
     )
-    with processes.progress("evaluate", total=sum(map(len, images.parts)), unit="image") as progress:
+    num_own = sum(map(len, images.parts))
+    with stop_on_signals() as stop, processes.progress("evaluate", total=num_own, unit="image") as progress:
+
+        def on_batch(num_images: int) -> None:
+            if progress is not None:
+                progress.advance(num_images)
+            if stop:
+                raise Interrupted(f"{stop.signal_name}; the same command measures anew")
+
         figures, _, pictures = evaluate_autoencoder(
             place(autoencoder, processes.device),
             images,
@@ -145,7 +154,7 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
             perceptual_distance=Lpips().to(processes.device) if lpips else None,
             num_pictures=config.num_pictures,
             measures=measures,
-            on_batch=progress.advance if progress is not None else lambda num_images: None,
+            on_batch=on_batch,
         )
     broken = [name for names in processes.gather(images.broken) for name in names]
     if broken:
