@@ -21,7 +21,7 @@ from eqvae.networks.features import INCEPTION, load_features
 from eqvae.networks.pretrained import EFFICIENTNET_LITE0, Lpips, inception_is_cached, lpips_is_cached
 from eqvae.runtime.device import Precision, choose_device, place
 from eqvae.runtime.journal import Journal
-from eqvae.runtime.processes import join_processes, stop_on_signals
+from eqvae.runtime.processes import join_processes, notice_lost_process, stop_on_signals
 from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, RunFolder, check_ranges
 from eqvae.transforms import Interpolation
 
@@ -137,7 +137,11 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
         parts=batches[processes.own_part(len(batches))],
     )
     num_own = sum(map(len, images.parts))
-    with stop_on_signals() as stop, processes.progress("evaluate", total=num_own, unit="image") as progress:
+    with (
+        notice_lost_process("the same command measures anew"),
+        stop_on_signals() as stop,
+        processes.progress("evaluate", total=num_own, unit="image") as progress,
+    ):
 
         def on_batch(num_images: int) -> None:
             if progress is not None:

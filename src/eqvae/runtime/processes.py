@@ -15,6 +15,7 @@ from accelerate import PartialState
 from torch import Tensor
 from torch.nn import Parameter
 
+from eqvae.errors import ProcessLost
 from eqvae.runtime.progress import Progress
 
 Value = TypeVar("Value")
@@ -123,6 +124,17 @@ def sum_with_gradient(value: Tensor) -> Tensor:
 def is_lost_process(error: RuntimeError) -> bool:
     """Whether a collective failed since another process is gone; gloo says it in words alone."""
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+
+
+@contextlib.contextmanager
+def notice_lost_process(and_now: str) -> Iterator[None]:
+    """Say in one line that another process is gone, and what the same command would do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        raise ProcessLost(f"another process ended; {and_now}") from None
 
 
 def join_processes(device: torch.device) -> Processes:

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from eqvae.artifacts import CONFIG, METRICS, check_writable, read_json, to_plain, write_json
-from eqvae.errors import ProcessLost, UserError
+from eqvae.errors import UserError
 from eqvae.runtime.journal import write_environment
-from eqvae.runtime.processes import Processes, is_lost_process
+from eqvae.runtime.processes import Processes, notice_lost_process
 
 Config = TypeVar("Config")
 
@@ -90,14 +90,8 @@ class RunFolder:
                 write_json(self.path / CONFIG, flat(config) | {"command": self.command} | identity)
                 write_environment(self.path, device=processes.device, seed=seed, num_processes=processes.count)
             processes.wait()
-            try:
+            with notice_lost_process(f"the same command goes on from what is in '{self.path}'"):
                 yield
-            except RuntimeError as error:
-                if not is_lost_process(error):
-                    raise
-                raise ProcessLost(
-                    f"another process ended; the same command goes on from what is in '{self.path}'"
-                ) from None
 
 
 @contextlib.contextmanager
