@@ -1,9 +1,10 @@
 """EQ-VAE: equivariance-regularized latent spaces for image generation (arXiv:2502.09509).
 
-from eqvae import TransformSampler, load_autoencoder
+from eqvae import FinetuneConfig, finetune                     # every command is a function of its configuration
+finetune(FinetuneConfig(autoencoder="tiny-kl", data="photos", out=Path("runs/eq")))
 
-autoencoder = load_autoencoder("tiny-kl")
-draw = TransformSampler().draw(latent_size=(32, 32))
+from eqvae import TransformSampler, eq_vae_loss, load_autoencoder              # or the loss, in a loop of your own
+loss = eq_vae_loss(load_autoencoder("tiny-kl"), x, TransformSampler()).mean()
 """
 
 import importlib
@@ -11,58 +12,106 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from eqvae.autoencoders import build_autoencoder, load_autoencoder
-    from eqvae.autoencoders.protocol import Autoencoder, Posterior
-    from eqvae.equivariance import Decoded, decode_transformed, eq_vae_loss, equivariance_loss
+    from eqvae.autoencoders import Autoencoder, DiscreteAutoencoder, Posterior, build_autoencoder, load_autoencoder
+    from eqvae.equivariance import (
+        Decoded,
+        decode_transformed,
+        eq_vae_loss,
+        equivariance_loss,
+        explicit_loss,
+        vae_loss,
+    )
+    from eqvae.errors import Interrupted, UserError
     from eqvae.metrics.equivariance import equivariance_error
+    from eqvae.metrics.frechet import frechet_distance
+    from eqvae.metrics.intrinsic_dimension import intrinsic_dimension
     from eqvae.metrics.reconstruction import psnr_db, ssim
-    from eqvae.report import write_report
+    from eqvae.runs.compare import CompareConfig, compare
+    from eqvae.runs.convert import ConvertConfig, convert
+    from eqvae.runs.demo import DemoConfig, demo
+    from eqvae.runs.encode import EncodeConfig, encode
     from eqvae.runs.evaluate import EvaluateConfig, evaluate
-    from eqvae.transforms import Compose, Draw, Rotate, Scale, TransformSampler
+    from eqvae.runs.finetune import FinetuneConfig, finetune
+    from eqvae.runs.rank import RankConfig, rank
+    from eqvae.runs.report import ReportConfig, report
+    from eqvae.runs.reproduce import ReproduceConfig, reproduce
+    from eqvae.runs.sample import SampleConfig, sample
+    from eqvae.runs.score import ScoreConfig, score
+    from eqvae.runs.train import TrainConfig, train
+    from eqvae.transforms import IDENTITY, Compose, Draw, Rotate, Scale, Transform, TransformSampler
 
-_HOME = {
-    "Compose": "eqvae.transforms",
-    "Draw": "eqvae.transforms",
-    "Rotate": "eqvae.transforms",
-    "Scale": "eqvae.transforms",
-    "TransformSampler": "eqvae.transforms",
-    "Decoded": "eqvae.equivariance",
-    "decode_transformed": "eqvae.equivariance",
-    "eq_vae_loss": "eqvae.equivariance",
-    "equivariance_loss": "eqvae.equivariance",
-    "Autoencoder": "eqvae.autoencoders.protocol",
-    "Posterior": "eqvae.autoencoders.protocol",
-    "build_autoencoder": "eqvae.autoencoders",
-    "load_autoencoder": "eqvae.autoencoders",
-    "EvaluateConfig": "eqvae.runs.evaluate",
-    "evaluate": "eqvae.runs.evaluate",
-    "equivariance_error": "eqvae.metrics.equivariance",
-    "psnr_db": "eqvae.metrics.reconstruction",
-    "ssim": "eqvae.metrics.reconstruction",
-    "write_report": "eqvae.report",
-}
-"""Public names and where they are; imported when first used, since diffusers and torchmetrics take seconds."""
+_HOMES = {
+    "eqvae.transforms": ("IDENTITY", "Compose", "Draw", "Rotate", "Scale", "Transform", "TransformSampler"),
+    "eqvae.equivariance": (
+        "Decoded", "decode_transformed", "eq_vae_loss", "equivariance_loss", "explicit_loss", "vae_loss",
+    ),
+    "eqvae.autoencoders": (
+        "Autoencoder", "DiscreteAutoencoder", "Posterior", "build_autoencoder", "load_autoencoder",
+    ),
+    "eqvae.metrics.equivariance": ("equivariance_error",),
+    "eqvae.metrics.frechet": ("frechet_distance",),
+    "eqvae.metrics.intrinsic_dimension": ("intrinsic_dimension",),
+    "eqvae.metrics.reconstruction": ("psnr_db", "ssim"),
+    "eqvae.errors": ("Interrupted", "UserError"),
+} | {
+    f"eqvae.runs.{name}": (name, f"{name.title()}Config")
+    for name in ("finetune", "evaluate", "encode", "train", "sample", "score", "compare", "rank", "reproduce",
+                 "report", "convert", "demo")
+}  # fmt: skip
+"""Where the public names are; imported when first used, since diffusers and torchmetrics take seconds."""
+
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "IDENTITY",
     "Autoencoder",
+    "CompareConfig",
     "Compose",
+    "ConvertConfig",
     "Decoded",
+    "DemoConfig",
+    "DiscreteAutoencoder",
     "Draw",
+    "EncodeConfig",
     "EvaluateConfig",
+    "FinetuneConfig",
+    "Interrupted",
     "Posterior",
+    "RankConfig",
+    "ReportConfig",
+    "ReproduceConfig",
     "Rotate",
+    "SampleConfig",
     "Scale",
+    "ScoreConfig",
+    "TrainConfig",
+    "Transform",
     "TransformSampler",
+    "UserError",
     "build_autoencoder",
+    "compare",
+    "convert",
     "decode_transformed",
+    "demo",
+    "encode",
     "eq_vae_loss",
     "equivariance_error",
     "equivariance_loss",
     "evaluate",
+    "explicit_loss",
+    "finetune",
+    "frechet_distance",
+    "intrinsic_dimension",
     "load_autoencoder",
     "psnr_db",
+    "rank",
+    "report",
+    "reproduce",
+    "sample",
+    "score",
     "ssim",
-    "write_report",
+    "train",
+    "vae_loss",
 ]
 
 try:

@@ -94,9 +94,6 @@ def _dispatch(arguments: list[str]) -> int:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # of the libraries; what a user should know is said by our own lines
     module: ModuleType = importlib.import_module(f"eqvae.runs.{command}")
-    if not hasattr(module, "command"):  # being moved
-        importlib.import_module(f"eqvae.runs.{command}_command").command(rest)
-        return 0
     said = module.command(parse(getattr(module, f"{command.title()}Config"), command, rest))
     if said is not None:
         print(said)  # noqa: T201

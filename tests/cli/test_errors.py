@@ -383,7 +383,7 @@ def test_a_report_below_a_file(fails, tmp_path, monkeypatch, target):
     def never(*_: object) -> None:
         raise AssertionError("drawn")
 
-    monkeypatch.setattr("eqvae.report.page.read_folders", never)
+    monkeypatch.setattr("eqvae.drawing.page.read_folders", never)
     file = tmp_path / "file"
     file.write_text("years of work")
     page = file / "page.html" if target == "page" else tmp_path / "page.html"

@@ -11,16 +11,16 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from eqvae.artifacts import CONTACT_SHEETS, contact_sheet_name, write_atomically
+from eqvae.drawing import read_folders
+from eqvae.drawing.charts import ACCENT, INK, PAPER_STYLE, SIZE_INCHES
+from eqvae.drawing.evaluation_charts import distance_charts, distance_figure
+from eqvae.drawing.pictures import Grid, draw_grid, latent_map_grid, picture_groups, transform_grids
 from eqvae.images import open_picture
 from eqvae.paper import expected
 from eqvae.paper.arms import Arm, distance_key, equivariant, evaluation, sample_set
 from eqvae.paper.cells import Cell, Column, Row, TableItem, by_seed, columns, gfid_cells, protocol
 from eqvae.paper.plan import PlannedAutoencoder, PlannedRun
 from eqvae.paper.settings import Family, Setting
-from eqvae.report import read_folders
-from eqvae.report.charts import ACCENT, INK, PAPER_STYLE, SIZE_INCHES
-from eqvae.report.evaluation_charts import distance_charts, distance_figure
-from eqvae.report.pictures import Grid, draw_grid, latent_map_grid, picture_groups, transform_grids
 from eqvae.runs.compare import CompareConfig, compare
 from eqvae.runs.sample import SHEET
 

@@ -11,12 +11,12 @@ import numpy as np
 from scipy import stats
 
 from eqvae.artifacts import ENVIRONMENT, write_atomically, write_json
+from eqvae.drawing.tables import MISSING, markdown_table, with_minus_sign
 from eqvae.evidence.curves import read_if_there
 from eqvae.evidence.intervals import Difference
 from eqvae.paper.cells import Cell, Column, Row, TableItem
 from eqvae.paper.figures import FigureItem
 from eqvae.paper.plan import Plan, PlannedRun
-from eqvae.report.tables import MISSING, markdown_table, with_minus_sign
 
 _COMPARED = ("gfid", "gfid_fixed", "fid", "fid_watch")
 """Columns whose differences between rows get an interval: those with seeds."""

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 
 from eqvae.artifacts import to_plain, write_atomically, write_json
 from eqvae.artifacts.names import COMPARISON
+from eqvae.drawing.comparison import comparison_markdown, headline_lines
+from eqvae.drawing.comparison_charts import curves_figure, speed_up_figure
 from eqvae.errors import UserError, nearest_name
 from eqvae.evidence.arms import Arm, RunComparison, compare_arms, read_arms
 from eqvae.evidence.intervals import NUM_RESAMPLES
-from eqvae.report.comparison import comparison_markdown, headline_lines
-from eqvae.report.comparison_charts import curves_figure, speed_up_figure
 from eqvae.runtime.processes import ALONE
 from eqvae.runtime.run_folder import NOT_NEGATIVE, RunFolder, check_ranges
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eqvae.autoencoders import load_autoencoder
-from eqvae.report import write_report
+from eqvae.drawing import write_report
 from eqvae.runs.evaluate import EvaluateConfig, evaluate
 from eqvae.runs.finetune import FinetuneConfig, finetune
 from eqvae.runtime.run_folder import from_flat

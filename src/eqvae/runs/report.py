@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from eqvae.artifacts import check_writable
-from eqvae.report import write_figures, write_report
+from eqvae.drawing import write_figures, write_report
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,11 +16,10 @@ from matplotlib.figure import Figure
 from PIL.Image import Image
 
 from eqvae.artifacts import check_writable, to_plain, write_atomically
-from eqvae.errors import UserError
-from eqvae.report import comparison
-from eqvae.report.charts import autoencoder_colors, to_css
-from eqvae.report.comparison_charts import curves_figure, draw_curves
-from eqvae.report.evaluation_charts import (
+from eqvae.drawing import comparison
+from eqvae.drawing.charts import autoencoder_colors, to_css
+from eqvae.drawing.comparison_charts import curves_figure, draw_curves
+from eqvae.drawing.evaluation_charts import (
     DistanceChart,
     SpectrumChart,
     charts_of_one,
@@ -31,9 +30,9 @@ from eqvae.report.evaluation_charts import (
     spectrum_charts,
     spectrum_figure,
 )
-from eqvae.report.folders import Contents, Evaluation, FineTuning, OutputFolder, read_folders
-from eqvae.report.panels import draw_panel, draw_panels, run_panels, training_panels
-from eqvae.report.pictures import (
+from eqvae.drawing.folders import Contents, Evaluation, FineTuning, OutputFolder, read_folders
+from eqvae.drawing.panels import draw_panel, draw_panels, run_panels, training_panels
+from eqvae.drawing.pictures import (
     EmbeddedGrid,
     card_grids,
     draw_grid,
@@ -47,8 +46,8 @@ from eqvae.report.pictures import (
     stages,
     transform_grids,
 )
-from eqvae.report.summary import drawing_facts, headline, notes, shared_conditions, training_facts
-from eqvae.report.tables import (
+from eqvae.drawing.summary import drawing_facts, headline, notes, shared_conditions, training_facts
+from eqvae.drawing.tables import (
     FigureTable,
     card_columns,
     data_name,
@@ -60,6 +59,7 @@ from eqvae.report.tables import (
     score_tables,
     transform_metrics,
 )
+from eqvae.errors import UserError
 
 FEATURED_TRANSFORMS = ("s = 0.5", "90°")
 """Shown openly, the first as in the paper's Figure 2; the other transforms fold away."""
@@ -158,7 +158,7 @@ def render_report(contents: Contents) -> str:
     evaluations = contents.evaluations
     shared = comparison.shared_curves(contents.trainings)
     bars, spectra = distance_charts(evaluations), spectrum_charts(evaluations)
-    package = files("eqvae.report")
+    package = files("eqvae.drawing")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

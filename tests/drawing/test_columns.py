@@ -2,8 +2,8 @@
 
 import pytest
 
-from eqvae.report.folders import read_folders
-from eqvae.report.tables import (
+from eqvae.drawing.folders import read_folders
+from eqvae.drawing.tables import (
     METRICS,
     card_columns,
     distances,

@@ -5,15 +5,15 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from eqvae.report.charts import ACCENT, BASE, INK
-from eqvae.report.evaluation_charts import (
+from eqvae.drawing.charts import ACCENT, BASE, INK
+from eqvae.drawing.evaluation_charts import (
     charts_of_one,
     distance_charts,
     distance_figure,
     draw_distances,
     show_distance,
 )
-from eqvae.report.folders import read_folders
+from eqvae.drawing.folders import read_folders
 
 
 def charts(*folders):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from eqvae.artifacts import write_json
+from eqvae.drawing import write_report
 from eqvae.errors import UserError
-from eqvae.report import write_report
 
 
 @pytest.fixture
@@ -137,6 +137,6 @@ def test_wrong_input_is_one_line(page, tmp_path, write_evaluation, two_evaluatio
 
 def test_the_pages_parts_are_installed_with_the_package():
     for name in ("report.css", "report.html.jinja", "parts.html.jinja", "cards.html.jinja", "generators.html.jinja"):
-        assert files("eqvae.report").joinpath(name).is_file()
+        assert files("eqvae.drawing").joinpath(name).is_file()
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     assert project["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["src/eqvae"]}

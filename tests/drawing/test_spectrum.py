@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from eqvae.artifacts import SPECTRUM, write_json
+from eqvae.drawing.evaluation_charts import charts_of_one, draw_spectra, spectrum_charts, spectrum_figure
+from eqvae.drawing.folders import Spectrum, read_folders
 from eqvae.errors import UserError
-from eqvae.report.evaluation_charts import charts_of_one, draw_spectra, spectrum_charts, spectrum_figure
-from eqvae.report.folders import Spectrum, read_folders
 
 
 def charts(*folders):

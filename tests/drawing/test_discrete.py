@@ -6,11 +6,11 @@ import re
 import pytest
 
 from eqvae.artifacts import JOURNAL, read_json, write_json
-from eqvae.report import read_folders, write_report
-from eqvae.report.evaluation_charts import distance_charts, spectrum_charts
-from eqvae.report.page import cards
-from eqvae.report.panels import run_panels
-from eqvae.report.tables import card_columns, figure_table, main_columns
+from eqvae.drawing import read_folders, write_report
+from eqvae.drawing.evaluation_charts import distance_charts, spectrum_charts
+from eqvae.drawing.page import cards
+from eqvae.drawing.panels import run_panels
+from eqvae.drawing.tables import card_columns, figure_table, main_columns
 from eqvae.runs.evaluate import EvaluateConfig, evaluate
 
 LABELS = ["Tokens kept, rotation", "Tokens kept, scale", "Codes used", "Codebook perplexity"]

@@ -5,9 +5,9 @@ import re
 import pytest
 
 from eqvae.artifacts import PICTURES, write_json
-from eqvae.report import read_folders, write_report
-from eqvae.report.evaluation_charts import distance_charts, spectrum_charts
-from eqvae.report.page import cards
+from eqvae.drawing import read_folders, write_report
+from eqvae.drawing.evaluation_charts import distance_charts, spectrum_charts
+from eqvae.drawing.page import cards
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 import pytest
 
-from eqvae.report.folders import read_folders
-from eqvae.report.tables import METRICS, figure_table, latent_statistics, transform_metrics
+from eqvae.drawing.folders import read_folders
+from eqvae.drawing.tables import METRICS, figure_table, latent_statistics, transform_metrics
 
 
 def read(*folders):

@@ -17,8 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from eqvae.evidence.curves import finite
-from eqvae.report.charts import (
+from eqvae.drawing.charts import (
     CARD_SIZE_INCHES,
     INK,
     LETTER_POINTS,
@@ -27,8 +26,9 @@ from eqvae.report.charts import (
     page_chart,
     paper_chart,
 )
-from eqvae.report.folders import Evaluation, Spectrum
-from eqvae.report.tables import SPECTRUM_EXCESS, Distance, comparable_groups, distances
+from eqvae.drawing.folders import Evaluation, Spectrum
+from eqvae.drawing.tables import SPECTRUM_EXCESS, Distance, comparable_groups, distances
+from eqvae.evidence.curves import finite
 
 GROUP_SHARE = 0.84
 """Of a group's place, what its bars fill."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from eqvae.report.pictures import draw_grid, latent_map_grid, transform_grids
+from eqvae.drawing.pictures import draw_grid, latent_map_grid, transform_grids
 
 
 def test_columns_are_the_papers(pictures):

@@ -5,9 +5,9 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from eqvae.report.charts import ACCENT, BASE
-from eqvae.report.folders import read_folders
-from eqvae.report.panels import MAX_POINTS, Panel, Series, draw_panel, draw_panels, run_panels, smooth
+from eqvae.drawing.charts import ACCENT, BASE
+from eqvae.drawing.folders import read_folders
+from eqvae.drawing.panels import MAX_POINTS, Panel, Series, draw_panel, draw_panels, run_panels, smooth
 
 
 @pytest.fixture

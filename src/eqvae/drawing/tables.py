@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from eqvae.drawing.folders import Evaluation, Score
 from eqvae.evidence.curves import finite
-from eqvae.report.folders import Evaluation, Score
 
 MISSING = "\N{EN DASH}"
 """Stands where a table has nothing to say."""

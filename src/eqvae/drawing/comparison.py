@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+from eqvae.drawing.comparison_charts import quality_label, show_ratio, show_speed_up, time_unit
+from eqvae.drawing.folders import Training
+from eqvae.drawing.tables import MISSING, data_name, digits_for, grouped, markdown_table, with_minus_sign
 from eqvae.errors import UserError
 from eqvae.evidence.arms import (
     Arm,
@@ -15,9 +18,6 @@ from eqvae.evidence.arms import (
 from eqvae.evidence.curves import TrainingCurve, read_curve
 from eqvae.evidence.intervals import Interval
 from eqvae.evidence.speed_up import SpeedUp
-from eqvae.report.comparison_charts import quality_label, show_ratio, show_speed_up, time_unit
-from eqvae.report.folders import Training
-from eqvae.report.tables import MISSING, data_name, digits_for, grouped, markdown_table, with_minus_sign
 
 EXPLANATION = (
     "N(q) is where the mean curve over seeds first reaches a quality q: on its running minimum, interpolated "

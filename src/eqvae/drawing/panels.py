@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy import ndarray
 
+from eqvae.drawing.charts import ACCENT, BASE, INK, PAPER_STYLE, SIZE_INCHES, page_chart
+from eqvae.drawing.folders import FineTuning, Training
+from eqvae.drawing.tables import METRICS, Metric, distance_metric, with_minus_sign
 from eqvae.evidence.curves import finite
-from eqvae.report.charts import ACCENT, BASE, INK, PAPER_STYLE, SIZE_INCHES, page_chart
-from eqvae.report.folders import FineTuning, Training
-from eqvae.report.tables import METRICS, Metric, distance_metric, with_minus_sign
 
 MAX_POINTS = 1000
 """Of a line: panels are a few hundred pixels wide, and long runs log tens of thousands of steps."""

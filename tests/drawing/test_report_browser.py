@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from eqvae.artifacts import read_json, write_json
-from eqvae.report import write_report
+from eqvae.drawing import write_report
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from eqvae.drawing.comparison import findings, last_value
+from eqvae.drawing.comparison_charts import quality_label
+from eqvae.drawing.folders import Contents, Evaluation, SampleSet, Score, Training
+from eqvae.drawing.panels import sample_distances
+from eqvae.drawing.tables import COUNT, ERRORS, PSNR, Metric, data_name, score_columns
 from eqvae.evidence.arms import RunComparison
 from eqvae.evidence.curves import finite, short_name
-from eqvae.report.comparison import findings, last_value
-from eqvae.report.comparison_charts import quality_label
-from eqvae.report.folders import Contents, Evaluation, SampleSet, Score, Training
-from eqvae.report.panels import sample_distances
-from eqvae.report.tables import COUNT, ERRORS, PSNR, Metric, data_name, score_columns
 
 MAX_TILES = 4
 

@@ -4,7 +4,7 @@ import shutil
 import xml.etree.ElementTree as ElementTree
 
 from eqvae.artifacts import write_json
-from eqvae.report import read_folders, write_figures
+from eqvae.drawing import read_folders, write_figures
 
 
 def test_every_figure_gets_a_file(tmp_path, two_evaluations, run_folder):

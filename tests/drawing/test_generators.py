@@ -13,13 +13,13 @@ from PIL import Image
 import eqvae.runs.train_run as generator_run
 from eqvae.artifacts import read_json, write_json
 from eqvae.cli import run
+from eqvae.drawing import read_folders, write_figures, write_report
+from eqvae.drawing.comparison import findings, measure_label, shared_curves
+from eqvae.drawing.panels import training_panels
+from eqvae.drawing.pictures import read_sheet, sample_sheet, stages
+from eqvae.drawing.summary import drawing_facts, headline, training_facts
+from eqvae.drawing.tables import score_tables
 from eqvae.errors import UserError
-from eqvae.report import read_folders, write_figures, write_report
-from eqvae.report.comparison import findings, measure_label, shared_curves
-from eqvae.report.panels import training_panels
-from eqvae.report.pictures import read_sheet, sample_sheet, stages
-from eqvae.report.summary import drawing_facts, headline, training_facts
-from eqvae.report.tables import score_tables
 
 LITE = "fd_efficientnet_lite0"
 

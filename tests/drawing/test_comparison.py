@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 from eqvae.artifacts import read_json, write_json
+from eqvae.drawing.comparison import CAVEAT, comparison_markdown, headline_lines, show_interval
+from eqvae.drawing.comparison_charts import TIMES, curves_figure, speed_up_figure
+from eqvae.drawing.tables import MISSING, with_minus_sign
 from eqvae.errors import UserError
 from eqvae.evidence.arms import compare_arms, read_arms
 from eqvae.evidence.intervals import Interval
-from eqvae.report.comparison import CAVEAT, comparison_markdown, headline_lines, show_interval
-from eqvae.report.comparison_charts import TIMES, curves_figure, speed_up_figure
-from eqvae.report.tables import MISSING, with_minus_sign
 from eqvae.runs.compare import CompareConfig, compare
 
 Q = "fd_efficientnet_lite0"

@@ -3,7 +3,7 @@
 This package reads artifacts only; it runs no autoencoder.
 """
 
-from eqvae.report.folders import read_folders
-from eqvae.report.page import write_figures, write_report
+from eqvae.drawing.folders import read_folders
+from eqvae.drawing.page import write_figures, write_report
 
 __all__ = ["read_folders", "write_figures", "write_report"]

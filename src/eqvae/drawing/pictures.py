@@ -15,10 +15,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from eqvae.artifacts import Pictures
+from eqvae.drawing.folders import SHEET, Evaluation, SampleSet, Training
+from eqvae.drawing.tables import grouped
 from eqvae.errors import UserError
 from eqvae.images import open_picture
-from eqvae.report.folders import SHEET, Evaluation, SampleSet, Training
-from eqvae.report.tables import grouped
 
 PERCENTILES = (0.01, 0.99)
 """What of a latent map falls outside is clipped, so that a few extreme cells do not wash out the rest."""

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
+from eqvae.drawing.charts import INK, PAPER_STYLE, add_legend, autoencoder_colors, page_chart, paper_chart
+from eqvae.drawing.tables import MISSING
 from eqvae.evidence.arms import ArmComparison, RunComparison
 from eqvae.evidence.speed_up import SeedCurves, SpeedUp
-from eqvae.report.charts import INK, PAPER_STYLE, add_legend, autoencoder_colors, page_chart, paper_chart
-from eqvae.report.tables import MISSING
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 
