@@ -13,14 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from eqvae.autoencoders import Autoencoder, DiscreteAutoencoder, Posterior, build_autoencoder, load_autoencoder
-    from eqvae.equivariance import (
-        Decoded,
-        decode_transformed,
-        eq_vae_loss,
-        equivariance_loss,
-        explicit_loss,
-        vae_loss,
-    )
+    from eqvae.equivariance import Decoded, decode_transformed, eq_vae_loss, equivariance_loss, explicit_loss, vae_loss
     from eqvae.errors import Interrupted, UserError
     from eqvae.metrics.equivariance import equivariance_error
     from eqvae.metrics.frechet import frechet_distance

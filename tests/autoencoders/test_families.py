@@ -54,8 +54,7 @@ def test_dc_is_diffusers_own(small_dc: AutoencoderDC, images: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fixture", "adapter"),
-    [("small_kl", KLAutoencoder), ("small_tiny", TinyAutoencoder), ("small_dc", DCAutoencoder)],
+    ("fixture", "adapter"), [("small_kl", KLAutoencoder), ("small_tiny", TinyAutoencoder), ("small_dc", DCAutoencoder)]
 )
 def test_last_layer_makes_the_pixels(fixture: str, adapter: type, request: pytest.FixtureRequest) -> None:
     """Doubling the last layer doubles what the decoder gives, up to the shift to [-1, 1] of the tiny family."""

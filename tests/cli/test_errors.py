@@ -260,8 +260,7 @@ def test_a_missing_autoencoder(fails, command):
 
 
 @pytest.mark.parametrize(
-    ("flag", "value"),
-    [("--batch-size", "many"), ("--learning-rate", "slow"), ("--precision", "fp8")],
+    ("flag", "value"), [("--batch-size", "many"), ("--learning-rate", "slow"), ("--precision", "fp8")]
 )
 def test_a_value_of_the_wrong_type(fails, flag, value):
     line = fails("finetune", TINY, "--data", "photos", flag, value)

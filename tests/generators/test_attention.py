@@ -29,11 +29,7 @@ def test_output_and_gradients_equal_the_exact_ones_to_rounding(num_tokens: int) 
 
 @pytest.mark.parametrize(
     ("dtype", "num_tokens", "learns"),
-    [
-        (torch.float32, 8, True),
-        (torch.bfloat16, 8, False),
-        (torch.bfloat16, MAX_WRITTEN_OUT_TOKENS + 1, True),
-    ],
+    [(torch.float32, 8, True), (torch.bfloat16, 8, False), (torch.bfloat16, MAX_WRITTEN_OUT_TOKENS + 1, True)],
 )
 def test_the_fused_kernel_elsewhere(dtype: torch.dtype, num_tokens: int, learns: bool) -> None:
     generator = generator_for(1)

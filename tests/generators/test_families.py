@@ -8,15 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eqvae.errors import UserError
 from eqvae.generators.diffusion import DiffusionObjective, DitConfig
-from eqvae.generators.families import (
-    FAMILIES,
-    MASKGIT_SIZES,
-    NAMES,
-    PUBLISHED_LATENTS,
-    SIZES,
-    RepaSit,
-    find_recipe,
-)
+from eqvae.generators.families import FAMILIES, MASKGIT_SIZES, NAMES, PUBLISHED_LATENTS, SIZES, RepaSit, find_recipe
 from eqvae.generators.interpolant import Interpolant, InterpolantObjective, SitConfig
 from eqvae.generators.maskgit_transformer import PUBLISHED_TOKENS
 from eqvae.generators.protocol import LatentSpecification

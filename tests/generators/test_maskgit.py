@@ -12,9 +12,7 @@ from torch import nn
 from eqvae.artifacts import to_plain
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import load_transformer
-from eqvae.generators.maskgit import (
-    MaskgitObjective,
-)
+from eqvae.generators.maskgit import MaskgitObjective
 from eqvae.generators.maskgit_transformer import MaskTransformer, MaskTransformerConfig
 from eqvae.generators.official import read_official
 from eqvae.generators.protocol import LatentSpecification

@@ -12,12 +12,7 @@ from eqvae.artifacts import write_tensors
 from eqvae.artifacts.sample_sets import write_sample_set
 from eqvae.errors import UserError
 from eqvae.images.image_sets import open_samples
-from eqvae.metrics.statistics import (
-    FeatureStatistics,
-    compute_statistics,
-    holds_statistics,
-    with_adm_moments,
-)
+from eqvae.metrics.statistics import FeatureStatistics, compute_statistics, holds_statistics, with_adm_moments
 from eqvae.networks.features import FeatureExtractor, Features
 from eqvae.runtime.processes import Processes
 

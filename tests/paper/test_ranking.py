@@ -41,8 +41,7 @@ def config(setting: Setting, images: Path) -> Callable[..., RankConfig]:
 def test_correlations_by_hand():
     distances = [10.0, 20.0, 30.0, 40.0]
     found = correlations(
-        distances,
-        {"swapped": [1.0, 3.0, 2.0, 4.0], "falling": [4.0, 3.0, 2.0, 1.0], "constant": [1.0, 1.0, 1.0, 1.0]},
+        distances, {"swapped": [1.0, 3.0, 2.0, 4.0], "falling": [4.0, 3.0, 2.0, 1.0], "constant": [1.0, 1.0, 1.0, 1.0]}
     )
     assert [each.measure for each in found] == ["falling", "swapped"]
     assert [each.spearman for each in found] == pytest.approx([-1.0, 1 - 6 * 2 / (4 * 15)])

@@ -111,8 +111,7 @@ def test_ddim_at_eta_one_is_ddpm_with_the_posteriors_variance(target):
 
     settings = (noise(), LABELS, DIFFUSION)
     torch.testing.assert_close(
-        ddim(predict, *settings, num_steps=25, eta=1.0),
-        ddpm(predict, noise(), LABELS, DIFFUSION, num_steps=25),
+        ddim(predict, *settings, num_steps=25, eta=1.0), ddpm(predict, noise(), LABELS, DIFFUSION, num_steps=25)
     )
 
 

@@ -155,8 +155,7 @@ def load_strictly(
     ]
     if faults:
         raise UserError(
-            f"The weights in '{source}' do not fit {model_name or type(model).__name__}: {'; '.join(faults)}",
-            mend,
+            f"The weights in '{source}' do not fit {model_name or type(model).__name__}: {'; '.join(faults)}", mend
         )
     contiguous: dict[str, Any] = {key: tensor.contiguous() for key, tensor in state.items()}
     model.load_state_dict(contiguous, strict=True, assign=True)

@@ -172,9 +172,7 @@ def draw_grid(grid: Grid, gap_px: int = 8) -> Image.Image:
     font = _font(size)
     header = 3 * size + gap_px
     sheet = Image.new(
-        "RGB",
-        (len(grid.columns) * (width + gap_px) + gap_px, header + grid.num_rows * (height + gap_px)),
-        "white",
+        "RGB", (len(grid.columns) * (width + gap_px) + gap_px, header + grid.num_rows * (height + gap_px)), "white"
     )
     draw = ImageDraw.Draw(sheet)
     for position, column in enumerate(grid.columns):

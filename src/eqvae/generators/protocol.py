@@ -68,11 +68,7 @@ class Objective(ABC):
 
     @abstractmethod
     def loss(
-        self,
-        predict: Callable[..., Tensor],
-        latents: Latents,
-        labels: Int64[Tensor, " n"],
-        draws: Mapping[str, Tensor],
+        self, predict: Callable[..., Tensor], latents: Latents, labels: Int64[Tensor, " n"], draws: Mapping[str, Tensor]
     ) -> Loss:
         """Compute the training loss, differentiable with respect to the backbone's weights."""
 

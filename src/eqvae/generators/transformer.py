@@ -131,11 +131,7 @@ class Transformer(nn.Module):
         self._initialize(generator)
 
     def forward(
-        self,
-        z: Float[Tensor, "n c h w"],
-        t: Num[Tensor, " n"],
-        labels: Int64[Tensor, " n"],
-        depth: int | None = None,
+        self, z: Float[Tensor, "n c h w"], t: Num[Tensor, " n"], labels: Int64[Tensor, " n"], depth: int | None = None
     ) -> Float[Tensor, "n c2 h w"] | WithHidden:
         tokens = self.x_embedder(z) + self.pos_embed
         condition = self.t_embedder(t)

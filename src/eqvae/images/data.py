@@ -31,11 +31,7 @@ PHOTOGRAPHS: dict[Split, tuple[str, ...]] = {
         "motorcycle_right.webp",
         "china.jpg",
     ),
-    "evaluation": (
-        "chelsea.webp",
-        "rocket.jpg",
-        "flower.jpg",
-    ),
+    "evaluation": ("chelsea.webp", "rocket.jpg", "flower.jpg"),
 }
 """In the folder `photographs`, whose CREDITS.md says where they are from."""
 

@@ -134,9 +134,7 @@ def ldm_random_crop(
     return np.array(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip and mirrored else crop)
 
 
-def to_images(
-    crops: Sequence[UInt8[np.ndarray, "h w 3"]] | UInt8[np.ndarray, "n h w 3"],
-) -> Float[Tensor, "n 3 h w"]:
+def to_images(crops: Sequence[UInt8[np.ndarray, "h w 3"]] | UInt8[np.ndarray, "n h w 3"]) -> Float[Tensor, "n 3 h w"]:
     """Turn 8-bit crops of one size into images in [-1, 1]."""
     stacked = torch.from_numpy(np.asarray(crops)).permute(0, 3, 1, 2)
     return (stacked.float() / 127.5 - 1.0).contiguous()

@@ -11,15 +11,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from eqvae.artifacts import SAMPLE_SET
-from eqvae.artifacts.sample_sets import (
-    IMAGES_KEY,
-    check_header,
-    moments_in,
-    open_member,
-    read_header,
-    reading,
-    skip,
-)
+from eqvae.artifacts.sample_sets import IMAGES_KEY, check_header, moments_in, open_member, read_header, reading, skip
 from eqvae.errors import UserError
 from eqvae.images import BrokenImageError, ImageSource, encoding_batches, open_images, open_picture
 

@@ -97,9 +97,7 @@ class MomentSums:
         variance_of_means = [max(total / self.count - m**2, 0.0) for total, m in zip(self.squares, mean, strict=True)]
         variance = [v + total / self.count for v, total in zip(variance_of_means, self.variances, strict=True)]
         return LatentMeasures(
-            mean=tuple(mean),
-            std=tuple(v**0.5 for v in variance),
-            std_of_means=tuple(v**0.5 for v in variance_of_means),
+            mean=tuple(mean), std=tuple(v**0.5 for v in variance), std_of_means=tuple(v**0.5 for v in variance_of_means)
         )
 
 

@@ -112,12 +112,7 @@ class CodebookState:
 
     @torch.no_grad()
     def restart(
-        self,
-        codebook: Float[Tensor, "codes c"],
-        codes: Codes,
-        *,
-        after: int,
-        generator: torch.Generator,
+        self, codebook: Float[Tensor, "codes c"], codes: Codes, *, after: int, generator: torch.Generator
     ) -> Bool[Tensor, " codes"]:
         """Let codes that nothing has come near for long start again at latents of the step."""
         self.steps_unused += 1

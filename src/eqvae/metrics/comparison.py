@@ -138,12 +138,7 @@ def _frechet_distances(
             *(each.to(device) for each in (samples.mean, samples.covariance, reference.mean, reference.covariance))
         )
     }
-    spatial = (
-        samples.spatial_mean,
-        samples.spatial_covariance,
-        reference.spatial_mean,
-        reference.spatial_covariance,
-    )
+    spatial = (samples.spatial_mean, samples.spatial_covariance, reference.spatial_mean, reference.spatial_covariance)
     if all(each is not None for each in spatial):
         figures["sfid"] = frechet_distance(*(each.to(device) for each in spatial if each is not None))
     return figures

@@ -131,11 +131,7 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
     processes = join_processes(device)
     measures = choose_measures(config, processes.device)
     lpips = lpips_is_cached() if config.lpips is None else config.lpips
-    images = _Images(
-        config=config,
-        source=source,
-        parts=batches[processes.own_part(len(batches))],
-    )
+    images = _Images(config=config, source=source, parts=batches[processes.own_part(len(batches))])
     num_own = sum(map(len, images.parts))
     with (
         notice_lost_process("the same command measures anew"),
@@ -190,10 +186,7 @@ class _Images:
     def __iter__(self) -> Iterator[Tensor]:
         """Read; x in [-1, 1]."""
         for batch in encoding_batches(
-            self.source,
-            image_size_px=self.config.image_size,
-            parts=self.parts,
-            num_workers=self.config.num_workers,
+            self.source, image_size_px=self.config.image_size, parts=self.parts, num_workers=self.config.num_workers
         ):
             self.broken.extend(batch.broken)
             if batch.indices:

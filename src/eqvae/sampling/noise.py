@@ -102,10 +102,7 @@ def random_labels(seed: int, indices: Sequence[int], num_classes: int) -> Int64[
 def listed_labels(indices: Sequence[int], classes: Sequence[int], num_classes: int) -> Int64[Tensor, " n"]:
     """Go round a list of classes."""
     if num_classes == 0:
-        raise UserError(
-            "A list of classes was given, but the generator is unconditional",
-            "Leave the classes out",
-        )
+        raise UserError("A list of classes was given, but the generator is unconditional", "Leave the classes out")
     if not classes:
         raise UserError("The list of classes to sample is empty", f"Name at least one of 0 to {num_classes - 1}")
     for label in classes:

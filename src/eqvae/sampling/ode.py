@@ -197,8 +197,7 @@ def integrate(
     if (t == end).all():
         return z
     raise UserError(
-        f"dopri5 did not arrive within {max_num_steps} steps",
-        "Raise rtol, or take euler or heun with fixed steps",
+        f"dopri5 did not arrive within {max_num_steps} steps", "Raise rtol, or take euler or heun with fixed steps"
     )
 
 
