@@ -13,7 +13,9 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from eqvae.artifacts import AUTOENCODER, MODEL_CARD, ModelCard, read_json, to_uint8
+from eqvae.artifacts.files import read_json
+from eqvae.artifacts.names import AUTOENCODER, MODEL_CARD
+from eqvae.artifacts.records import ModelCard, to_uint8
 from eqvae.autoencoders import Autoencoder, LatentStatistics, build_autoencoder, load_autoencoder
 from eqvae.autoencoders.presets import PACKAGED, PACKAGED_NAMES
 from eqvae.autoencoders.protocol import DiscreteAutoencoder

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eqvae.artifacts import read_json
+from eqvae.artifacts.files import read_json
 from eqvae.cli import run
 from eqvae.latents import LatentCache
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eqvae.artifacts import read_journal, read_json
+from eqvae.artifacts.files import read_journal, read_json
 from eqvae.errors import Interrupted, UserError
 from eqvae.latents import LatentCache
 from eqvae.latents.index import INDEX

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from eqvae.artifacts import read_json
+from eqvae.artifacts.files import read_json
 from eqvae.errors import UserError
 from eqvae.images import adm_crop, open_images, to_images
 from eqvae.latents import LatentCache

@@ -5,7 +5,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from eqvae.artifacts import read_json
+from eqvae.artifacts.files import read_json
 from eqvae.metrics.autoencoder import evaluate_autoencoder
 from eqvae.metrics.equivariance import evaluation_transforms
 from eqvae.metrics.measures import LatentGeometry, LatentSpectrum, ReconstructionDistance, TransformedDistance

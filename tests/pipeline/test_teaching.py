@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from eqvae.artifacts import read_journal
+from eqvae.artifacts.files import read_journal
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import read_generator
 from eqvae.generators.families import find_recipe

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from eqvae.artifacts import read_journal, read_tensors
+from eqvae.artifacts.files import read_journal, read_tensors
 from eqvae.artifacts.names import CHECKPOINT
 from eqvae.cli import run
 from eqvae.errors import UserError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eqvae.artifacts import read_journal, read_json, read_tensors, write_json
+from eqvae.artifacts.files import read_journal, read_json, read_tensors, write_json
 from eqvae.artifacts.names import CHECKPOINT
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import load_transformer, read_generator

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from eqvae.artifacts import CONFIG, JOURNAL, read_journal, read_json, write_atomically, write_json, write_tensors
+from eqvae.artifacts.files import read_journal, read_json, write_atomically, write_json, write_tensors
+from eqvae.artifacts.names import CONFIG, JOURNAL
 from eqvae.errors import UserError, nearest_name
 from eqvae.runtime.journal import Journal, write_environment
 from eqvae.runtime.processes import stop_on_signals

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from eqvae.artifacts import AUTOENCODER, CONFIG, load_strictly, read_json
+from eqvae.artifacts.files import load_strictly, read_json
+from eqvae.artifacts.names import AUTOENCODER, CONFIG
 from eqvae.autoencoders.layouts import (
     Published,
     find_pair,

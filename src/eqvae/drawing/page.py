@@ -15,7 +15,7 @@ import jinja2
 from matplotlib.figure import Figure
 from PIL.Image import Image
 
-from eqvae.artifacts import check_writable, to_plain, write_atomically
+from eqvae.artifacts.files import check_writable, to_plain, write_atomically
 from eqvae.drawing import comparison
 from eqvae.drawing.charts import autoencoder_colors, to_css
 from eqvae.drawing.comparison_charts import curves_figure, draw_curves

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from eqvae.artifacts import SAMPLE_SET
+from eqvae.artifacts.names import SAMPLE_SET
 from eqvae.artifacts.sample_sets import IMAGES_KEY, check_header, moments_in, open_member, read_header, reading, skip
 from eqvae.errors import UserError
 from eqvae.images import BrokenImageError, ImageSource, encoding_batches, open_images, open_picture

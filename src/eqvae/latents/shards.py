@@ -18,7 +18,7 @@ from jaxtyping import Int64, Shaped
 from safetensors.torch import save
 from torch import Tensor
 
-from eqvae.artifacts import write_atomically
+from eqvae.artifacts.files import write_atomically
 
 MIRRORED = "_mirrored"
 """Suffix of the tensors of mirror images."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from eqvae.artifacts import read_tensors, write_tensors
+from eqvae.artifacts.files import read_tensors, write_tensors
 from eqvae.errors import UserError
 from eqvae.generators.repa import RepaConfig
 from eqvae.images import ImageSource, adm_crop, open_images

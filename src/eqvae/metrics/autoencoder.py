@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from eqvae.artifacts import Pictures, to_uint8
+from eqvae.artifacts.records import Pictures, to_uint8
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, LatentStatistics
 from eqvae.errors import UserError
 from eqvae.metrics.equivariance import equivariance_figures, evaluation_transforms

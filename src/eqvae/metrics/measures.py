@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from eqvae.artifacts import to_uint8
+from eqvae.artifacts.records import to_uint8
 from eqvae.errors import UserError
 from eqvae.metrics.frechet import FeatureMoments, frechet_distance
 from eqvae.metrics.intrinsic_dimension import intrinsic_dimension

@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from eqvae.artifacts import fingerprint
+from eqvae.artifacts.files import fingerprint
 from eqvae.errors import UserError, nearest_name
 from eqvae.networks.pretrained import (
     EFFICIENTNET_LITE0,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-from eqvae.artifacts import read_tensors, write_atomically
+from eqvae.artifacts.files import read_tensors, write_atomically
 from eqvae.errors import UserError, nearest_name
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0"

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eqvae.artifacts import CONFIG, METRICS, read_json, write_json
-from eqvae.artifacts.names import STATISTICS
+from eqvae.artifacts.files import read_json, write_json
+from eqvae.artifacts.names import CONFIG, METRICS, STATISTICS
 from eqvae.artifacts.sample_sets import moments_in
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.presets import PRESETS, UNTRAINED

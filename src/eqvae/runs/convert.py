@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from eqvae.artifacts import CONFIG, Converted, check_writable, replace_folder, to_plain, write_json
+from eqvae.artifacts.files import check_writable, replace_folder, to_plain, write_json
+from eqvae.artifacts.names import CONFIG
+from eqvae.artifacts.records import Converted
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.convert import convert_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder

@@ -9,7 +9,8 @@ import torch
 import tyro
 from torch import Tensor
 
-from eqvae.artifacts import METRICS, PICTURES, SPECTRUM, write_json
+from eqvae.artifacts.files import write_json
+from eqvae.artifacts.names import METRICS, PICTURES, SPECTRUM
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import Interrupted, UserError

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torchvision.utils import save_image
 
-from eqvae.artifacts import METRICS, ModelCard, Pictures, replace_folder, write_atomically, write_json
-from eqvae.artifacts.names import AUTOENCODER, TENSORBOARD, VALIDATION
+from eqvae.artifacts.files import replace_folder, write_atomically, write_json
+from eqvae.artifacts.names import AUTOENCODER, METRICS, TENSORBOARD, VALIDATION
+from eqvae.artifacts.records import ModelCard, Pictures
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, LatentStatistics
 from eqvae.images import ImageBatch, ImageSource, evaluation_batches, training_batches
 from eqvae.losses.adversarial import Watchdog

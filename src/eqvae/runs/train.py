@@ -11,8 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from eqvae.artifacts import CONTACT_SHEETS, METRICS, contact_sheet_name, load_strictly
-from eqvae.artifacts.names import CHECKPOINT
+from eqvae.artifacts.files import load_strictly
+from eqvae.artifacts.names import CHECKPOINT, CONTACT_SHEETS, METRICS, contact_sheet_name
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from eqvae.artifacts import ENVIRONMENT, JOURNAL, read_journal, to_plain, write_atomically, write_json
+from eqvae.artifacts.files import read_journal, to_plain, write_atomically, write_json
+from eqvae.artifacts.names import ENVIRONMENT, JOURNAL
 
 
 class Journal:

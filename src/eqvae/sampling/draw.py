@@ -10,7 +10,8 @@ from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from eqvae.artifacts import to_uint8, write_atomically
+from eqvae.artifacts.files import write_atomically
+from eqvae.artifacts.records import to_uint8
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import Generator, GeneratorCard

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eqvae.artifacts import read_tensors, write_tensors
+from eqvae.artifacts.files import read_tensors, write_tensors
 from eqvae.errors import UserError
 
 TRACKED_HORIZONS = (0.05, 0.10)
