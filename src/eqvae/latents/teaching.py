@@ -16,8 +16,8 @@ from eqvae.images import ImageSource, adm_crop, open_images
 from eqvae.latents.cache import LatentCache
 from eqvae.networks.teachers import Teacher, load_teacher
 from eqvae.runtime.device import autocast
+from eqvae.runtime.journal import Progress
 from eqvae.runtime.processes import Processes
-from eqvae.runtime.progress import Progress
 
 _NUM_THREADS = 4
 _BATCH_SIZE = 64

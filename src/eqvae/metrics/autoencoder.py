@@ -11,9 +11,8 @@ from torch import Tensor
 from eqvae.artifacts.records import Pictures, to_uint8
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, LatentStatistics
 from eqvae.errors import UserError
-from eqvae.metrics.equivariance import equivariance_figures, evaluation_transforms
 from eqvae.metrics.measures import CodedBatch, Measure
-from eqvae.metrics.reconstruction import psnr_db, ssim
+from eqvae.metrics.per_image import equivariance_figures, evaluation_transforms, psnr_db, ssim
 from eqvae.runtime.device import Precision, autocast, synchronize
 from eqvae.runtime.processes import Processes
 from eqvae.transforms import Transform

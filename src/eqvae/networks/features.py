@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
 
-import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from eqvae.artifacts.files import fingerprint
 from eqvae.errors import UserError, nearest_name
@@ -124,6 +122,8 @@ class InceptionFeatures(FeatureExtractor):
 
     def __init__(self, weights: Path | None = None) -> None:
         """Load the weights."""
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
         super().__init__()
         state = read_inception_weights(weights)
         # torch-fidelity unpickles whatever file it is given: it gets tensors that were read without, written again.
@@ -166,6 +166,8 @@ class EfficientNetLite0Features(FeatureExtractor):
 
     def __init__(self) -> None:
         """Load the weights from the installed package."""
+        import timm
+
         super().__init__()
         weights = efficientnet_lite0_weights()
         self.name, self.weights_fingerprint = EFFICIENTNET_LITE0, fingerprint(sorted(weights.items()))
@@ -194,6 +196,8 @@ class TimmFeatures(FeatureExtractor):
 
     def __init__(self, name: str, weights: Path | None = None) -> None:
         """Load the model."""
+        import timm
+
         super().__init__()
         if weights is None:
             _check_has_weights(name)
@@ -217,6 +221,8 @@ class TimmFeatures(FeatureExtractor):
 
 def _check_has_weights(name: str) -> None:
     """Refuse a tag that timm does not have, and a model without published weights."""
+    import timm
+
     architecture, _, tag = name.partition(".")
     known = timm.list_models(f"{architecture}.*", pretrained=True)
     if not known:

@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, final
 
-import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
@@ -103,6 +102,8 @@ class TimmTeacher(Teacher):
 
     def __init__(self, name: str, grid: tuple[int, int], weights: Path | None = None) -> None:
         """Load the model."""
+        import timm
+
         super().__init__()
         with torch.device("meta"):
             probe: Any = timm.create_model(name, num_classes=0)

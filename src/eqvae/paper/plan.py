@@ -13,7 +13,7 @@ from eqvae.autoencoders.presets import PRESETS, UNTRAINED
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.errors import UserError
 from eqvae.images.image_sets import open_reference
-from eqvae.latents.normalization import FIXED
+from eqvae.latents.cache import FIXED
 from eqvae.metrics.statistics import compute_statistics, with_adm_moments
 from eqvae.networks.features import INCEPTION, load_features
 from eqvae.runs.encode import EncodeConfig

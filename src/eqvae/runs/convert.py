@@ -18,7 +18,7 @@ from eqvae.errors import UserError
 from eqvae.generators.checkpoints import GeneratorCard, write_generator
 from eqvae.generators.families import find_recipe
 from eqvae.generators.official import describe_official, read_official, write_official
-from eqvae.latents.normalization import fixed_normalization
+from eqvae.latents.cache import fixed_normalization
 from eqvae.runtime.journal import write_environment
 
 

@@ -19,9 +19,8 @@ from eqvae.losses.reconstruction import ReconstructionLoss
 from eqvae.metrics.autoencoder import LatentMoments, evaluate_autoencoder
 from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runtime.device import autocast
-from eqvae.runtime.journal import Journal, installed_version
+from eqvae.runtime.journal import Journal, installed_version, say
 from eqvae.runtime.processes import Processes, StopRequest
-from eqvae.runtime.progress import say
 from eqvae.runtime.run_folder import flat
 from eqvae.runtime.seeds import generator_for
 from eqvae.training.autoencoder_state import TrainState, set_training

@@ -23,8 +23,7 @@ from eqvae.generators.repa import TEACHER_TOKENS
 from eqvae.generators.transformer import TransformerConfig
 from eqvae.images.image_sets import open_reference
 from eqvae.latents.batches import training_batches, training_token_batches
-from eqvae.latents.cache import LatentBatch, LatentCache, TokenBatch, check_autoencoder
-from eqvae.latents.normalization import MEASURED
+from eqvae.latents.cache import MEASURED, LatentBatch, LatentCache, TokenBatch, check_autoencoder
 from eqvae.latents.teaching import TeacherTokens, teach
 from eqvae.metrics.frechet import FeatureMoments, frechet_distance
 from eqvae.metrics.statistics import FeatureStatistics, compute_statistics, holds_statistics

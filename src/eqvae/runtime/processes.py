@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from eqvae.errors import ProcessLost
-from eqvae.runtime.progress import Progress
+from eqvae.runtime.journal import Progress
 
 Value = TypeVar("Value")
 
