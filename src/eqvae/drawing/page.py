@@ -106,11 +106,7 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
         raise UserError(f"'{out}' is a folder", "Name the HTML file to write")
     check_writable(out.parent, "--out")
     page = render_report(read_folders(folders))
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(page, encoding="utf-8")
-
-    write_atomically(out, write)
+    write_atomically(out, lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
 def write_figures(folders: Sequence[Path], out: Path) -> list[Path]:
