@@ -10,7 +10,7 @@ from eqvae.artifacts.files import read_journal
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import read_generator
 from eqvae.generators.families import find_recipe
-from eqvae.latents import LatentCache
+from eqvae.latents.cache import LatentCache
 from eqvae.latents.teaching import TeacherTokens, read_teacher_tokens, teach, write_teacher_tokens
 from eqvae.runs.train import train
 from eqvae.runs.train_config import TrainConfig

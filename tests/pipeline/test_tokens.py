@@ -13,7 +13,7 @@ from eqvae.artifacts.names import CHECKPOINT
 from eqvae.cli import run
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import read_generator
-from eqvae.latents import LatentCache
+from eqvae.latents.cache import LatentCache
 from eqvae.runs.sample import SampleConfig, sample
 from eqvae.runs.train import describe_plan, train
 from eqvae.runs.train_config import TrainConfig

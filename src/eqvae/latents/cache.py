@@ -47,10 +47,10 @@ class Normalization:
 @final
 @dataclass(frozen=True, kw_only=True)
 class LatentBatch:
-    """Latents of some images, on the CPU."""
+    """Latents or tokens of some images, on the CPU."""
 
-    latents: Float[Tensor, "n c h w"]
-    """Normalized, float32."""
+    latents: Float[Tensor, "n c h w"] | Int64[Tensor, "n h w"]
+    """Normalized, float32; or tokens, 0 ... codebook_size - 1."""
 
     labels: Int64[Tensor, " n"] | None
     """0 ... num_classes - 1; None where the images have none."""
@@ -60,21 +60,6 @@ class LatentBatch:
 
     mirrored: Bool[Tensor, " n"]
     """Which of them are mirror images."""
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class TokenBatch:
-    """Tokens of some images, on the CPU."""
-
-    tokens: Int64[Tensor, "n h w"]
-    """0 ... codebook_size - 1."""
-
-    labels: Int64[Tensor, " n"] | None
-
-    indices: Int64[Tensor, " n"]
-
-    mirrored: Bool[Tensor, " n"]
 
 
 @final
@@ -128,20 +113,11 @@ class LatentCache:
         latents = self.normalization.normalize(z)
         return LatentBatch(latents=latents, labels=self._labels(where), indices=indices, mirrored=mirrored)
 
-    def read_tokens(self, indices: Int64[Tensor, " n"], *, mirrored: Bool[Tensor, " n"] | None = None) -> TokenBatch:
-        """Read tokens."""
+    def read_tokens(self, indices: Int64[Tensor, " n"], *, mirrored: Bool[Tensor, " n"] | None = None) -> LatentBatch:
         self._require("tokens")
         where, mirrored = self._locate(indices, mirrored)
         tokens = self._gather("tokens", where, mirrored).long()
-        return TokenBatch(tokens=tokens, labels=self._labels(where), indices=indices, mirrored=mirrored)
-
-    def normalize(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """Turn raw latents into what a generator sees."""
-        return self.normalization.normalize(z)
-
-    def denormalize(self, normalized: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """Turn what a generator drew into what the decoder takes."""
-        return self.normalization.denormalize(normalized)
+        return LatentBatch(latents=tokens, labels=self._labels(where), indices=indices, mirrored=mirrored)
 
     def labels(self) -> Int64[Tensor, " n"] | None:
         """Read the labels of all images."""

@@ -65,7 +65,6 @@ class Shard:
     """A shard on disk. Opening reads its header only."""
 
     def __init__(self, path: Path) -> None:
-        """Read the header."""
         self.path = path
         self.places, self.note, self.num_bytes = _read_header(path)
         self._bytes: np.memmap | None = None

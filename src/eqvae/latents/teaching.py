@@ -46,7 +46,6 @@ class TeacherTokens:
     """`tokens` and `mirrored` of all images; empty where they are computed on the fly."""
 
     def tokens(self, indices: Int64[Tensor, " n"], mirrored: Bool[Tensor, " n"]) -> Float[Tensor, "n tokens channels"]:
-        """Tokens of some images."""
         if self.teacher is None:
             plain, flipped = self.stored["tokens"][indices], self.stored.get("mirrored")
             return (plain if flipped is None else torch.where(mirrored[:, None, None], flipped[indices], plain)).float()

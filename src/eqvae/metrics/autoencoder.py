@@ -33,7 +33,6 @@ class LatentMoments:
     total_of_squares: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
 
     def add(self, z: Float[Tensor, "n c h w"]) -> None:
-        """Take in a batch."""
         values = z.detach().cpu().double().transpose(0, 1).flatten(1)
         if self.count == 0:
             self.total = torch.zeros(z.shape[1], dtype=torch.float64)
@@ -63,11 +62,9 @@ class CodeCounts:
     """Counts how often each code occurs, over any number of batches."""
 
     def __init__(self, codebook_size: int) -> None:
-        """Start."""
         self.counts = torch.zeros(codebook_size, dtype=torch.int64)
 
     def add(self, tokens: Int64[Tensor, "..."]) -> None:
-        """Take in tokens."""
         self.counts += torch.bincount(tokens.flatten(), minlength=len(self.counts)).cpu()
 
     def figures(self) -> dict[str, float]:

@@ -121,7 +121,6 @@ class InceptionFeatures(FeatureExtractor):
     """
 
     def __init__(self, weights: Path | None = None) -> None:
-        """Load the weights."""
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         super().__init__()
@@ -195,7 +194,6 @@ class TimmFeatures(FeatureExtractor):
     std: Tensor
 
     def __init__(self, name: str, weights: Path | None = None) -> None:
-        """Load the model."""
         import timm
 
         super().__init__()
@@ -214,7 +212,6 @@ class TimmFeatures(FeatureExtractor):
         self.register_buffer("std", std, persistent=False)
 
     def forward(self, images: UInt8[Tensor, "n 3 h w"]) -> Features:
-        """Compute the pooled features."""
         x = _resize(images, self._size, self._interpolation)
         return Features(pooled=self.network((x - self.mean) / self.std).float().flatten(1))
 

@@ -149,7 +149,6 @@ class ConvolutionReLU6(nn.Module):
         self._rounded: tuple[Tensor, Tensor | None] | None = None
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
-        """Convolve."""
         layer = self.convolution
         if x.device.type != "cpu" or not _has_fused_kernel():
             y = layer(x)

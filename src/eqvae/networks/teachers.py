@@ -50,7 +50,6 @@ class Teacher(nn.Module, ABC):
 
     @torch.no_grad()
     def forward(self, images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n tokens channels"]:
-        """Compute tokens."""
         x = images.contiguous().float()
         if x.shape[-2:] != self.image_size:
             x = F.interpolate(x, self.image_size, mode="bicubic", antialias=True).clamp(0.0, 255.0)
@@ -101,7 +100,6 @@ class TimmTeacher(Teacher):
     std: Tensor
 
     def __init__(self, name: str, grid: tuple[int, int], weights: Path | None = None) -> None:
-        """Load the model."""
         import timm
 
         super().__init__()

@@ -30,7 +30,6 @@ class Journal:
             write_atomically(self._path, lambda temporary: temporary.write_text(text))
 
     def write(self, kind: str, **record: Any) -> None:
-        """Append one record."""
         line = json.dumps({"kind": kind, **to_plain(record)})
         with self._path.open("a") as file:
             file.write(line + "\n")
@@ -102,7 +101,6 @@ class Progress:
     """Shows how far long work has come, on standard error: a bar on a terminal, plain lines when piped."""
 
     def __init__(self, title: str, *, total: int, start: int = 0, unit: str = "step", every_sec: float = 15.0) -> None:
-        """Start."""
         self._title, self._total, self._start, self._unit, self._every_sec = title, total, start, unit, every_sec
         self._done = start
         self._began_sec = self._last_sec = time.monotonic()
@@ -111,7 +109,6 @@ class Progress:
             self._bar = tqdm(total=total, initial=start, desc=title, unit=unit, dynamic_ncols=True)
 
     def __enter__(self) -> "Progress":
-        """Show."""
         return self
 
     def __exit__(

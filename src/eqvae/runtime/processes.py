@@ -160,7 +160,6 @@ class StopRequest:
     """Whether somebody asked the run to stop."""
 
     def __init__(self) -> None:
-        """Nobody did yet."""
         self.signal_name: str | None = None
 
     def __bool__(self) -> bool:

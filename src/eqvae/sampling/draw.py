@@ -115,7 +115,6 @@ class Drawer:
 
     @torch.no_grad()
     def images(self, indices: Sequence[int]) -> UInt8[Tensor, "n 3 h w"]:
-        """Draw images."""
         z, card = self.latents(indices), self.generator.card
         with autocast(self.device, "fp32"):
             if card.models_tokens:

@@ -92,7 +92,6 @@ class PowerEma:
     """
 
     def __init__(self, module: nn.Module, *, horizons: Sequence[float] = TRACKED_HORIZONS) -> None:
-        """Start."""
         self.gammas = {horizon: gamma_of(horizon) for horizon in horizons}
         self.averages = {horizon: _copy(module) for horizon in horizons}
         self.num_updates = 0
