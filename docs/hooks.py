@@ -45,12 +45,26 @@ def flags_table(command: str) -> str:
     return "\n".join(["| flag | what it does | default |", "|---|---|---|", *rows]) if rows else ""
 
 
+SECTIONS = {
+    "eqvae.transforms": "Transformations",
+    "eqvae.equivariance": "The objective",
+    "eqvae.autoencoders": "Autoencoders",
+    "eqvae.metrics": "Measures",
+    "eqvae.runs": "Commands",
+    "eqvae.errors": "Errors",
+}
+
+
 def public_names() -> str:
-    """Write one block of mkdocstrings for each public name, in the package's own order."""
+    """Write one block of mkdocstrings for each public name, by the part of the package that it is from."""
     import eqvae
 
-    blocks = []
-    for name in eqvae.__all__:
-        home = eqvae._HOME[name]
-        blocks.append(f"::: {home}.{name}\n    options:\n      heading_level: 3\n")
-    return "\n".join(blocks)
+    lines = []
+    for package, title in SECTIONS.items():
+        lines += [f"## {title}", ""]
+        for name in eqvae.__all__:
+            home = eqvae._HOME[name]
+            if home == package or home.startswith(f"{package}."):
+                has_page = name.endswith("Config")  # its fields are the flags, which stand on the command's page
+                lines += [f"::: {home}.{name}", "    options:", f"      members: {'false' if has_page else 'null'}", ""]
+    return "\n".join(lines)

@@ -23,7 +23,7 @@ import yaml
 
 DOCS = Path(__file__).resolve().parent
 FENCE = re.compile(
-    r"(?:^<!-- not (?P<not>run|tested): (?P<why>.+) -->\n)?^```(?P<language>sh|python)\n(?P<code>.*?)^```\n"
+    r"(?:^<!-- not (?P<not>run|tested): (?P<why>[^\n]+) -->\n)?^```(?P<language>sh|python)\n(?P<code>.*?)^```\n"
     r"(?:\n?^```text\n(?P<output>.*?)^```\n)?",
     re.MULTILINE | re.DOTALL,
 )
@@ -78,24 +78,18 @@ def needs(page: str) -> list[str]:
     return list(yaml.safe_load(found[1]).get("needs", [])) if found else []
 
 
-def shape(output: str) -> list[str]:
-    """Say which lines an output has, whatever its figures and however often a kind of line comes."""
-    kinds = []
-    for line in output.splitlines():
-        kind = re.sub(r"[-+]?\d[\d,.]*(e[-+]?\d+)?|\b(inf|nan)\b", "#", line)
-        kind = re.sub(r"[# ]{2,}", " # ", kind) if set(kind) & {"#"} else kind
-        kind = re.sub(r"\s+", " ", kind).strip()
-        if kind and kind not in kinds:
-            kinds.append(kind)
-    return kinds
+def shape(output: str) -> set[str]:
+    """Say which kinds of lines an output has, whatever their figures and however often they come."""
+    lines = [re.sub(r"[-+]?\d[\d,.]*(e[-+]?\d+)?|\b(inf|nan)\b", "#", line) for line in output.splitlines()]
+    return {re.sub(r"# [kMGT]?B\b", "# bytes", " ".join(line.split())) for line in lines if line.strip()}
 
 
 def squeeze(said: str) -> str:
-    """Keep the last of the progress lines that follow one another, as a terminal's bar would."""
+    """Keep the last of a bar's lines where several follow one another, as a terminal would."""
     lines = said.splitlines()
-    is_progress = [bool(re.match(r"\w+: \d+/\d+ \w+s, ", line)) for line in lines]
-    following = [*is_progress[1:], False]
-    return "\n".join(line for line, now, then in zip(lines, is_progress, following, strict=True) if not (now and then))
+    bars = [found[1] if (found := re.match(r"(\w+): \d+/\d+ \w+s, ", line)) else None for line in lines]
+    kept = [line for line, bar, after in zip(lines, bars, [*bars[1:], None], strict=True) if not bar or bar != after]
+    return "".join(f"{line}\n" for line in kept)
 
 
 @dataclass
@@ -128,12 +122,12 @@ class Reader:
                 if block.language == "python":
                     exec(compile(block.code, f"{page}", "exec"), names)
                 else:
-                    self.run(block)
+                    self.run(block, said)
             self.num_run += 1
-            printed.append((block, said.getvalue()))
+            printed.append((block, said.getvalue().replace(f"{self.folder}{os.sep}", "")))
         return printed
 
-    def run(self, block: Block) -> None:
+    def run(self, block: Block, said: io.StringIO) -> None:
         """Run a block's commands; a block whose output is an error's line must fail."""
         from eqvae.cli import run
 
@@ -143,7 +137,7 @@ class Reader:
                 raise ValueError(f"{block.page}: '{words[0]}' is not run; write a comment above it")
             code = run(self.change(words[1:]) if expected == 0 else words[1:])
             if code != expected:
-                raise RuntimeError(f"{block.page}: {shlex.join(words)} ended with {code}\n{sys.stderr}")
+                raise RuntimeError(f"{block.page}: {shlex.join(words)} ended with {code}\n{said.getvalue()}")
 
     def parse(self, block: Block) -> None:
         """Check that a block could be run: Python compiles, `eqvae`'s flags are known, also behind torchrun."""
@@ -176,14 +170,14 @@ def _captured() -> Iterator[io.StringIO]:
         yield said
 
 
-def write_outputs(page: str, printed: Sequence[tuple[Block, str]], folder: Path) -> None:
+def write_outputs(page: str, printed: Sequence[tuple[Block, str]]) -> None:
     """Put what was printed into the page."""
     path = DOCS / page
     text = path.read_text()
     for block, said in reversed(printed):
         if block.output is not None:
             begin, end = block.span
-            text = text[:begin] + squeeze(said.replace(f"{folder}{os.sep}", "")) + "\n" + text[end:]
+            text = text[:begin] + squeeze(said) + text[end:]
     path.write_text(text)
 
 
@@ -199,7 +193,7 @@ def main(names: Sequence[str]) -> None:
         for page in chosen:
             if page in reader.read:  # as another's need
                 continue
-            write_outputs(page, reader.work_through(page), Path(folder))
+            write_outputs(page, reader.work_through(page))
             sys.stderr.write(f"{page}\n")
 
 

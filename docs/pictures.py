@@ -16,7 +16,7 @@ def write_pictures(folder: Path, *, num_pictures: int = 96, side_px: int = 96) -
     """Write `pictures` with its two class folders and `other-pictures`, of photographs that are not in the first."""
     for number, (name, photographs) in enumerate(CLASSES.items()):
         _write_crops(folder / "pictures" / name, "train", photographs, (num_pictures + 1 - number) // 2, side_px)
-    _write_crops(folder / "other-pictures", "evaluation", (0, 1, 2), num_pictures // 4 or 1, side_px)
+    _write_crops(folder / "other-pictures", "evaluation", (0, 1, 2), max(num_pictures // 4, 2), side_px)
 
 
 def _write_crops(folder: Path, split: Split, photographs: tuple[int, ...], num_pictures: int, side_px: int) -> None:

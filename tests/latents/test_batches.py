@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from eqvae.errors import UserError
-from eqvae.latents.batches import training_batches
-from eqvae.latents.cache import LatentBatch, LatentCache
+from eqvae.latents import LatentBatch, LatentCache, training_batches
 
 
 @pytest.fixture

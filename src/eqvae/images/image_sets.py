@@ -1,5 +1,6 @@
 """Sets of 8-bit images that are scored: an `.npz` in ADM's layout, a folder, any DATA. None is ever held whole."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import final
@@ -9,20 +10,39 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from eqvae.artifacts.names import SAMPLE_SET
+from eqvae.artifacts import SAMPLE_SET
 from eqvae.artifacts.sample_sets import IMAGES_KEY, check_header, moments_in, open_member, read_header, reading, skip
 from eqvae.errors import UserError
 from eqvae.images import BrokenImageError, ImageSource, encoding_batches, open_images, open_picture
 
 
+class ImageSet(ABC):
+    """Square 8-bit images of one size, read in order, a batch at a time."""
+
+    name: str
+    """What the user gave."""
+
+    image_size_px: int
+
+    broken: list[str]
+    """Names of images that could not be decoded and were left out, as they are met."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Count the images, broken ones included."""
+
+    @abstractmethod
+    def batches(self, indices: range, *, batch_size: int, num_workers: int) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
+        """Read some of the images."""
+
+
 @final
-class NpzImages:
+class NpzImages(ImageSet):
     """`arr_0` of an `.npz`, streamed out of the archive; nothing is unpickled."""
 
     def __init__(self, path: Path) -> None:
         """Read the header."""
-        self.path, self.name = path, str(path)
-        self.broken: list[str] = []
+        self.path, self.name, self.broken = path, str(path), []
         self.shape = check_header(path)
         self.image_size_px = self.shape[1]
 
@@ -49,12 +69,12 @@ class NpzImages:
 
 
 @final
-class SourceImages:
+class SourceImages(ImageSet):
     """Images that are decoded as they are read: a folder, parquet, archives."""
 
     def __init__(self, source: ImageSource, image_size_px: int, *, cropped: bool) -> None:
-        self.source, self.name, self.image_size_px, self._cropped = source, source.name, image_size_px, cropped
-        self.broken: list[str] = []
+        self.source, self.name, self.image_size_px, self.broken = source, source.name, image_size_px, []
+        self._cropped = cropped
 
     def __len__(self) -> int:
         return len(self.source)
@@ -69,10 +89,6 @@ class SourceImages:
             self.broken.extend(batch.broken)
             if batch.indices:
                 yield batch.crops.permute(0, 3, 1, 2)
-
-
-ImageSet = NpzImages | SourceImages
-"""Square 8-bit images of one size, read in order, a batch at a time; `broken` names those left out, as they are met."""
 
 
 def open_samples(path: Path) -> ImageSet:

@@ -12,3 +12,53 @@ logits); the noise of this batch's images; their labels, 0 ... num_classes - 1; 
 returns normalized latents (n, c, h, w), or tokens (n, h, w), each filled once. `callback` is told the state before each
 step. Settings that make no sense, and outputs that are not finite, are a `UserError`.
 """
+
+from eqvae.sampling.diffusion import ddim, ddpm
+from eqvae.sampling.guidance import autoguidance, classifier_free_guidance
+from eqvae.sampling.noise import (
+    Callback,
+    ImageNoise,
+    SamplingStep,
+    TokenNoise,
+    balanced_labels,
+    listed_labels,
+    random_labels,
+)
+from eqvae.sampling.ode import dopri5, euler, heun
+from eqvae.sampling.sde import DiffusionForm, LastStep, euler_maruyama
+from eqvae.sampling.tokens import (
+    GuidanceSchedule,
+    TokenCallback,
+    TokenDecoding,
+    TokenStep,
+    classifier_free_token_guidance,
+    confidence,
+    halton,
+)
+
+__all__ = [
+    "Callback",
+    "DiffusionForm",
+    "GuidanceSchedule",
+    "ImageNoise",
+    "LastStep",
+    "SamplingStep",
+    "TokenCallback",
+    "TokenDecoding",
+    "TokenNoise",
+    "TokenStep",
+    "autoguidance",
+    "balanced_labels",
+    "classifier_free_guidance",
+    "classifier_free_token_guidance",
+    "confidence",
+    "ddim",
+    "ddpm",
+    "dopri5",
+    "euler",
+    "euler_maruyama",
+    "halton",
+    "heun",
+    "listed_labels",
+    "random_labels",
+]
