@@ -11,11 +11,12 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from eqvae.errors import UserError
 from eqvae.images import adm_crop, open_images, to_images
+from eqvae.losses.reconstruction import FeatureDistance
 from eqvae.networks.features import load_features, metric_key
 from eqvae.networks.pretrained import (
     INCEPTION_WEIGHTS_FILE,
     ConvolutionReLU6,
-    EfficientNetLite0,
+    efficientnet_lite0_maps,
     efficientnet_lite0_weights,
     fuse_for_inference,
     inception_is_cached,
@@ -63,7 +64,7 @@ def test_the_whole_network_recognizes_photographs():
 
 
 def test_feature_maps_are_those_of_the_network():
-    features = EfficientNetLite0()
+    features = efficientnet_lite0_maps()
     maps = features(torch.zeros(1, 3, 64, 64))
     assert [tuple(each.shape[1:]) for each in maps] == [
         (16, 32, 32),
@@ -73,7 +74,7 @@ def test_feature_maps_are_those_of_the_network():
         (320, 2, 2),
     ]
     assert not any(parameter.requires_grad for parameter in features.parameters())
-    assert not features.train().training
+    assert not FeatureDistance().train().network.training
 
 
 def test_efficientnet_lite0_is_timm_s_network(images):

@@ -5,7 +5,7 @@ import timm
 import torch
 
 from eqvae.errors import UserError
-from eqvae.networks.pretrained import EfficientNetLite0
+from eqvae.networks.pretrained import efficientnet_lite0_maps
 from eqvae.networks.teachers import DINOV2_B, load_teacher
 
 VIT = "vit_tiny_patch16_224"
@@ -32,7 +32,7 @@ def test_efficientnets_tokens_are_its_map_row_by_row():
     tokens = teacher(images)
     assert tokens.shape == (2, 24, 112)
     with torch.no_grad():
-        maps = EfficientNetLite0()(images.float() / 127.5 - 1)[3]
+        maps = efficientnet_lite0_maps()((images.float() - 127) / 128)[3]
     assert torch.allclose(tokens.reshape(2, 4, 6, 112), maps.permute(0, 2, 3, 1), atol=1e-3)
 
 

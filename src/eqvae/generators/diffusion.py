@@ -64,14 +64,9 @@ class ModelPosterior(Gaussian):
 
 
 class GaussianDiffusion:
-    """The forward process q and its posteriors; tables in float64.
+    """The forward process q and its posteriors (Equation 7 of DDPM); tables in float64.
 
-    Attributes:
-        betas: Variance added at each step.
-        timesteps: What the backbone is told at each step: steps of the process that it was trained for.
-        alphas_bar: Product of `1 - beta` up to and including each step.
-        alphas_bar_previous: The same up to the step before; 1 at the first.
-        posterior_variances: Of q(z_{t-1} | z_t, z_0), Equation 7 of DDPM.
+    `timesteps` is what the backbone is told at each step: steps of the process that it was trained for.
     """
 
     def __init__(

@@ -112,9 +112,7 @@ class MaskTransformerConfig:
 class MaskTransformer(nn.Module):
     """Partly masked tokens and labels to logits; see `eqvae.generators.maskgit.PredictTokens`.
 
-    Attributes:
-        config: What it was built from.
-        gradient_checkpointing: Whether blocks are computed again in the backward pass, which saves their activations.
+    With `gradient_checkpointing` blocks are computed again in the backward pass, which saves their activations.
     """
 
     def __init__(self, config: MaskTransformerConfig, *, generator: torch.Generator | None = None) -> None:

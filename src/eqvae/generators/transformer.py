@@ -106,9 +106,7 @@ class WithHidden(NamedTuple):
 class Transformer(nn.Module):
     """Noisy latents, times and labels to a prediction; see `eqvae.generators.protocol.Predict`.
 
-    Attributes:
-        config: What it was built from.
-        gradient_checkpointing: Whether blocks are computed again in the backward pass, which saves their activations.
+    With `gradient_checkpointing` blocks are computed again in the backward pass, which saves their activations.
     """
 
     def __init__(self, config: TransformerConfig, *, generator: torch.Generator | None = None) -> None:

@@ -131,8 +131,8 @@ def evaluate_autoencoder(
         with autocast(device, precision):
             return autoencoder.decode(z.contiguous(memory_format=torch.channels_last)).float()
 
-    tokenize = _tokenizer(autoencoder)
     codes = CodeCounts(autoencoder.codebook_size) if isinstance(autoencoder, DiscreteAutoencoder) else None
+    tokenize = (lambda z: autoencoder.quantize(z).tokens) if isinstance(autoencoder, DiscreteAutoencoder) else None
     for x in batches:
         x = x.to(device)
         synchronize(device)
@@ -192,13 +192,6 @@ def _with_means(figures: dict[str, float | int]) -> dict[str, float | int]:
         if values:
             means[name] = sum(values) / len(values)
     return means | figures
-
-
-def _tokenizer(autoencoder: Autoencoder) -> Callable[[Tensor], Tensor] | None:
-    """What turns raw latents into tokens; None for a continuous autoencoder."""
-    if not isinstance(autoencoder, DiscreteAutoencoder):
-        return None
-    return lambda z: autoencoder.quantize(z).tokens
 
 
 def latent_figures(statistics: LatentStatistics) -> dict[str, float | int]:

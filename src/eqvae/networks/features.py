@@ -93,20 +93,19 @@ def load_features(name: str, *, weights: Path | None = None) -> FeatureExtractor
 
     Weights come from a file, else from the local cache or the network; `efficientnet-lite0` brings its own.
     """
-    return _build(name, weights).to(memory_format=torch.channels_last)
-
-
-def _build(name: str, weights: Path | None) -> FeatureExtractor:
+    extractor: FeatureExtractor
     if name == INCEPTION:
-        return InceptionFeatures(weights)
-    if weights is not None and not weights.is_file():
+        extractor = InceptionFeatures(weights)
+    elif weights is not None and not weights.is_file():
         raise UserError(f"--weights '{weights}' does not exist", "Check the path")
-    if name == EFFICIENTNET_LITE0:
+    elif name == EFFICIENTNET_LITE0:
         if weights is not None:
             raise UserError(f"--weights '{weights}' has no place: --features {name} brings its own", "Leave it out")
-        return EfficientNetLite0Features()
-    check_timm_name(name, "--features", (INCEPTION, EFFICIENTNET_LITE0))
-    return TimmFeatures(name, weights)
+        extractor = EfficientNetLite0Features()
+    else:
+        check_timm_name(name, "--features", (INCEPTION, EFFICIENTNET_LITE0))
+        extractor = TimmFeatures(name, weights)
+    return extractor.to(memory_format=torch.channels_last)
 
 
 @final

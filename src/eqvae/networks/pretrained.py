@@ -88,25 +88,6 @@ def efficientnet_lite0_maps(stages: Sequence[int] = STAGES) -> nn.Module:
     return network.requires_grad_(False).eval()
 
 
-class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0's feature maps, frozen, in evaluation mode; differentiable with respect to the images."""
-
-    def __init__(self) -> None:
-        """Load the weights from the installed package."""
-        super().__init__()
-        self.network = efficientnet_lite0_maps()
-        self.eval()
-
-    def train(self, mode: bool = True) -> "EfficientNetLite0":
-        """Stay in evaluation mode: batch statistics are ImageNet's."""
-        del mode
-        return super().train(False)
-
-    def forward(self, x: Float[Tensor, "n 3 h w"]) -> list[Float[Tensor, "n _ _ _"]]:
-        """Compute the maps of images in [-1, 1], at strides 2 to 32."""
-        return self.network((127.5 * x + 0.5) / 128.0)  # (pixel - 127) / 128, as the weights were trained
-
-
 def fuse_for_inference(network: nn.Module) -> nn.Module:
     """Fold each batch normalization, and the ReLU6 after it, into the convolution that stands before it.
 

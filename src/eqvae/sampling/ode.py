@@ -184,7 +184,10 @@ def integrate(
         trial = _trial(velocity, z, t, slope, rows, h * direction)
         norms = _norms(trial.error, z[rows.to(z.device)], trial.z, rtol=rtol, atol=atol)
         if not norms.isfinite().all():
-            raise _not_finite(float(t[rows][~norms.isfinite()][0]))
+            where = float(t[rows][~norms.isfinite()][0])
+            raise UserError(
+                f"The generator's output is not finite near t = {where:.4g}", "Check its weights and its precision"
+            )
         accepted = norms < 1.0
         factors = (SAFETY * norms.clamp(min=1e-12) ** -0.2).clamp(SMALLEST_FACTOR, LARGEST_FACTOR)
         # A step that follows a rejected one does not grow; a rejected one always shrinks, as SAFETY < 1.
@@ -252,7 +255,3 @@ def _first_sizes(
     steepest = torch.maximum(d1, d2)
     h1 = torch.where(steepest <= 1e-15, (1e-3 * h0).clamp(min=1e-6), (0.01 / steepest) ** 0.2)
     return torch.minimum(100 * h0, h1).clamp(max=abs(span))
-
-
-def _not_finite(t: float) -> UserError:
-    return UserError(f"The generator's output is not finite near t = {t:.4g}", "Check its weights and its precision")

@@ -25,11 +25,7 @@ _NUM_UPDATES = "num_updates"
 class Ema:
     """An exponential moving average of a module's weights: `average = decay * average + (1 - decay) * weights`.
 
-    Integers are copied.
-
-    Attributes:
-        averages: Tensors under the names of the module's state dict; they live where the module lived.
-        num_updates: Updates so far.
+    Integers are copied. The averages have the names of the module's state dict, and live where the module lived.
     """
 
     def __init__(
@@ -84,11 +80,7 @@ class PowerEma:
     """Averages whose weights grow as a power of the step, so that the horizon grows with the length of training.
 
     `average = beta average + (1 - beta) weights` with `beta = (1 - 1 / step) ^ (gamma + 1)` (Equation 4 of
-    arXiv:2312.02696; after the first update the average is the weights).
-
-    Attributes:
-        averages: For each horizon, tensors under the names of the module's state dict.
-        num_updates: Updates so far.
+    arXiv:2312.02696; after the first update the average is the weights), for each horizon.
     """
 
     def __init__(self, module: nn.Module, *, horizons: Sequence[float] = TRACKED_HORIZONS) -> None:
