@@ -30,7 +30,8 @@ import tyro
 from eqvae.autoencoders.loading import build_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.images import adm_crop, open_images
-from eqvae.latents import LatentCache, training_batches
+from eqvae.latents.batches import training_batches
+from eqvae.latents.cache import LatentCache
 from eqvae.latents.writing import Coding, Recipe, collect_index, finish_shard
 from eqvae.runs.encode import EncodeConfig, encode
 from eqvae.runtime.device import Precision, choose_device, place, synchronize

@@ -34,7 +34,8 @@ from torch.utils.data import DataLoader, Dataset
 from eqvae.generators.families import PUBLISHED_LATENTS, Recipe, find_recipe
 from eqvae.generators.protocol import Objective
 from eqvae.generators.transformer import Transformer, TransformerConfig
-from eqvae.latents import LatentCache, training_batches
+from eqvae.latents.batches import training_batches
+from eqvae.latents.cache import LatentCache
 from eqvae.latents.writing import Coding, collect_index, finish_shard
 from eqvae.latents.writing import Recipe as CacheRecipe
 from eqvae.runs.train_config import TrainConfig

@@ -7,7 +7,7 @@ The reference is written out below: Besnier & Chen's network and objective (arXi
 attention by explicit products, logits of every token against the whole table of codes, mask and classes, one `.npy` of
 tokens and one of a label for each image behind a DataLoader, cross-entropy of the masked tokens with label smoothing,
 AdamW as PyTorch builds it, gradients clipped, averaged weights by a Python loop over parameters (theirs keep none; ours
-do). Ours is `train_step` with the defaults of `eqvae train`, fed by `training_token_batches` from
+do). Ours is `train_step` with the defaults of `eqvae train`, fed by `training_batches` from
 a cache. Both start from the same weights and hide the same tokens; before anything is timed, their logits, losses and
 gradients are held against each other.
 
@@ -38,7 +38,8 @@ from eqvae.generators.families import Recipe, find_recipe
 from eqvae.generators.maskgit import MaskgitObjective
 from eqvae.generators.maskgit_transformer import MaskTransformer, MaskTransformerConfig
 from eqvae.generators.protocol import LatentSpecification
-from eqvae.latents import LatentCache, training_token_batches
+from eqvae.latents.batches import training_batches
+from eqvae.latents.cache import LatentCache
 from eqvae.latents.writing import Coding, collect_index, finish_shard
 from eqvae.latents.writing import Recipe as CacheRecipe
 from eqvae.runs.train_config import TrainConfig
@@ -233,13 +234,13 @@ def prepare_ours(first: MaskTransformer, options: Options, folder: Path, precisi
         recipe=options.recipe, latents=folder, out=folder, batch_size=options.batch_size, precision=precision
     ).resolved()
     state = build_state(first, objective, config, device)
-    stream = training_token_batches(cache, batch_size=options.batch_size, seed=SEED, num_steps=1_000_000)
+    stream = training_batches(cache, batch_size=options.batch_size, seed=SEED, num_steps=1_000_000)
 
     def take_step() -> None:
         read = next(stream)
         draws = objective.draw(options.batch_size, options.tokens, generator_for(SEED, state.step))
         batch = TrainingBatch(
-            latents=read.tokens.to(device),
+            latents=read.latents.to(device),
             labels=read.labels.to(device),
             draws={name: value.to(device) for name, value in draws.items()},
         )

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eqvae.artifacts import write_json
+from eqvae.artifacts.files import write_json
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, LatentStatistics, Posterior
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

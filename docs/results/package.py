@@ -13,13 +13,15 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from eqvae.artifacts import AUTOENCODER, MODEL_CARD, ModelCard, read_json, to_uint8
+from eqvae.artifacts.files import read_json
+from eqvae.artifacts.names import AUTOENCODER, MODEL_CARD
+from eqvae.artifacts.records import ModelCard, to_uint8
 from eqvae.autoencoders import Autoencoder, LatentStatistics, build_autoencoder, load_autoencoder
 from eqvae.autoencoders.presets import PACKAGED, PACKAGED_NAMES
 from eqvae.autoencoders.protocol import DiscreteAutoencoder
 from eqvae.images import evaluation_batches, open_images
-from eqvae.metrics.equivariance import token_agreement
-from eqvae.metrics.reconstruction import psnr_db
+from eqvae.metrics.per_image import token_agreement
+from eqvae.metrics.per_image import psnr_db
 
 
 @dataclass(frozen=True, kw_only=True)

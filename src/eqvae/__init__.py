@@ -15,10 +15,9 @@ if TYPE_CHECKING:
     from eqvae.autoencoders import Autoencoder, DiscreteAutoencoder, Posterior, build_autoencoder, load_autoencoder
     from eqvae.equivariance import Decoded, decode_transformed, eq_vae_loss, equivariance_loss, explicit_loss, vae_loss
     from eqvae.errors import Interrupted, UserError
-    from eqvae.metrics.equivariance import equivariance_error
     from eqvae.metrics.frechet import frechet_distance
     from eqvae.metrics.intrinsic_dimension import intrinsic_dimension
-    from eqvae.metrics.reconstruction import psnr_db, ssim
+    from eqvae.metrics.per_image import equivariance_error, psnr_db, ssim
     from eqvae.runs.compare import CompareConfig, compare
     from eqvae.runs.convert import ConvertConfig, convert
     from eqvae.runs.demo import DemoConfig, demo
@@ -41,10 +40,9 @@ _HOMES = {
     "eqvae.autoencoders": (
         "Autoencoder", "DiscreteAutoencoder", "Posterior", "build_autoencoder", "load_autoencoder",
     ),
-    "eqvae.metrics.equivariance": ("equivariance_error",),
+    "eqvae.metrics.per_image": ("equivariance_error", "psnr_db", "ssim"),
     "eqvae.metrics.frechet": ("frechet_distance",),
     "eqvae.metrics.intrinsic_dimension": ("intrinsic_dimension",),
-    "eqvae.metrics.reconstruction": ("psnr_db", "ssim"),
     "eqvae.errors": ("Interrupted", "UserError"),
 } | {
     f"eqvae.runs.{name}": (name, f"{name.title()}Config")

@@ -11,7 +11,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from eqvae.artifacts import write_json
+from eqvae.artifacts.files import write_json
 from eqvae.autoencoders import PRESETS, LatentStatistics, load_autoencoder
 from eqvae.autoencoders.convert import convert_autoencoder, describe_ldm
 from eqvae.autoencoders.families import KLAutoencoder, TinyAutoencoder, VQAutoencoder

@@ -7,7 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eqvae.artifacts import AUTOENCODER, MODEL_CARD, ModelCard, read_json
+from eqvae.artifacts.files import read_json
+from eqvae.artifacts.names import AUTOENCODER, MODEL_CARD
+from eqvae.artifacts.records import ModelCard
 from eqvae.autoencoders import PRESETS, LatentStatistics, build_autoencoder, load_autoencoder
 from eqvae.autoencoders.presets import PACKAGED, PACKAGED_NAMES
 

@@ -17,7 +17,7 @@ def test_architectures_have_the_said_stride_and_channels(name: str) -> None:
     class_name, config = preset.architecture.class_name, preset.architecture.config
     with torch.device("meta"):
         autoencoder = find_family(class_name, name).build(class_name, config, name=name)
-        stride, channels = preset.stride, preset.latent_channels
+        stride, channels = preset.stride, config["latent_channels"]
         assert (autoencoder.stride, autoencoder.latent_channels) == (stride, channels)
         z = autoencoder.encode(torch.zeros(1, 3, stride, 2 * stride)).mean
         assert z.shape == (1, channels, 1, 2)

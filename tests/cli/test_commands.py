@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eqvae.artifacts import read_journal, read_json
+from eqvae.artifacts.files import read_journal, read_json
 from eqvae.cli import COMMANDS, run
 
 FINETUNE = [

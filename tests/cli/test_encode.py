@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eqvae.artifacts import read_json
+from eqvae.artifacts.files import read_json
 from eqvae.cli import run
-from eqvae.latents import LatentCache
+from eqvae.latents.cache import LatentCache
 
 ENCODE = [
     "--image-size", "32", "--batch-size", "4", "--shard-size", "6", "--precision", "fp32", "--device", "cpu",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eqvae.artifacts import write_json
+from eqvae.artifacts.files import write_json
 from eqvae.cli import run
 
 TINY = "untrained:tiny-kl"

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 import eqvae.runs.train_run as generator_run
-from eqvae.artifacts import read_journal, read_json, read_tensors
+from eqvae.artifacts.files import read_journal, read_json, read_tensors
 from eqvae.cli import run
 
 CPU = ["--precision", "fp32", "--device", "cpu"]

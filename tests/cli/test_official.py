@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eqvae.artifacts import GENERATOR, read_json, read_tensors, weights_name
+from eqvae.artifacts.files import read_json, read_tensors
+from eqvae.artifacts.names import GENERATOR, weights_name
 from eqvae.cli import run
 from eqvae.generators.checkpoints import read_card
 from eqvae.generators.families import find_recipe

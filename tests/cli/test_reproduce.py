@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eqvae.artifacts import read_json, write_json
+from eqvae.artifacts.files import read_json, write_json
 from eqvae.cli import run
 from eqvae.paper.costs import Cost
 from eqvae.paper.plan import PlannedRun

@@ -6,7 +6,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 
-from eqvae.artifacts import read_json
+from eqvae.artifacts.files import read_json
 from eqvae.artifacts.sample_sets import write_sample_set
 from eqvae.cli import run
 

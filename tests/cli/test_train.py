@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eqvae.artifacts import read_journal, read_json, read_tensors
+from eqvae.artifacts.files import read_journal, read_json, read_tensors
 from eqvae.cli import run
 
 FAST = [

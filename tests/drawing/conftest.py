@@ -10,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from eqvae.artifacts import JOURNAL, PICTURES, SPECTRUM, Pictures, write_json
+from eqvae.artifacts.files import write_json
+from eqvae.artifacts.names import JOURNAL, PICTURES, SPECTRUM
+from eqvae.artifacts.records import Pictures
 
 TRANSFORMS = {"90°": (32, 32), "s = 0.5": (16, 16)}
 """Names and the sizes of the transformed pictures, px."""

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from eqvae.artifacts import PICTURES, write_json
+from eqvae.artifacts.files import write_json
+from eqvae.artifacts.names import PICTURES
 from eqvae.drawing import read_folders, write_report
 from eqvae.drawing.evaluation_charts import distance_charts, spectrum_charts
 from eqvae.drawing.page import cards

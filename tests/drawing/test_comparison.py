@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eqvae.artifacts import read_json, write_json
+from eqvae.artifacts.files import read_json, write_json
 from eqvae.drawing.comparison import CAVEAT, comparison_markdown, headline_lines, show_interval
 from eqvae.drawing.comparison_charts import TIMES, curves_figure, speed_up_figure
 from eqvae.drawing.tables import MISSING, with_minus_sign

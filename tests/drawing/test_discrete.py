@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from eqvae.artifacts import JOURNAL, read_json, write_json
+from eqvae.artifacts.files import read_json, write_json
+from eqvae.artifacts.names import JOURNAL
 from eqvae.drawing import read_folders, write_report
 from eqvae.drawing.evaluation_charts import distance_charts, spectrum_charts
 from eqvae.drawing.page import cards

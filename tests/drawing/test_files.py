@@ -3,7 +3,7 @@
 import shutil
 import xml.etree.ElementTree as ElementTree
 
-from eqvae.artifacts import write_json
+from eqvae.artifacts.files import write_json
 from eqvae.drawing import read_folders, write_figures
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import eqvae.runs.train_run as generator_run
-from eqvae.artifacts import read_json, write_json
+from eqvae.artifacts.files import read_json, write_json
 from eqvae.cli import run
 from eqvae.drawing import read_folders, write_figures, write_report
 from eqvae.drawing.comparison import findings, measure_label, shared_curves

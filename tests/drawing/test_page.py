@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from eqvae.artifacts import write_json
+from eqvae.artifacts.files import write_json
 from eqvae.drawing import write_report
 from eqvae.errors import UserError
 

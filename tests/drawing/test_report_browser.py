@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from eqvae.artifacts import read_json, write_json
+from eqvae.artifacts.files import read_json, write_json
 from eqvae.drawing import write_report
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

@@ -6,7 +6,8 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from eqvae.artifacts import SPECTRUM, write_json
+from eqvae.artifacts.files import write_json
+from eqvae.artifacts.names import SPECTRUM
 from eqvae.drawing.evaluation_charts import charts_of_one, draw_spectra, spectrum_charts, spectrum_figure
 from eqvae.drawing.folders import Spectrum, read_folders
 from eqvae.errors import UserError

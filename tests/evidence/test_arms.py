@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eqvae.artifacts import read_json, write_json
+from eqvae.artifacts.files import read_json, write_json
 from eqvae.errors import UserError
 from eqvae.evidence.arms import read_arms, recipes_own_fields
 from eqvae.evidence.curves import read_curve

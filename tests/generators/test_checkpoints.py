@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eqvae.artifacts import GENERATOR, GENERATOR_CARD
+from eqvae.artifacts.names import GENERATOR, GENERATOR_CARD
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import GeneratorCard, read_generator, write_generator
 from eqvae.generators.families import MASKGIT_SIZES, find_recipe

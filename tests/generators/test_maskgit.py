@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from eqvae.artifacts import to_plain
+from eqvae.artifacts.files import to_plain
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import load_transformer
 from eqvae.generators.maskgit import MaskgitObjective

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from eqvae.artifacts import write_tensors
+from eqvae.artifacts.files import write_tensors
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import load_transformer
 from eqvae.generators.families import find_recipe

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eqvae.artifacts import read_journal, read_json, read_tensors
+from eqvae.artifacts.files import read_journal, read_json, read_tensors
 from eqvae.artifacts.names import CHECKPOINT, SNAPSHOTS
 from eqvae.errors import Interrupted, UserError
 from eqvae.generators.checkpoints import GeneratorCard, read_generator

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import TypeCheckError
 from torch.utils.flop_counter import FlopCounterMode
 
-from eqvae.artifacts import to_plain
+from eqvae.artifacts.files import to_plain
 from eqvae.errors import UserError
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.generators.transformer import (

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eqvae.artifacts import to_uint8
+from eqvae.artifacts.records import to_uint8
 from eqvae.images import adm_crop, ldm_random_crop, to_images
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eqvae.artifacts.sample_sets import moments_in, read_sample_set, write_sample_set
+from eqvae.artifacts.sample_sets import moments_in, write_sample_set
 from eqvae.errors import UserError
 from eqvae.images import adm_crop, decode_image
 from eqvae.images.image_sets import open_reference, open_samples
@@ -31,16 +31,7 @@ def test_a_written_set_is_read_as_adm_reads_it(tmp_path, images):
         assert arrays.files == ["arr_0", "arr_1"]
         assert arrays["arr_0"].dtype == np.uint8
         assert (arrays["arr_0"] == images).all()
-    again = read_sample_set(tmp_path / "samples.npz")
-    assert (again.images == images).all()
-    assert again.labels is not None
-    assert (again.labels == labels).all()
-    assert read_sample_set(_written(tmp_path, images)).labels is None
-
-
-def _written(tmp_path, images):
-    write_sample_set(tmp_path / "unlabelled.npz", images)
-    return tmp_path / "unlabelled.npz"
+        assert (arrays["arr_1"] == labels).all()
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -156,12 +147,6 @@ def test_an_archive_of_something_else(tmp_path, arrays, says):
     np.savez(tmp_path / "set.npz", **arrays)
     with pytest.raises(UserError, match=says):
         open_samples(tmp_path / "set.npz")
-
-
-def test_labels_that_are_not_as_many(tmp_path, images):
-    np.savez(tmp_path / "set.npz", images, np.arange(3))
-    with pytest.raises(UserError, match="7 images and labels of shape"):
-        read_sample_set(tmp_path / "set.npz")
 
 
 def test_samples_and_reference_can_not_be_swapped_unseen(tmp_path, images):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from eqvae.autoencoders.protocol import Autoencoder
-from eqvae.latents import LatentCache
+from eqvae.latents.cache import LatentCache
 from eqvae.runs.encode import EncodeConfig, encode
 
 

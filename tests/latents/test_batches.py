@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from eqvae.errors import UserError
-from eqvae.latents import LatentBatch, LatentCache, training_batches
+from eqvae.latents.batches import training_batches
+from eqvae.latents.cache import LatentBatch, LatentCache
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eqvae.errors import UserError
 from eqvae.images import adm_crop, open_images, to_images
-from eqvae.latents import LatentCache, check_autoencoder
+from eqvae.latents.cache import LatentCache, check_autoencoder
 from eqvae.latents.index import INDEX
 from eqvae.latents.shards import Shard, write_shard
 from eqvae.latents.writing import Coding, Recipe, collect_index, finish_shard
@@ -30,7 +30,7 @@ def images(data: Path) -> Tensor:
 
 
 def raw(cache: LatentCache, mirrored: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
-    return cache.denormalize(cache.read(torch.arange(len(cache)), mirrored=mirrored, noise=noise).latents)
+    return cache.normalization.denormalize(cache.read(torch.arange(len(cache)), mirrored=mirrored, noise=noise).latents)
 
 
 def close(one: Tensor, other: Tensor, tolerance: float = 1e-5) -> None:
@@ -115,7 +115,7 @@ def test_normalized_samples_have_mean_zero_and_variance_one(make_cache: MakeCach
 def test_samples_follow_the_posterior(make_cache: MakeCache):
     cache = make_cache()
     noise = torch.randn(4000, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    samples = cache.denormalize(cache.read(torch.full((4000,), 6), noise=noise).latents)
+    samples = cache.normalization.denormalize(cache.read(torch.full((4000,), 6), noise=noise).latents)
     shard = Shard(cache.folder / "shard-00001.safetensors")
     mean, std = torch.tensor(shard.array("mean")[2]), torch.tensor(shard.array("std")[2])
     assert ((samples.mean(0) - mean) / std).abs().max() < 5 / 4000**0.5
@@ -129,11 +129,11 @@ def test_measured_and_fixed_normalization(make_cache: MakeCache):
     shift, scale = torch.tensor(cache.index.statistics.mean), torch.tensor(cache.index.statistics.std)
     expected = (z - shift[:, None, None]) / scale[:, None, None]
     assert torch.equal(cache.read(ALL).latents, expected)
-    assert torch.equal(cache.normalize(z), expected)
-    close(cache.denormalize(expected), z)
+    assert torch.equal(cache.normalization.normalize(z), expected)
+    close(cache.normalization.denormalize(expected), z)
     fixed = LatentCache.open(cache.folder, normalization="fixed:0.18215")
     close(fixed.read(ALL).latents, z * 0.18215)
-    close(fixed.denormalize(z * 0.18215), z)
+    close(fixed.normalization.denormalize(z * 0.18215), z)
 
 
 @pytest.mark.parametrize("name", ["fixed", "fixed:", "fixed:-1", "fixed:nan", "mesured"])
@@ -160,7 +160,7 @@ def test_tokens(tmp_path: Path, dtype: str):
     cache = LatentCache.open(tmp_path)
     cache.verify()
     batch = cache.read_tokens(torch.tensor([4, 0]), mirrored=torch.tensor([True, False]))
-    assert torch.equal(batch.tokens, torch.stack([tokens[1, 4], tokens[0, 0]]))
+    assert torch.equal(batch.latents, torch.stack([tokens[1, 4], tokens[0, 0]]))
     assert batch.labels is None
     assert Shard(tmp_path / "shard-00000.safetensors").places["tokens"].dtype == dtype
     with pytest.raises(UserError, match="holds tokens, not moments"):

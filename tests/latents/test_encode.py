@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from eqvae.artifacts import read_journal, read_json
+from eqvae.artifacts.files import read_journal, read_json
 from eqvae.errors import Interrupted, UserError
-from eqvae.latents import LatentCache
+from eqvae.latents.cache import LatentCache
 from eqvae.latents.index import INDEX
 from eqvae.runs import encode as encode_module
 from eqvae.runs.encode import EncodeConfig, encode
@@ -68,7 +68,7 @@ def test_the_batch_size_changes_no_image(make_cache: Callable[..., LatentCache])
 
 def test_bf16_is_near_fp32(make_cache: Callable[..., LatentCache]):
     full, half = make_cache("full"), make_cache("half", precision="bf16")
-    z = [cache.denormalize(cache.read(torch.arange(10)).latents) for cache in (full, half)]
+    z = [cache.normalization.denormalize(cache.read(torch.arange(10)).latents) for cache in (full, half)]
     assert 0 < (z[0] - z[1]).square().mean().sqrt() < 0.02 * z[0].std()
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eqvae.artifacts import to_plain
+from eqvae.artifacts.files import to_plain
 from eqvae.latents.index import MomentSums
 
 

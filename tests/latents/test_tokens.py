@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from eqvae.artifacts import read_json
+from eqvae.artifacts.files import read_json
 from eqvae.errors import UserError
 from eqvae.images import adm_crop, open_images, to_images
-from eqvae.latents import LatentCache
+from eqvae.latents.cache import LatentCache
 from eqvae.latents.writing import coding_of
 
 
@@ -26,9 +26,9 @@ def test_tokens_are_those_of_images_and_mirror_images(cache, data, small_discret
     everything = torch.arange(10)
     plain = cache.read_tokens(everything, mirrored=torch.zeros(10, dtype=torch.bool))
     mirrored = cache.read_tokens(everything, mirrored=torch.ones(10, dtype=torch.bool))
-    assert torch.equal(plain.tokens, tokens[0])
-    assert torch.equal(mirrored.tokens, tokens[1])
-    assert not torch.equal(plain.tokens.flip(-1), mirrored.tokens)  # encoders do not commute with flips
+    assert torch.equal(plain.latents, tokens[0])
+    assert torch.equal(mirrored.latents, tokens[1])
+    assert not torch.equal(plain.latents.flip(-1), mirrored.latents)  # encoders do not commute with flips
     assert torch.equal(plain.labels, torch.tensor([source.class_of(index) for index in range(10)]))
 
 
@@ -36,7 +36,7 @@ def test_tokens_are_those_of_images_and_mirror_images(cache, data, small_discret
 def test_cached_tokens_decode_as_images_do(cache, data, small_discrete_autoencoder):
     source = open_images(str(data))
     x = to_images([adm_crop(source.read(index), 16) for index in (2, 5)])
-    tokens = cache.read_tokens(torch.tensor([2, 5]), mirrored=torch.zeros(2, dtype=torch.bool)).tokens
+    tokens = cache.read_tokens(torch.tensor([2, 5]), mirrored=torch.zeros(2, dtype=torch.bool)).latents
     z = small_discrete_autoencoder.encode(x).mean
     assert torch.equal(small_discrete_autoencoder.decode_tokens(tokens), small_discrete_autoencoder.decode(z))
 

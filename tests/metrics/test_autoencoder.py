@@ -5,7 +5,7 @@ import torch
 
 from eqvae.errors import UserError
 from eqvae.metrics.autoencoder import LatentMoments, check_image_size, evaluate_autoencoder
-from eqvae.metrics.reconstruction import MAX_PSNR_DB
+from eqvae.metrics.per_image import MAX_PSNR_DB
 from eqvae.runtime.processes import Processes
 
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eqvae.metrics.autoencoder import CodeCounts
-from eqvae.metrics.equivariance import token_agreement
+from eqvae.metrics.per_image import token_agreement
 
 
 def test_codes_used_alike_have_their_number_as_perplexity():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eqvae.metrics.equivariance import equivariance_error, equivariance_figures, evaluation_transforms
+from eqvae.metrics.per_image import equivariance_error, equivariance_figures, evaluation_transforms
 from eqvae.transforms import Rotate
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from eqvae.artifacts import read_json
+from eqvae.artifacts.files import read_json
 from eqvae.errors import UserError
 from eqvae.runs.evaluate import EvaluateConfig, evaluate
 

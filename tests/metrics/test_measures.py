@@ -5,10 +5,10 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from eqvae.artifacts import read_json
+from eqvae.artifacts.files import read_json
 from eqvae.metrics.autoencoder import evaluate_autoencoder
-from eqvae.metrics.equivariance import evaluation_transforms
 from eqvae.metrics.measures import LatentGeometry, LatentSpectrum, ReconstructionDistance, TransformedDistance
+from eqvae.metrics.per_image import evaluation_transforms
 from eqvae.networks.features import FeatureExtractor, Features
 from eqvae.runs.evaluate import EvaluateConfig, evaluate
 from eqvae.runtime.processes import Processes

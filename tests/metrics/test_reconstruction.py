@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from eqvae.metrics.reconstruction import MAX_PSNR_DB, psnr_db, ssim
+from eqvae.metrics.per_image import MAX_PSNR_DB, psnr_db, ssim
 
 
 def noisy_pair():

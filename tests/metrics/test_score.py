@@ -13,7 +13,7 @@ import torch_fidelity
 from PIL import Image, ImageFilter
 from torch_fidelity.metric_isc import isc_features_to_metric
 
-from eqvae.artifacts import read_json
+from eqvae.artifacts.files import read_json
 from eqvae.artifacts.sample_sets import write_sample_set
 from eqvae.errors import UserError
 from eqvae.images import adm_crop, open_images

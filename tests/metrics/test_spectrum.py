@@ -7,14 +7,18 @@ import pytest
 import torch
 
 from eqvae.images import adm_crop, open_images, to_images
-from eqvae.metrics.spectrum import (
-    SpectrumSums,
-    excess_db,
-    high_frequency_excess_db,
-    images_on_latent_grid,
-    radial_power_spectrum,
-    spectrum_slope,
-)
+from eqvae.metrics.spectrum import Spectrum, SpectrumSums, excess_db, high_frequency_excess_db, images_on_latent_grid
+
+
+def radial_power_spectrum(x: torch.Tensor) -> Spectrum:
+    sums = SpectrumSums()
+    sums.add(x)
+    return sums.spectrum()
+
+
+def slope(spectrum: Spectrum) -> float:
+    """Fit the exponent of a power law."""
+    return float(np.polyfit(spectrum.frequency.log(), spectrum.power.log(), 1)[0])
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -31,8 +35,8 @@ def power_law(exponent: float, shape: tuple[int, int, int, int], seed: int = 0) 
 def test_white_noise_has_power_1_at_every_frequency():
     spectrum = radial_power_spectrum(3.0 * noise(200, 4, 32, 32) + 5.0)
     assert spectrum.power.numpy() == pytest.approx(1.0, abs=0.05)
-    assert spectrum_slope(spectrum) == pytest.approx(0.0, abs=0.01)
-    assert (spectrum.num_images, spectrum.num_channels) == (200, 4)
+    assert slope(spectrum) == pytest.approx(0.0, abs=0.01)
+    assert spectrum.num_images == 200
 
 
 @pytest.mark.parametrize(("size", "num_rings"), [((32, 32), 16), ((16, 24), 8), ((9, 15), 4), ((2, 2), 1)])
@@ -67,9 +71,7 @@ def test_a_grid_that_is_not_square_knows_its_frequencies():
 
 @pytest.mark.parametrize("exponent", [-1.0, -2.0, -3.0])
 def test_the_slope_of_a_power_law_is_recovered(exponent):
-    assert spectrum_slope(radial_power_spectrum(power_law(exponent, (64, 2, 64, 64)))) == pytest.approx(
-        exponent, abs=0.05
-    )
+    assert slope(radial_power_spectrum(power_law(exponent, (64, 2, 64, 64)))) == pytest.approx(exponent, abs=0.05)
 
 
 def test_parseval():
@@ -124,7 +126,6 @@ def test_a_channel_that_never_varies_is_left_out():
     x = noise(8, 2, 16, 16)
     dead = torch.full((8, 1, 16, 16), 0.1)
     spectrum = radial_power_spectrum(torch.cat([x, dead], 1))
-    assert spectrum.num_channels == 2
     assert torch.allclose(spectrum.power, radial_power_spectrum(x).power)
 
 
@@ -175,5 +176,3 @@ def test_faults():
     flat = radial_power_spectrum(noise(4, 1, 1, 1).expand(4, 1, 8, 8))
     with pytest.raises(ValueError, match="has none"):
         excess_db(radial_power_spectrum(noise(1, 1, 8, 8)), flat)
-    with pytest.raises(ValueError, match="two rings"):
-        spectrum_slope(radial_power_spectrum(noise(4, 1, 2, 2)))

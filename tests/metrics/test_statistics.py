@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eqvae.artifacts import write_tensors
+from eqvae.artifacts.files import write_tensors
 from eqvae.artifacts.sample_sets import write_sample_set
 from eqvae.errors import UserError
 from eqvae.images.image_sets import open_samples

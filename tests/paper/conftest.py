@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from eqvae.artifacts import write_json
+from eqvae.artifacts.files import write_json
 from eqvae.generators.families import MASKGIT_SIZES, SIZES
 from eqvae.networks.features import FeatureExtractor, Features
 from eqvae.paper import execution

@@ -15,7 +15,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from eqvae.artifacts import read_json, write_json
+from eqvae.artifacts.files import read_json, write_json
 from eqvae.errors import Interrupted, UserError
 from eqvae.paper.execution import execute, lock_path
 from eqvae.paper.plan import Plan, PlannedRun

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eqvae.artifacts import read_json
+from eqvae.artifacts.files import read_json
 from eqvae.cli import run
 from eqvae.errors import UserError
 from eqvae.paper.plan import describe_base

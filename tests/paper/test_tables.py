@@ -117,7 +117,7 @@ def fixed_run(scale: Setting, base: str) -> PlannedRun:
 
 
 def test_the_bases_factor_is_read_from_its_cache(setting: Setting):
-    from eqvae.artifacts import write_json
+    from eqvae.artifacts.files import write_json
 
     ours = fixed_run(setting, "tiny-kl-f2")
     with pytest.raises(UserError, match="does not exist"):

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from eqvae.artifacts import read_journal
+from eqvae.artifacts.files import read_journal
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import read_generator
 from eqvae.generators.families import find_recipe
-from eqvae.latents import LatentCache
+from eqvae.latents.cache import LatentCache
 from eqvae.latents.teaching import TeacherTokens, read_teacher_tokens, teach, write_teacher_tokens
 from eqvae.runs.train import train
 from eqvae.runs.train_config import TrainConfig

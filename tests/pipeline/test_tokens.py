@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from eqvae.artifacts import read_journal, read_tensors
+from eqvae.artifacts.files import read_journal, read_tensors
 from eqvae.artifacts.names import CHECKPOINT
 from eqvae.cli import run
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import read_generator
-from eqvae.latents import LatentCache
+from eqvae.latents.cache import LatentCache
 from eqvae.runs.sample import SampleConfig, sample
 from eqvae.runs.train import describe_plan, train
 from eqvae.runs.train_config import TrainConfig

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import eqvae.runs.finetune_run as loop
-from eqvae.artifacts import read_journal, read_json, read_tensors
+from eqvae.artifacts.files import read_journal, read_json, read_tensors
 from eqvae.artifacts.names import CHECKPOINT
 from eqvae.errors import Interrupted, UserError
 from eqvae.images import adm_crop, open_images, to_images

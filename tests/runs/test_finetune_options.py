@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eqvae.artifacts import read_journal
+from eqvae.artifacts.files import read_journal
 from eqvae.autoencoders import build_autoencoder
 from eqvae.errors import UserError
 from eqvae.runs.finetune import FinetuneConfig, finetune, plan

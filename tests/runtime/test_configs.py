@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from eqvae.artifacts import to_plain
+from eqvae.artifacts.files import to_plain
 from eqvae.errors import UserError
 from eqvae.runtime.run_folder import (
     AT_LEAST_1,

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from eqvae.artifacts import CONFIG, JOURNAL, read_journal, read_json, write_atomically, write_json, write_tensors
+from eqvae.artifacts.files import read_journal, read_json, write_atomically, write_json, write_tensors
+from eqvae.artifacts.names import CONFIG, JOURNAL
 from eqvae.errors import UserError, nearest_name
-from eqvae.runtime.journal import Journal, write_environment
+from eqvae.runtime.journal import Journal, Progress, say, write_environment
 from eqvae.runtime.processes import stop_on_signals
-from eqvae.runtime.progress import Progress, say
 from eqvae.runtime.run_folder import RunFolder, hold_output_folder
 from eqvae.runtime.seeds import generator_for
 from eqvae.training.loop import load_optimizer_tensors, optimizer_tensors, read_checkpoint, sub_state, write_checkpoint

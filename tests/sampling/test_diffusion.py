@@ -10,8 +10,8 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from eqvae.errors import UserError
 from eqvae.generators.diffusion import GaussianDiffusion
 from eqvae.runtime.seeds import generator_for
-from eqvae.sampling import ImageNoise, ddim, ddpm
-from eqvae.sampling.noise import NOISE_STREAM
+from eqvae.sampling.diffusion import ddim, ddpm
+from eqvae.sampling.noise import NOISE_STREAM, ImageNoise
 
 LABELS = torch.zeros(4, dtype=torch.int64)
 DIFFUSION = GaussianDiffusion()

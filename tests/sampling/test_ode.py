@@ -11,8 +11,8 @@ from torchdiffeq import odeint
 
 from eqvae.errors import UserError
 from eqvae.generators.interpolant import Interpolant
-from eqvae.sampling import ImageNoise, dopri5, euler, heun
-from eqvae.sampling.ode import ERROR, NODES, STAGES, integrate
+from eqvae.sampling.noise import ImageNoise
+from eqvae.sampling.ode import ERROR, NODES, STAGES, dopri5, euler, heun, integrate
 
 SHAPE = (2, 4, 4)
 LABELS = torch.tensor([0, 1, 2])

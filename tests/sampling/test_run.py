@@ -12,13 +12,14 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from eqvae.artifacts import SAMPLE_SET, read_json, write_json
+from eqvae.artifacts.files import read_json, write_json
+from eqvae.artifacts.names import SAMPLE_PARTS, SAMPLE_SET, SAMPLE_SHEET
 from eqvae.errors import Interrupted, UserError
 from eqvae.generators.checkpoints import Generator, GeneratorCard
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.generators.transformer import Transformer, TransformerConfig
 from eqvae.runs import sample as run_module
-from eqvae.runs.sample import PARTS, SHEET, SampleConfig, draw_samples
+from eqvae.runs.sample import SampleConfig, draw_samples
 from eqvae.runtime.processes import Processes
 from eqvae.sampling.draw import Drawer, contact_sheet, sheet_indices
 
@@ -90,7 +91,7 @@ def test_the_archive(drawer):
     assert figures["num_samples"] == 40
     assert read_json(out / "config.json")["command"] == "sample"
     assert sorted(path.name for path in out.iterdir()) == [
-        "config.json", "environment.json", "metrics.json", SAMPLE_SET, SHEET,
+        "config.json", "environment.json", "metrics.json", SAMPLE_SET, SAMPLE_SHEET,
     ]  # fmt: skip
 
 
@@ -115,7 +116,7 @@ def test_killed_and_continued(drawer):
     sample(resumed, ALONE)
     assert sorted(resumed.drawn) == list(range(16, 40))  # two whole parts were there
     assert archive_of(resumed) == archive_of(straight)
-    assert not (resumed.config.out / PARTS).exists()
+    assert not (resumed.config.out / SAMPLE_PARTS).exists()
 
 
 def test_a_run_from_before_tokens_goes_on(drawer):
@@ -161,7 +162,7 @@ def test_a_signal_keeps_whole_parts(drawer, monkeypatch):
     monkeypatch.setattr(NumberDrawer, "images", images)
     with pytest.raises(Interrupted, match="SIGTERM; the same command goes on"):
         sample(one, ALONE)
-    assert len(list((one.config.out / PARTS).iterdir())) == 2
+    assert len(list((one.config.out / SAMPLE_PARTS).iterdir())) == 2
 
 
 def test_the_same_folder_for_something_else(drawer):

@@ -10,17 +10,11 @@ from eqvae.generators.families import find_recipe
 from eqvae.generators.interpolant import Interpolant
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.generators.transformer import Transformer
-from eqvae.sampling import (
-    ImageNoise,
-    balanced_labels,
-    classifier_free_guidance,
-    ddim,
-    ddpm,
-    dopri5,
-    euler,
-    euler_maruyama,
-    heun,
-)
+from eqvae.sampling.diffusion import ddim, ddpm
+from eqvae.sampling.guidance import classifier_free_guidance
+from eqvae.sampling.noise import ImageNoise, balanced_labels
+from eqvae.sampling.ode import dopri5, euler, heun
+from eqvae.sampling.sde import euler_maruyama
 
 SHAPE, NULL = (4, 4, 4), 10
 DIFFUSION, INTERPOLANT = GaussianDiffusion(), Interpolant()

@@ -9,9 +9,8 @@ import torch
 from eqvae.errors import UserError
 from eqvae.generators.interpolant import Interpolant
 from eqvae.runtime.seeds import generator_for
-from eqvae.sampling import ImageNoise, euler_maruyama
-from eqvae.sampling.noise import NOISE_STREAM
-from eqvae.sampling.sde import diffusion_coefficient
+from eqvae.sampling.noise import NOISE_STREAM, ImageNoise
+from eqvae.sampling.sde import diffusion_coefficient, euler_maruyama
 
 DIFFUSIONS = ["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"]
 LABELS = torch.zeros(4, dtype=torch.int64)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eqvae.artifacts import read_journal, read_tensors
+from eqvae.artifacts.files import read_journal, read_tensors
 from eqvae.artifacts.names import CHECKPOINT
 from eqvae.equivariance import decode_transformed
 from eqvae.errors import UserError

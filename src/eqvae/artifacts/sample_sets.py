@@ -8,9 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import final
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -24,17 +22,6 @@ MOMENT_KEYS = ("mu", "sigma", "mu_s", "sigma_s")
 _MEND = "An .npz in ADM's layout holds 'arr_0': uint8 (n, h, w, 3), 0 ... 255"
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class SampleSet:
-    """Images and labels of an `.npz`, in memory."""
-
-    images: UInt8[np.ndarray, "n h w 3"]
-
-    labels: Int64[np.ndarray, " n"] | None
-    """Classes, where there are any."""
-
-
 def write_sample_set(
     path: Path, images: UInt8[np.ndarray, "n h w 3"], labels: Int64[np.ndarray, " n"] | None = None
 ) -> None:
@@ -46,17 +33,6 @@ def write_sample_set(
             np.savez(file, allow_pickle=False, **arrays)
 
     write_atomically(path, write)
-
-
-def read_sample_set(path: Path) -> SampleSet:
-    """Read an `.npz` in ADM's layout into memory."""
-    check_header(path)
-    with reading(path), np.load(path, allow_pickle=False) as arrays:
-        images = arrays[IMAGES_KEY]
-        labels = arrays[LABELS_KEY].astype(np.int64) if LABELS_KEY in arrays else None
-    if labels is not None and labels.shape != images.shape[:1]:
-        raise UserError(f"'{path}' holds {len(images)} images and labels of shape {labels.shape}", "Write it again")
-    return SampleSet(images=np.ascontiguousarray(images), labels=labels)
 
 
 def moments_in(path: Path) -> frozenset[str]:

@@ -12,17 +12,9 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from eqvae.artifacts import (
-    AUTOENCODER,
-    CONFIG,
-    MODEL_CARD,
-    Converted,
-    check_writable,
-    read_json,
-    replace_folder,
-    write_json,
-    write_tensors,
-)
+from eqvae.artifacts.files import check_writable, read_json, replace_folder, write_json, write_tensors
+from eqvae.artifacts.names import AUTOENCODER, CONFIG, MODEL_CARD
+from eqvae.artifacts.records import Converted
 from eqvae.autoencoders.layouts import diffusers_to_ldm
 from eqvae.autoencoders.loading import load_autoencoder
 from eqvae.autoencoders.presets import PRESETS, UNTRAINED

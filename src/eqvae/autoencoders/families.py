@@ -16,7 +16,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eqvae.artifacts import AUTOENCODER_WEIGHTS, CONFIG, write_json, write_tensors
+from eqvae.artifacts.files import write_json, write_tensors
+from eqvae.artifacts.names import AUTOENCODER_WEIGHTS, CONFIG
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, LatentStatistics, Posterior
 from eqvae.autoencoders.tiny import PooledAutoencoderTiny
 from eqvae.errors import UserError, nearest_name

@@ -163,16 +163,8 @@ def llamagen_to_taming(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed | {_CODEBOOK: F.normalize(renamed[_CODEBOOK].float(), dim=1)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """The two files of a TAESD model in its author's format."""
-
-    encoder: Path
-    decoder: Path
-
-
-def find_pair(path: Path) -> Pair | None:
-    """Look for `X_encoder.pth` with `X_decoder.pth` (or `.safetensors`)."""
+def find_pair(path: Path) -> tuple[Path, Path] | None:
+    """Look for a TAESD model in its author's format: `X_encoder.pth` with `X_decoder.pth` (or `.safetensors`)."""
     if path.is_dir():
         encoders = sorted(file for file in path.iterdir() if file.name.endswith(_ENCODER_SUFFIXES))
     else:
@@ -186,7 +178,7 @@ def find_pair(path: Path) -> Pair | None:
     decoder = encoder.with_name(encoder.name.replace("_encoder.", "_decoder."))
     if not decoder.is_file():
         raise UserError(f"'{decoder}' does not exist", f"It belongs to '{encoder.name}': fetch both files")
-    return Pair(encoder=encoder, decoder=decoder)
+    return encoder, decoder
 
 
 def pair_to_diffusers(encoder: dict[str, Tensor], decoder: dict[str, Tensor]) -> Published:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from eqvae.artifacts import AUTOENCODER, CONFIG, load_strictly, read_json
+from eqvae.artifacts.files import load_strictly, read_json
+from eqvae.artifacts.names import AUTOENCODER, CONFIG
 from eqvae.autoencoders.layouts import (
     Published,
     find_pair,
@@ -105,7 +106,7 @@ def _load_path(path: Path, name: str) -> Autoencoder:
             if (folder / CONFIG).is_file():
                 return _load_diffusers(folder, name)
     if (pair := find_pair(path)) is not None:
-        return _fill(pair_to_diffusers(read_weights(pair.encoder), read_weights(pair.decoder)), name)
+        return _fill(pair_to_diffusers(*map(read_weights, pair)), name)
     if path.is_dir():
         raise UserError(f"'{path}' holds no autoencoder", f"Give {_KINDS}")
     published = read_ldm(read_weights(path))

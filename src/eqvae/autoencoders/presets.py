@@ -1,8 +1,8 @@
-"""Named autoencoders: where their weights are, what they look like, and what the paper measured on them."""
+"""Named autoencoders: where their weights are, and what they look like."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from eqvae.autoencoders.layouts import block_types
 
@@ -16,15 +16,11 @@ UNTRAINED = "untrained:"
 """`untrained:NAME` asks for a preset's architecture with random weights."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """What builds a model without weights."""
+class Architecture(NamedTuple):
+    """What builds a model without weights: the class, as `_class_name` in a `config.json`, and its config."""
 
     class_name: str
-    """The class, as `_class_name` in a `config.json`."""
-
     config: dict[str, Any]
-    """Its config."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +36,8 @@ class Preset:
     architecture: Architecture
     """What `untrained:NAME` builds."""
 
-    latent_channels: int
-
     stride: int
     """Pixels per latent cell."""
-
-    rfid: float | None
-    """Expected reconstruction FID on the 50,000 images of ImageNet's validation set; None where `source` has none."""
-
-    psnr_db: float | None
-    """Expected peak signal-to-noise ratio on the same images, dB."""
-
-    source: str
-    """Where the expected figures stand."""
 
     packaged: Path | None
     """Folder of weights that come with the package; None for the others."""
@@ -149,39 +134,35 @@ _TAESD16 = Architecture(class_name="AutoencoderTiny", config={"latent_channels":
 _TAEF2 = Architecture(class_name="PooledAutoencoderTiny", config={"latent_channels": 32})
 
 _SD3_MEDIUM = "stabilityai/stable-diffusion-3-medium-diffusers"
-_T12 = "arXiv:2502.09509, Tables 12 and 13"
-_CODE = "github.com/zelaki/eqvae, README; arXiv:2502.09509, Table 12 for eq-vae"
-_TAMING = "github.com/CompVis/taming-transformers, README (reconstruction FID)"
-_NONE = ""
 
 # fmt: off
 _ROWS: tuple[tuple[Any, ...], ...] = (
-    # name             hub id                                         folder architecture c    f    rFID  PSNR   source
-    ("tiny-kl",        None,                                          "",    _TINY_KL,    4,   8,   None, None,  _NONE),
-    ("tiny-kl-64",     None,                                          "",    _TINY_KL,    4,   8,   None, None,  _NONE),
-    ("tiny-kl-f2",     None,                                          "",    _TINY_KL_F2, 4,   2,   None, None,  _NONE),
-    ("tiny-vq",        None,                                          "",    _TINY_VQ,    16,  8,   None, None,  _NONE),
-    ("tiny-vq-f4",     None,                                          "",    _TINY_VQ_F4, 16,  4,   None, None,  _NONE),
-    ("sd-vae",         "CompVis/stable-diffusion-v1-4",               "vae", _SD,         4,   8,   0.90, 25.82, _T12),
-    ("sd-vae-16",      None,                                          "",    _SD16,       16,  16,  0.87, 24.67, _T12),
-    ("sd-vae-ft-ema",  "stabilityai/sd-vae-ft-ema",                   "",    _SD,         4,   8,   None, None,  _NONE),
-    ("sd-vae-ft-mse",  "stabilityai/sd-vae-ft-mse",                   "",    _SD,         4,   8,   None, None,  _NONE),
-    ("sdxl-vae",       "stabilityai/sdxl-vae",                        "",    _SDXL,       4,   8,   0.67, 27.36, _T12),
-    ("sd3-vae",        _SD3_MEDIUM,                                   "vae", _SD3,        16,  8,   0.20, 31.27, _T12),
-    ("flux-vae",       "black-forest-labs/FLUX.1-schnell",            "vae", _FLUX,       16,  8,   None, None,  _NONE),
-    ("flux2-vae",      "black-forest-labs/FLUX.2-klein-4B",           "vae", _FLUX2,      32,  8,   None, None,  _NONE),
-    ("eq-vae",         "zelaki/eq-vae",                               "",    _SD,         4,   8,   0.82, 25.95, _CODE),
-    ("eq-vae-ema",     "zelaki/eq-vae-ema",                           "",    _SD,         4,   8,   0.55, 26.15, _CODE),
-    ("taesd",          "madebyollin/taesd",                           "",    _TAESD,      4,   8,   None, None,  _NONE),
-    ("taesdxl",        "madebyollin/taesdxl",                         "",    _TAESD,      4,   8,   None, None,  _NONE),
-    ("taesd3",         "madebyollin/taesd3",                          "",    _TAESD16,    16,  8,   None, None,  _NONE),
-    ("taef1",          "madebyollin/taef1",                           "",    _TAESD16,    16,  8,   None, None,  _NONE),
-    ("taef2",          None,                                          "",    _TAEF2,      32,  8,   None, None,  _NONE),
-    ("vqgan-f16-1024", None,                            "", _vq(_VQGAN, 1024, 256),   256, 16,  7.94, 19.41, _T12),
-    ("vqgan-f16-16384", None,                           "", _vq(_VQGAN, 16384, 256),  256, 16,  4.9,  None,  _TAMING),
-    ("dc-ae-f32c32",   "mit-han-lab/dc-ae-f32c32-in-1.0-diffusers",   "",    _dc(32, 3),  32,  32,  None, None,  _NONE),
-    ("dc-ae-f64c128",  "mit-han-lab/dc-ae-f64c128-in-1.0-diffusers",  "",    _dc(128, 4), 128, 64,  None, None,  _NONE),
-    ("dc-ae-f128c512", "mit-han-lab/dc-ae-f128c512-in-1.0-diffusers", "",    _dc(512, 5), 512, 128, None, None,  _NONE),
+    # name             hub id                                         folder  architecture                stride
+    ("tiny-kl",         None,                                          "",    _TINY_KL,                   8),
+    ("tiny-kl-64",      None,                                          "",    _TINY_KL,                   8),
+    ("tiny-kl-f2",      None,                                          "",    _TINY_KL_F2,                2),
+    ("tiny-vq",         None,                                          "",    _TINY_VQ,                   8),
+    ("tiny-vq-f4",      None,                                          "",    _TINY_VQ_F4,                4),
+    ("sd-vae",          "CompVis/stable-diffusion-v1-4",               "vae", _SD,                        8),
+    ("sd-vae-16",       None,                                          "",    _SD16,                      16),
+    ("sd-vae-ft-ema",   "stabilityai/sd-vae-ft-ema",                   "",    _SD,                        8),
+    ("sd-vae-ft-mse",   "stabilityai/sd-vae-ft-mse",                   "",    _SD,                        8),
+    ("sdxl-vae",        "stabilityai/sdxl-vae",                        "",    _SDXL,                      8),
+    ("sd3-vae",         _SD3_MEDIUM,                                   "vae", _SD3,                       8),
+    ("flux-vae",        "black-forest-labs/FLUX.1-schnell",            "vae", _FLUX,                      8),
+    ("flux2-vae",       "black-forest-labs/FLUX.2-klein-4B",           "vae", _FLUX2,                     8),
+    ("eq-vae",          "zelaki/eq-vae",                               "",    _SD,                        8),
+    ("eq-vae-ema",      "zelaki/eq-vae-ema",                           "",    _SD,                        8),
+    ("taesd",           "madebyollin/taesd",                           "",    _TAESD,                     8),
+    ("taesdxl",         "madebyollin/taesdxl",                         "",    _TAESD,                     8),
+    ("taesd3",          "madebyollin/taesd3",                          "",    _TAESD16,                   8),
+    ("taef1",           "madebyollin/taef1",                           "",    _TAESD16,                   8),
+    ("taef2",           None,                                          "",    _TAEF2,                     8),
+    ("vqgan-f16-1024",  None,                                          "",    _vq(_VQGAN, 1024, 256),     16),
+    ("vqgan-f16-16384", None,                                          "",    _vq(_VQGAN, 16384, 256),    16),
+    ("dc-ae-f32c32",    "mit-han-lab/dc-ae-f32c32-in-1.0-diffusers",   "",    _dc(32, 3),                 32),
+    ("dc-ae-f64c128",   "mit-han-lab/dc-ae-f64c128-in-1.0-diffusers",  "",    _dc(128, 4),                64),
+    ("dc-ae-f128c512",  "mit-han-lab/dc-ae-f128c512-in-1.0-diffusers", "",    _dc(512, 5),                128),
 )
 # fmt: on
 

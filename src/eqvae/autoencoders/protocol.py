@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from eqvae.artifacts import fingerprint
+from eqvae.artifacts.files import fingerprint
 from eqvae.autoencoders.quantization import Quantized, look_up, quantize
 
 __all__ = ["Autoencoder", "DiscreteAutoencoder", "LatentStatistics", "Posterior", "Quantized"]

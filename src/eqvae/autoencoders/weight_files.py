@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eqvae.artifacts import AUTOENCODER_WEIGHTS, CONFIG, read_json, read_tensors
+from eqvae.artifacts.files import read_json, read_tensors
+from eqvae.artifacts.names import AUTOENCODER_WEIGHTS, CONFIG
 from eqvae.errors import UserError
 
 WEIGHT_FILES = (

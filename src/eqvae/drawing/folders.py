@@ -11,8 +11,18 @@ import numpy as np
 from jaxtyping import Float64
 from numpy import ndarray
 
-from eqvae.artifacts import CONFIG, ENVIRONMENT, JOURNAL, METRICS, PICTURES, SPECTRUM, Pictures, read_journal, read_json
-from eqvae.artifacts.names import CONTACT_SHEETS, SAMPLE_SHEET
+from eqvae.artifacts.files import read_journal, read_json
+from eqvae.artifacts.names import (
+    CONFIG,
+    CONTACT_SHEETS,
+    ENVIRONMENT,
+    JOURNAL,
+    METRICS,
+    PICTURES,
+    SAMPLE_SHEET,
+    SPECTRUM,
+)
+from eqvae.artifacts.records import Pictures
 from eqvae.errors import UserError
 from eqvae.evidence.curves import CARD, autoencoder_name, read_if_there, short_name
 
@@ -22,9 +32,6 @@ for one that does not say. Features are none of them: whatever they decide has t
 
 MAX_MESSAGES = 5
 """Broken images and watchdog's messages that are shown singly."""
-
-STAGES, SHEET = CONTACT_SHEETS, SAMPLE_SHEET
-"""Folder of a training run's contact sheets, and the contact sheet of a sample set."""
 
 DRAWN = "'eqvae evaluate', 'finetune', 'train', 'sample' and 'score'"
 
@@ -199,7 +206,7 @@ class Training(OutputFolder):
     @classmethod
     def own(cls, folder: Path, config: dict[str, Any]) -> dict[str, Any]:
         card = read_if_there(folder / CARD)
-        found = {path.stem.removeprefix("step_"): path for path in (folder / STAGES).glob("step_*.png")}
+        found = {path.stem.removeprefix("step_"): path for path in (folder / CONTACT_SHEETS).glob("step_*.png")}
         sheets = {int(step): path for step, path in found.items() if step.isdigit()}
         name = f"{config.get('recipe', 'generator')} on {autoencoder_name(config, card)}"
         return {"name": name, "card": card, "sheets": dict(sorted(sheets.items()))}
@@ -225,7 +232,7 @@ class Training(OutputFolder):
 class SampleSet(OutputFolder):
     """What `eqvae sample` left; named after its folder."""
 
-    TITLE, NEEDS = "Samples:", (METRICS, SHEET)
+    TITLE, NEEDS = "Samples:", (METRICS, SAMPLE_SHEET)
 
     @property
     def card(self) -> dict[str, Any]:

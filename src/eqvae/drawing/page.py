@@ -15,7 +15,7 @@ import jinja2
 from matplotlib.figure import Figure
 from PIL.Image import Image
 
-from eqvae.artifacts import check_writable, to_plain, write_atomically
+from eqvae.artifacts.files import check_writable, to_plain, write_atomically
 from eqvae.drawing import comparison
 from eqvae.drawing.charts import autoencoder_colors, to_css
 from eqvae.drawing.comparison_charts import curves_figure, draw_curves
@@ -106,11 +106,7 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
         raise UserError(f"'{out}' is a folder", "Name the HTML file to write")
     check_writable(out.parent, "--out")
     page = render_report(read_folders(folders))
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(page, encoding="utf-8")
-
-    write_atomically(out, write)
+    write_atomically(out, lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
 def write_figures(folders: Sequence[Path], out: Path) -> list[Path]:

@@ -14,8 +14,9 @@ from jaxtyping import Float, Float64, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from eqvae.artifacts import Pictures
-from eqvae.drawing.folders import SHEET, Evaluation, SampleSet, Training
+from eqvae.artifacts.names import SAMPLE_SHEET
+from eqvae.artifacts.records import Pictures
+from eqvae.drawing.folders import Evaluation, SampleSet, Training
 from eqvae.drawing.tables import grouped
 from eqvae.errors import UserError
 from eqvae.images import open_picture
@@ -233,7 +234,7 @@ def stages(training: Training) -> list[Sheet]:
 
 def sample_sheet(samples: SampleSet) -> Sheet:
     """Find the contact sheet of a sample set."""
-    return Sheet(label=samples.name, path=samples.folder / SHEET, cell_px=_image_size_px(samples.card))
+    return Sheet(label=samples.name, path=samples.folder / SAMPLE_SHEET, cell_px=_image_size_px(samples.card))
 
 
 def read_sheet(sheet: Sheet) -> Image.Image:

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from numpy import ndarray
 
-from eqvae.artifacts import AUTOENCODER, CONFIG, ENVIRONMENT, read_journal, read_json
-from eqvae.artifacts.names import GENERATOR, GENERATOR_CARD
+from eqvae.artifacts.files import read_journal, read_json
+from eqvae.artifacts.names import AUTOENCODER, CONFIG, ENVIRONMENT, GENERATOR, GENERATOR_CARD
 from eqvae.errors import UserError
 
 CARD = Path(GENERATOR, GENERATOR_CARD)

@@ -14,17 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eqvae.artifacts import (
-    GENERATOR,
-    GENERATOR_CARD,
-    load_strictly,
-    read_json,
-    read_tensors,
-    replace_folder,
-    weights_name,
-    write_json,
-    write_tensors,
-)
+from eqvae.artifacts.files import load_strictly, read_json, read_tensors, replace_folder, write_json, write_tensors
+from eqvae.artifacts.names import GENERATOR, GENERATOR_CARD, weights_name
 from eqvae.errors import UserError
 from eqvae.generators.families import FAMILIES, Backbone, BackboneConfig, Recipe
 from eqvae.generators.interpolant import Interpolant

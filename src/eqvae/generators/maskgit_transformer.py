@@ -82,7 +82,7 @@ class MaskTransformerConfig:
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> "MaskTransformerConfig":
-        """Read what `eqvae.artifacts.to_plain` made of a config."""
+        """Read what `eqvae.artifacts.files.to_plain` made of a config."""
         return cls(**plain | {"latents": LatentSpecification(**plain["latents"])})
 
     @property

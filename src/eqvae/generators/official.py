@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eqvae.artifacts import GENERATOR, read_tensors, weights_name, write_atomically
+from eqvae.artifacts.files import read_tensors, write_atomically
+from eqvae.artifacts.names import GENERATOR, weights_name
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import GeneratorCard, Weights, load_transformer, read_card

@@ -62,7 +62,6 @@ class RepaObjective(Objective):
     """lambda."""
 
     def out_channels(self, channels: int) -> int:
-        """Ask the wrapped objective; see `Objective`."""
         return self.objective.out_channels(channels)
 
     def draw(self, num: int, specification: LatentSpecification, generator: torch.Generator) -> dict[str, Tensor]:

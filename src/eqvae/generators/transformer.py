@@ -74,7 +74,7 @@ class TransformerConfig:
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> "TransformerConfig":
-        """Read what `eqvae.artifacts.to_plain` made of a config."""
+        """Read what `eqvae.artifacts.files.to_plain` made of a config."""
         return cls(**plain | {"latents": LatentSpecification(**plain["latents"])})
 
     @property

@@ -1,6 +1,5 @@
 """Sets of 8-bit images that are scored: an `.npz` in ADM's layout, a folder, any DATA. None is ever held whole."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import final
@@ -10,39 +9,20 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from eqvae.artifacts import SAMPLE_SET
+from eqvae.artifacts.names import SAMPLE_SET
 from eqvae.artifacts.sample_sets import IMAGES_KEY, check_header, moments_in, open_member, read_header, reading, skip
 from eqvae.errors import UserError
 from eqvae.images import BrokenImageError, ImageSource, encoding_batches, open_images, open_picture
 
 
-class ImageSet(ABC):
-    """Square 8-bit images of one size, read in order, a batch at a time."""
-
-    name: str
-    """What the user gave."""
-
-    image_size_px: int
-
-    broken: list[str]
-    """Names of images that could not be decoded and were left out, as they are met."""
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """Count the images, broken ones included."""
-
-    @abstractmethod
-    def batches(self, indices: range, *, batch_size: int, num_workers: int) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
-        """Read some of the images."""
-
-
 @final
-class NpzImages(ImageSet):
+class NpzImages:
     """`arr_0` of an `.npz`, streamed out of the archive; nothing is unpickled."""
 
     def __init__(self, path: Path) -> None:
         """Read the header."""
-        self.path, self.name, self.broken = path, str(path), []
+        self.path, self.name = path, str(path)
+        self.broken: list[str] = []
         self.shape = check_header(path)
         self.image_size_px = self.shape[1]
 
@@ -69,12 +49,12 @@ class NpzImages(ImageSet):
 
 
 @final
-class SourceImages(ImageSet):
+class SourceImages:
     """Images that are decoded as they are read: a folder, parquet, archives."""
 
     def __init__(self, source: ImageSource, image_size_px: int, *, cropped: bool) -> None:
-        self.source, self.name, self.image_size_px, self.broken = source, source.name, image_size_px, []
-        self._cropped = cropped
+        self.source, self.name, self.image_size_px, self._cropped = source, source.name, image_size_px, cropped
+        self.broken: list[str] = []
 
     def __len__(self) -> int:
         return len(self.source)
@@ -89,6 +69,10 @@ class SourceImages(ImageSet):
             self.broken.extend(batch.broken)
             if batch.indices:
                 yield batch.crops.permute(0, 3, 1, 2)
+
+
+ImageSet = NpzImages | SourceImages
+"""Square 8-bit images of one size, read in order, a batch at a time; `broken` names those left out, as they are met."""
 
 
 def open_samples(path: Path) -> ImageSet:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar, final
+from typing import final
 
 import numpy as np
 import torch
@@ -13,10 +13,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from eqvae.errors import UserError
-from eqvae.latents.cache import LatentBatch, LatentCache, TokenBatch, no_mirrored
+from eqvae.latents.cache import LatentBatch, LatentCache, no_mirrored
 from eqvae.runtime.seeds import generator_for
-
-Batch = TypeVar("Batch", LatentBatch, TokenBatch)
 
 _ORDER, _FLIP_AND_NOISE = 0x6F72646572, 0x6E6F697365  # what a random stream is for; no step is as large
 
@@ -35,14 +33,11 @@ class _Plan:
     count: int
 
     def read(self, step: int) -> LatentBatch:
-        """Read this process's latents of one step."""
+        """Read this process's latents or tokens of one step."""
         drawn = self._draw(step)
+        if self.cache.index.kind == "tokens":
+            return self.cache.read_tokens(drawn.indices, mirrored=drawn.mirrored)
         return self.cache.read(drawn.indices, mirrored=drawn.mirrored, noise=drawn.noise)
-
-    def read_tokens(self, step: int) -> TokenBatch:
-        """Read this process's tokens of one step."""
-        drawn = self._draw(step)
-        return self.cache.read_tokens(drawn.indices, mirrored=drawn.mirrored)
 
     def _draw(self, step: int) -> "_Drawn":
         own = self.batch_size // self.count
@@ -99,63 +94,30 @@ def training_batches(
     Images follow a permutation for each epoch, drawn from (seed, epoch); epochs run on inside a batch. Image, flip and
     noise at a position of the global batch are the same for any number of processes.
 
-    Args:
-        cache: Moments.
-        batch_size: Of the global batch, over all processes; divisible by `count`.
-        seed: Not negative.
-        first_step: Where a resumed run goes on.
-        num_steps: How many batches.
-        flip: Take the mirror image with probability 1/2.
-        sample: Draw from the posterior; False takes its mean.
-        rank: This process, 0 ... count - 1: its part is the rank-th of `count` consecutive parts.
-        count: Processes.
-        num_threads: Threads that read ahead of the consumer; 0 reads when asked. The batches do not depend on it.
-
-    Yields:
-        Batches of `batch_size / count` latents.
+    With `flip` a mirror image comes with probability 1/2; without `sample` a posterior gives its mean. `rank` takes the
+    rank-th of `count` consecutive parts. `num_threads` read ahead of the consumer, 0 when asked, and change nothing.
     """
-    plan = _plan(cache, batch_size, seed, flip, sample, rank, count)
-    yield from _ahead(plan.read, range(first_step, first_step + num_steps), num_threads)
-
-
-def training_token_batches(
-    cache: LatentCache,
-    *,
-    batch_size: int,
-    seed: int,
-    first_step: int = 0,
-    num_steps: int,
-    flip: bool = True,
-    rank: int = 0,
-    count: int = 1,
-    num_threads: int = 1,
-) -> Generator[TokenBatch, None, None]:
-    """Yield batches of tokens; see `training_batches`."""
-    plan = _plan(cache, batch_size, seed, flip, False, rank, count)
-    yield from _ahead(plan.read_tokens, range(first_step, first_step + num_steps), num_threads)
-
-
-def _plan(cache: LatentCache, batch_size: int, seed: int, flip: bool, sample: bool, rank: int, count: int) -> _Plan:
     if batch_size < 1 or batch_size % count:
         raise UserError(
             f"--batch-size {batch_size} can't be split over {count} processes", f"Choose a multiple of {count}"
         )
     if flip and not cache.index.has_mirrored:
         raise no_mirrored(cache)
-    return _Plan(
+    plan = _Plan(
         cache=cache, batch_size=batch_size, seed=seed, flip=flip, sample=sample and cache.index.has_std,
         rank=rank, count=count,
     )  # fmt: skip
+    yield from _ahead(plan.read, range(first_step, first_step + num_steps), num_threads)
 
 
-def _ahead(read: Callable[[int], Batch], steps: range, num_threads: int) -> Generator[Batch, None, None]:
+def _ahead(read: Callable[[int], LatentBatch], steps: range, num_threads: int) -> Generator[LatentBatch, None, None]:
     """Read steps in order, ahead of their use where there are threads."""
     if num_threads == 0:
         yield from map(read, steps)
         return
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="latents")
     try:
-        pending: deque[Future[Batch]] = deque()
+        pending: deque[Future[LatentBatch]] = deque()
         for step in steps:
             pending.append(pool.submit(read, step))
             if len(pending) > 2 * num_threads:

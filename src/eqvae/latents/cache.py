@@ -3,6 +3,7 @@
 Sampling from the posterior, mirroring and normalizing happen here, at reading time: the cache itself holds raw moments.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -12,19 +13,44 @@ import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
-from eqvae.errors import UserError
+from eqvae.errors import UserError, nearest_name
 from eqvae.latents.index import CacheIndex, Kind, ShardEntry, expected_tensors, read_index
-from eqvae.latents.normalization import MEASURED, Normalization, choose_normalization
 from eqvae.latents.shards import MIRRORED, BrokenShardError, Shard, concatenate_labels, to_tensor
+
+MEASURED = "measured"
+"""Normalize by the cache's own per-channel mean and standard deviation."""
+
+FIXED = "fixed:"
+"""`fixed:0.18215` multiplies raw latents by this factor and shifts nothing, as the paper's generators do."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Normalization:
+    """`normalized = (z - shift) / scale`, per channel."""
+
+    shift: Float[Tensor, " c"]
+
+    scale: Float[Tensor, " c"]
+
+    def normalize(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """Turn raw latents into what a generator sees."""
+        # In place from the second operation on: at reading, fresh memory costs more than arithmetic.
+        return (z - self.shift.to(z)[:, None, None]).div_(self.scale.to(z)[:, None, None])
+
+    def denormalize(self, normalized: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """Turn what a generator drew into what the decoder takes."""
+        scale, shift = self.scale.to(normalized), self.shift.to(normalized)
+        return normalized * scale[:, None, None] + shift[:, None, None]
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class LatentBatch:
-    """Latents of some images, on the CPU."""
+    """Latents or tokens of some images, on the CPU."""
 
-    latents: Float[Tensor, "n c h w"]
-    """Normalized, float32."""
+    latents: Float[Tensor, "n c h w"] | Int64[Tensor, "n h w"]
+    """Normalized, float32; or tokens, 0 ... codebook_size - 1."""
 
     labels: Int64[Tensor, " n"] | None
     """0 ... num_classes - 1; None where the images have none."""
@@ -34,21 +60,6 @@ class LatentBatch:
 
     mirrored: Bool[Tensor, " n"]
     """Which of them are mirror images."""
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class TokenBatch:
-    """Tokens of some images, on the CPU."""
-
-    tokens: Int64[Tensor, "n h w"]
-    """0 ... codebook_size - 1."""
-
-    labels: Int64[Tensor, " n"] | None
-
-    indices: Int64[Tensor, " n"]
-
-    mirrored: Bool[Tensor, " n"]
 
 
 @final
@@ -102,20 +113,11 @@ class LatentCache:
         latents = self.normalization.normalize(z)
         return LatentBatch(latents=latents, labels=self._labels(where), indices=indices, mirrored=mirrored)
 
-    def read_tokens(self, indices: Int64[Tensor, " n"], *, mirrored: Bool[Tensor, " n"] | None = None) -> TokenBatch:
-        """Read tokens."""
+    def read_tokens(self, indices: Int64[Tensor, " n"], *, mirrored: Bool[Tensor, " n"] | None = None) -> LatentBatch:
         self._require("tokens")
         where, mirrored = self._locate(indices, mirrored)
         tokens = self._gather("tokens", where, mirrored).long()
-        return TokenBatch(tokens=tokens, labels=self._labels(where), indices=indices, mirrored=mirrored)
-
-    def normalize(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """Turn raw latents into what a generator sees."""
-        return self.normalization.normalize(z)
-
-    def denormalize(self, normalized: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """Turn what a generator drew into what the decoder takes."""
-        return self.normalization.denormalize(normalized)
+        return LatentBatch(latents=tokens, labels=self._labels(where), indices=indices, mirrored=mirrored)
 
     def labels(self) -> Int64[Tensor, " n"] | None:
         """Read the labels of all images."""
@@ -204,6 +206,32 @@ class _Places:
         borders = np.flatnonzero(np.diff(shards[order])) + 1
         groups = np.split(order, borders) if len(order) else []
         return cls(rows=rows, groups=tuple((int(shards[group[0]]), group) for group in groups))
+
+
+def choose_normalization(name: str, index: CacheIndex) -> Normalization:
+    """Resolve a normalization's name."""
+    if index.statistics is None:  # tokens
+        return Normalization(shift=torch.zeros(0), scale=torch.ones(0))
+    if name == MEASURED:
+        scale = torch.tensor(index.statistics.std)
+        if not bool((scale > 0).all()):
+            raise UserError("A latent channel of the cache never varies", f"Normalize with '{FIXED}FACTOR'")
+        return Normalization(shift=torch.tensor(index.statistics.mean), scale=scale)
+    return fixed_normalization(name, index.latent_channels)
+
+
+def fixed_normalization(name: str, num_channels: int) -> Normalization:
+    """Read `fixed:FACTOR`."""
+    if not name.startswith(FIXED):
+        known = (MEASURED, f"{FIXED}0.18215")
+        raise UserError(f"The normalization '{name}' is not known", nearest_name(name, known))
+    try:
+        factor = float(name.removeprefix(FIXED))
+    except ValueError:
+        factor = math.nan
+    if not (math.isfinite(factor) and factor > 0):
+        raise UserError(f"The normalization '{name}' has no positive factor", f"Write it as '{FIXED}0.18215'")
+    return Normalization(shift=torch.zeros(num_channels), scale=torch.full((num_channels,), 1.0 / factor))
 
 
 def check_autoencoder(cache: LatentCache, *, fingerprint: str, name: str) -> None:

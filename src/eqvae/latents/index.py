@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eqvae.artifacts import CONFIG, read_json, write_json
+from eqvae.artifacts.files import read_json, write_json
 from eqvae.artifacts.names import CACHE_INDEX as INDEX
+from eqvae.artifacts.names import CONFIG
 from eqvae.errors import UserError
 from eqvae.latents.shards import DTYPES, MIRRORED
 

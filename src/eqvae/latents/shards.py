@@ -18,7 +18,7 @@ from jaxtyping import Int64, Shaped
 from safetensors.torch import save
 from torch import Tensor
 
-from eqvae.artifacts import write_atomically
+from eqvae.artifacts.files import write_atomically
 
 MIRRORED = "_mirrored"
 """Suffix of the tensors of mirror images."""
@@ -65,7 +65,6 @@ class Shard:
     """A shard on disk. Opening reads its header only."""
 
     def __init__(self, path: Path) -> None:
-        """Read the header."""
         self.path = path
         self.places, self.note, self.num_bytes = _read_header(path)
         self._bytes: np.memmap | None = None

@@ -9,15 +9,15 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from eqvae.artifacts import read_tensors, write_tensors
+from eqvae.artifacts.files import read_tensors, write_tensors
 from eqvae.errors import UserError
 from eqvae.generators.repa import RepaConfig
 from eqvae.images import ImageSource, adm_crop, open_images
 from eqvae.latents.cache import LatentCache
 from eqvae.networks.teachers import Teacher, load_teacher
 from eqvae.runtime.device import autocast
+from eqvae.runtime.journal import Progress
 from eqvae.runtime.processes import Processes
-from eqvae.runtime.progress import Progress
 
 _NUM_THREADS = 4
 _BATCH_SIZE = 64
@@ -46,7 +46,6 @@ class TeacherTokens:
     """`tokens` and `mirrored` of all images; empty where they are computed on the fly."""
 
     def tokens(self, indices: Int64[Tensor, " n"], mirrored: Bool[Tensor, " n"]) -> Float[Tensor, "n tokens channels"]:
-        """Tokens of some images."""
         if self.teacher is None:
             plain, flipped = self.stored["tokens"][indices], self.stored.get("mirrored")
             return (plain if flipped is None else torch.where(mirrored[:, None, None], flipped[indices], plain)).float()

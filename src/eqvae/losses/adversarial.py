@@ -111,17 +111,9 @@ class Seam:
     ) -> Float[Tensor, ""]:
         """Send the gradient of `factor * (L_rec + lambda_gan L_gan + regularization)` through the decoder, once.
 
-        Args:
-            last_layer: Weight of the decoder's last convolution, where the adaptive weight is measured.
-            reconstruction: L_rec, a function of `image`.
-            adversarial: L_gan, a function of `image`; None without a discriminator.
-            adversarial_weight: 0.5 in LDM; 0 leaves L_gan out.
-            regularization: lambda_reg L_reg, already weighted.
-            factor: Conditions the whole, e.g. 1 / pixels; changes no ratio.
-            average: Averages gradients over processes, so that all of them find the same weight.
-
-        Returns:
-            lambda_gan = `adversarial_weight * |grad L_rec| / |grad L_gan|`.
+        `last_layer` is the weight at which the adaptive weight, lambda_gan, which is returned, is measured:
+        `adversarial_weight * |grad L_rec| / |grad L_gan|`. L_rec and L_gan are functions of `image`; `factor`
+        conditions the whole and changes no ratio; `average` averages gradients over processes.
         """
         (gradient,) = torch.autograd.grad(reconstruction, self.image)
         adaptive_weight = self.image.new_zeros(())

@@ -34,7 +34,6 @@ class FeatureDistance(nn.Module):
     """
 
     def __init__(self) -> None:
-        """Load the frozen features."""
         super().__init__()
         self.network = efficientnet_lite0_maps()
         self.eval()
@@ -45,7 +44,6 @@ class FeatureDistance(nn.Module):
         return super().train(False)
 
     def forward(self, x: Float[Tensor, "n 3 h w"], y: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
-        """Compare images."""
         with torch.no_grad():
             targets = self._maps(x)
         distances = [
@@ -72,7 +70,6 @@ class ReconstructionLoss(nn.Module):
     """L_rec: `sum over pixels of (|x - y| + weight * perceptual(x, y))`, for each image."""
 
     def __init__(self, perceptual: Perceptual, perceptual_weight: float) -> None:
-        """Load the perceptual network."""
         super().__init__()
         makers = {"lpips": Lpips, "efficientnet-lite0": FeatureDistance, "none": None}
         maker = makers[perceptual] if perceptual_weight > 0 else None
@@ -82,7 +79,6 @@ class ReconstructionLoss(nn.Module):
     def forward(
         self, target: Float[Tensor, "n 3 h w"], reconstruction: Float[Tensor, "n 3 h w"]
     ) -> Float[Tensor, " n"]:
-        """Compare images."""
         loss = l1_distance(target, reconstruction)
         if self.distance is None:
             return loss

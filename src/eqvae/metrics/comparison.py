@@ -171,18 +171,8 @@ def kernel_distance(
 ) -> KernelDistance:
     """Compare two sets of feature vectors; computed in float64 on their device.
 
-    Args:
-        reference: Features of real images.
-        samples: Features of generated images.
-        num_subsets: Times that a subset of each set is drawn, without replacement within one; 100 as torch-fidelity.
-        subset_size: Its size; 1000 as torch-fidelity. Smaller sets give subsets of what they have.
-        seed: Of the draws, which depend on the subset's index and the sets' sizes alone.
-
-    Returns:
-        Mean and standard deviation over subsets.
-
-    Raises:
-        ValueError: If a set has fewer than two vectors, or numbers that are not finite.
+    100 subsets of 1000 are torch-fidelity's; smaller sets give subsets of what they have. The draws depend on the
+    seed, the subset's index and the sets' sizes alone.
     """
     for name, features in {"reference": reference, "samples": samples}.items():
         if len(features) < 2:
@@ -246,16 +236,7 @@ def inception_score(logits: Float[Tensor, "n c"], *, split_size: int = 5000) -> 
 
     ADM (openai/guided-diffusion, evaluations/evaluator.py) feeds the softmax of logits without the last layer's bias,
     over all 1008 outputs; torch-fidelity calls these `logits_unbiased`.
-
-    Args:
-        logits: Of the classifier, one row for each generated image; any number of classes.
-        split_size: 5000 by ADM's protocol. The score grows with it until every class is seen often.
-
-    Returns:
-        The score. Few images score low whatever they show: at most their number.
-
-    Raises:
-        ValueError: If there are no images, or logits that are not finite.
+    Splits of 5000 are ADM's: the score grows with their size until every class is seen often.
     """
     if len(logits) == 0 or split_size < 1:
         raise ValueError(f"an Inception Score needs an image in each split: {len(logits)} images by {split_size}")

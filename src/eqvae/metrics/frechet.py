@@ -27,7 +27,6 @@ class FeatureMoments:
         self._scatter = torch.zeros(0, 0, dtype=torch.float64)  # the sum of outer products about the mean
 
     def add(self, features: Float[Tensor, "n d"]) -> None:
-        """Take in a batch."""
         if len(features) == 0:
             return
         x = (features.cpu() if features.device.type == "mps" else features).double()

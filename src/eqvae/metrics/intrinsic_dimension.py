@@ -114,16 +114,7 @@ def two_nn(distances: Float[Tensor, "n 2"], fraction: float = 0.9) -> float:
     (Equation 5 of arXiv:1803.06992), so d is the slope of `-log(1 - F)` over `log(mu)`. With mu sorted and F = i / n,
     least squares through the origin give `d = sum(x y) / sum(x^2)` over the first `int(n * fraction)`.
 
-    Args:
-        distances: float64, ascending in each row, none of them zero.
-        fraction: Share of the ratios to fit, in (0, 1]. With 1 the estimate is `(n - 1) / sum(log(mu))`, the unbiased
-            form of maximum likelihood.
-
-    Returns:
-        The dimension.
-
-    Raises:
-        ValueError: If no ratio is left or all of them are 1.
+    With `fraction` 1 the estimate is `(n - 1) / sum(log(mu))`, the unbiased form of maximum likelihood.
     """
     logarithms = (distances[:, 1] / distances[:, 0]).log().sort().values
     n = len(logarithms)

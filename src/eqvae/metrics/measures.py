@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from eqvae.artifacts import to_uint8
+from eqvae.artifacts.records import to_uint8
 from eqvae.errors import UserError
 from eqvae.metrics.frechet import FeatureMoments, frechet_distance
 from eqvae.metrics.intrinsic_dimension import intrinsic_dimension
@@ -64,17 +64,14 @@ class ReconstructionDistance(Measure):
     """Frechet distance between x and D(E(x)): rFID (Section C.2), or its twin with other features."""
 
     def __init__(self, features: FeatureExtractor) -> None:
-        """Start."""
         self.features = features
         self.images, self.reconstructions = FeatureMoments(), FeatureMoments()
 
     def add(self, batch: CodedBatch) -> None:
-        """Take in a batch; see `Measure`."""
         self.images.add(self.features.extract(batch.images).pooled)
         self.reconstructions.add(self.features.extract(batch.reconstructions).pooled)
 
     def gather(self, processes: Processes) -> None:
-        """Bring together what several processes have seen; see `Measure`."""
         self.images = _summed(self.images, processes)
         self.reconstructions = _summed(self.reconstructions, processes)
 
@@ -89,19 +86,16 @@ class TransformedDistance(Measure):
     """Figure 3: Frechet distance between tau(x) and D(tau(E(x))) for each transformation, and the rotations' mean."""
 
     def __init__(self, features: FeatureExtractor, transforms: Mapping[str, Transform]) -> None:
-        """Start."""
         self.features, self.transforms = features, dict(transforms)
         self.moments = {name: (FeatureMoments(), FeatureMoments()) for name in self.transforms}
 
     def add(self, batch: CodedBatch) -> None:
-        """Take in a batch; see `Measure`."""
         for name, tau in self.transforms.items():
             expected, decoded = self.moments[name]
             expected.add(self.features.extract(to_uint8(tau(batch.x))).pooled)
             decoded.add(self.features.extract(to_uint8(batch.decode(tau(batch.z)))).pooled)
 
     def gather(self, processes: Processes) -> None:
-        """Bring together what several processes have seen; see `Measure`."""
         for name, (expected, decoded) in self.moments.items():
             self.moments[name] = _summed(expected, processes), _summed(decoded, processes)
 
@@ -124,7 +118,6 @@ class LatentGeometry(Measure):
     """
 
     def __init__(self, reconstruction: ReconstructionDistance, *, seed: int, batch_size: int) -> None:
-        """Start."""
         self.reconstruction, self.seed, self.batch_size = reconstruction, seed, batch_size
         self.latents: list[Tensor] = []
         self.interpolated = FeatureMoments()
@@ -166,16 +159,13 @@ class LatentSpectrum(Measure):
     """Radial power spectrum of the latents against the images' own (the diagnosis of arXiv:2502.14831)."""
 
     def __init__(self) -> None:
-        """Start."""
         self.latents, self.images = SpectrumSums(), SpectrumSums()
 
     def add(self, batch: CodedBatch) -> None:
-        """Take in a batch; see `Measure`."""
         self.latents.add(batch.z)
         self.images.add(images_on_latent_grid(batch.x, batch.x.shape[-1] // batch.z.shape[-1]))
 
     def gather(self, processes: Processes) -> None:
-        """Bring together what several processes have seen; see `Measure`."""
         for rank, (latents, images) in enumerate(processes.gather((self.latents, self.images))):
             if rank != processes.rank:
                 self.latents.merge(latents)

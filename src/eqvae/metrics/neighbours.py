@@ -93,20 +93,7 @@ def precision_recall(
     num_neighbours: int = 3,
     block_size: int = BLOCK_SIZE,
 ) -> PrecisionRecall:
-    """Compare two sets of feature vectors; computed on their device.
-
-    Args:
-        reference: Features of real images.
-        samples: Features of generated images; as many, by ADM's protocol. Named, because the two are not alike.
-        num_neighbours: The neighbour that gives the radius: 3 by ADM's protocol.
-        block_size: Points of each set that are compared at a time; the result does not depend on it.
-
-    Returns:
-        Precision and recall.
-
-    Raises:
-        ValueError: If a set has fewer than `num_neighbours + 1` vectors, or numbers that are not finite.
-    """
+    """Compare two sets of feature vectors, as many of each by ADM's protocol; computed on their device."""
     for name, features in {"reference": reference, "samples": samples}.items():
         if len(features) < num_neighbours + 1:
             raise ValueError(

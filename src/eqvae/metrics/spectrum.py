@@ -38,9 +38,6 @@ class Spectrum:
 
     num_images: int
 
-    num_channels: int
-    """Channels that vary at all; the others have no spectrum and are left out."""
-
 
 @dataclass(kw_only=True)
 class SpectrumSums:
@@ -63,7 +60,6 @@ class SpectrumSums:
     """Sum of `|FFT|^2 / (h w)` over images and the frequencies of a ring, before standardization."""
 
     def add(self, x: Float[Tensor, "n c h w"]) -> None:
-        """Take in a batch."""
         values = x.detach().cpu().double()
         size = (x.shape[2], x.shape[3])
         if self.size is None:
@@ -106,7 +102,7 @@ class SpectrumSums:
         count = self.num_images * self.size[0] * self.size[1]
         mean_square = self.total_of_squares / count
         variance = mean_square - (self.total / count).square()
-        # What rounding leaves of a constant channel is no variance.
+        # What rounding leaves of a constant channel is no variance: it has no spectrum and is left out.
         varies = variance > 1e-12 * mean_square
         if not bool(varies.any()):
             raise ValueError("no channel varies over images and positions, so there is no spectrum")
@@ -120,7 +116,6 @@ class SpectrumSums:
             power=standardized.mean(0) / (self.num_images * num_frequencies),
             num_frequencies=num_frequencies,
             num_images=self.num_images,
-            num_channels=int(varies.sum()),
         )
 
     def _check_same_kind(self, size: tuple[int, int], num_channels: int) -> None:
@@ -130,13 +125,6 @@ class SpectrumSums:
                 f"{num_channels} channels of {size[0]} x {size[1]} cells cannot join a spectrum of "
                 f"{len(self.total)} channels of {'no' if self.size is None else ' x '.join(map(str, self.size))} cells"
             )
-
-
-def radial_power_spectrum(x: Float[Tensor, "n c h w"]) -> Spectrum:
-    """Measure latents or images that are all at hand; `SpectrumSums` streams them."""
-    sums = SpectrumSums()
-    sums.add(x)
-    return sums.spectrum()
 
 
 def images_on_latent_grid(x: Float[Tensor, "n 3 h w"], stride: int) -> Float[Tensor, "n 3 h2 w2"]:
@@ -159,15 +147,6 @@ def excess_db(latents: Spectrum, images: Spectrum) -> Float[Tensor, " rings"]:
 def high_frequency_excess_db(latents: Spectrum, images: Spectrum) -> float:
     """Sum up the diagnosis in one figure: how much more power latents have at high frequencies than images."""
     return float(excess_db(latents, images)[latents.frequency > 0.25].mean())
-
-
-def spectrum_slope(spectrum: Spectrum) -> float:
-    """Fit a power law `power ~ frequency^slope`."""
-    if len(spectrum.frequency) < 2 or not bool((spectrum.power > 0.0).all()):
-        raise ValueError("a slope needs at least two rings, with power in each")
-    x, y = spectrum.frequency.log(), spectrum.power.log()
-    x = x - x.mean()
-    return float((x * y).sum() / x.square().sum())
 
 
 def _rings(size: tuple[int, int]) -> tuple[Int[Tensor, " frequencies"], Float[Tensor, " frequencies"]]:

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from eqvae.artifacts import read_tensors, write_tensors
+from eqvae.artifacts.files import read_tensors, write_tensors
 from eqvae.artifacts.sample_sets import MOMENT_KEYS, reading
 from eqvae.errors import UserError
 from eqvae.images import check_broken

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
 
-import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from eqvae.artifacts import fingerprint
+from eqvae.artifacts.files import fingerprint
 from eqvae.errors import UserError, nearest_name
 from eqvae.networks.pretrained import (
     EFFICIENTNET_LITE0,
@@ -122,7 +120,8 @@ class InceptionFeatures(FeatureExtractor):
     """
 
     def __init__(self, weights: Path | None = None) -> None:
-        """Load the weights."""
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
         super().__init__()
         state = read_inception_weights(weights)
         # torch-fidelity unpickles whatever file it is given: it gets tensors that were read without, written again.
@@ -165,6 +164,8 @@ class EfficientNetLite0Features(FeatureExtractor):
 
     def __init__(self) -> None:
         """Load the weights from the installed package."""
+        import timm
+
         super().__init__()
         weights = efficientnet_lite0_weights()
         self.name, self.weights_fingerprint = EFFICIENTNET_LITE0, fingerprint(sorted(weights.items()))
@@ -192,7 +193,8 @@ class TimmFeatures(FeatureExtractor):
     std: Tensor
 
     def __init__(self, name: str, weights: Path | None = None) -> None:
-        """Load the model."""
+        import timm
+
         super().__init__()
         if weights is None:
             _check_has_weights(name)
@@ -209,13 +211,14 @@ class TimmFeatures(FeatureExtractor):
         self.register_buffer("std", std, persistent=False)
 
     def forward(self, images: UInt8[Tensor, "n 3 h w"]) -> Features:
-        """Compute the pooled features."""
         x = _resize(images, self._size, self._interpolation)
         return Features(pooled=self.network((x - self.mean) / self.std).float().flatten(1))
 
 
 def _check_has_weights(name: str) -> None:
     """Refuse a tag that timm does not have, and a model without published weights."""
+    import timm
+
     architecture, _, tag = name.partition(".")
     known = timm.list_models(f"{architecture}.*", pretrained=True)
     if not known:

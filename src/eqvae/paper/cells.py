@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from eqvae.artifacts import read_journal
+from eqvae.artifacts.files import read_journal
 from eqvae.evidence.intervals import Difference, mean_difference
 from eqvae.networks.features import metric_key
 from eqvae.paper.arms import Arm, distance_key, evaluation

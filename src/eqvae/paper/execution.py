@@ -16,7 +16,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from eqvae.artifacts import CONFIG, check_writable, write_json
+from eqvae.artifacts.files import check_writable, write_json
+from eqvae.artifacts.names import CONFIG
 from eqvae.autoencoders import load_autoencoder
 from eqvae.errors import Interrupted, UserError
 from eqvae.images import open_images

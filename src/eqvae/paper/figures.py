@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
-from eqvae.artifacts import CONTACT_SHEETS, contact_sheet_name, write_atomically
+from eqvae.artifacts.files import write_atomically
+from eqvae.artifacts.names import CONTACT_SHEETS, SAMPLE_SHEET, contact_sheet_name
 from eqvae.drawing import read_folders
 from eqvae.drawing.charts import ACCENT, INK, PAPER_STYLE, SIZE_INCHES
 from eqvae.drawing.evaluation_charts import distance_charts, distance_figure
@@ -22,7 +23,6 @@ from eqvae.paper.cells import Cell, Column, Row, TableItem, by_seed, columns, gf
 from eqvae.paper.plan import PlannedAutoencoder, PlannedRun
 from eqvae.paper.settings import Family, Setting
 from eqvae.runs.compare import CompareConfig, compare
-from eqvae.runs.sample import SHEET
 
 _WATCHES = (1 / 8, 1 / 4)
 """First columns of Figure 4, as shares of the training: 50K and 100K of 400K steps."""
@@ -199,7 +199,7 @@ def figure8(setting: Setting) -> FigureItem:
     drawn = sample_set(setting, arm.trained[0], config, suffix=f"-guidance-{_FIGURE_8_GUIDANCE:g}")
     return FigureItem(
         item="figure8", title="Samples with guidance scale 4.0", scale=setting.name, runs=(drawn,),
-        draw=lambda folder: [drawn.folder / SHEET],
+        draw=lambda folder: [drawn.folder / SAMPLE_SHEET],
     )  # fmt: skip
 
 

@@ -5,15 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eqvae.artifacts import CONFIG, METRICS, read_json, write_json
-from eqvae.artifacts.names import STATISTICS
+from eqvae.artifacts.files import read_json, write_json
+from eqvae.artifacts.names import CONFIG, METRICS, STATISTICS
 from eqvae.artifacts.sample_sets import moments_in
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.presets import PRESETS, UNTRAINED
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.errors import UserError
 from eqvae.images.image_sets import open_reference
-from eqvae.latents.normalization import FIXED
+from eqvae.latents.cache import FIXED
 from eqvae.metrics.statistics import compute_statistics, with_adm_moments
 from eqvae.networks.features import INCEPTION, load_features
 from eqvae.runs.encode import EncodeConfig

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from eqvae.artifacts import ENVIRONMENT, write_atomically, write_json
+from eqvae.artifacts.files import write_atomically, write_json
+from eqvae.artifacts.names import ENVIRONMENT
 from eqvae.drawing.tables import MISSING, markdown_table, with_minus_sign
 from eqvae.evidence.curves import read_if_there
 from eqvae.evidence.intervals import Difference

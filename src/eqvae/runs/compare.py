@@ -10,7 +10,7 @@ import matplotlib
 import tyro
 from matplotlib.figure import Figure
 
-from eqvae.artifacts import to_plain, write_atomically, write_json
+from eqvae.artifacts.files import to_plain, write_atomically, write_json
 from eqvae.artifacts.names import COMPARISON
 from eqvae.drawing.comparison import comparison_markdown, headline_lines
 from eqvae.drawing.comparison_charts import curves_figure, speed_up_figure

@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from eqvae.artifacts import CONFIG, Converted, check_writable, replace_folder, to_plain, write_json
+from eqvae.artifacts.files import check_writable, replace_folder, to_plain, write_json
+from eqvae.artifacts.names import CONFIG
+from eqvae.artifacts.records import Converted
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.convert import convert_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
@@ -16,7 +18,7 @@ from eqvae.errors import UserError
 from eqvae.generators.checkpoints import GeneratorCard, write_generator
 from eqvae.generators.families import find_recipe
 from eqvae.generators.official import describe_official, read_official, write_official
-from eqvae.latents.normalization import fixed_normalization
+from eqvae.latents.cache import fixed_normalization
 from eqvae.runtime.journal import write_environment
 
 

@@ -19,7 +19,8 @@ import torch
 import tyro
 from torch import Tensor
 
-from eqvae.artifacts import METRICS, read_json, write_json
+from eqvae.artifacts.files import read_json, write_json
+from eqvae.artifacts.names import METRICS
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder, LatentStatistics
 from eqvae.errors import Interrupted, UserError

@@ -1,6 +1,6 @@
 """`eqvae evaluate`: an autoencoder and images in, `metrics.json` and pictures out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -9,14 +9,15 @@ import torch
 import tyro
 from torch import Tensor
 
-from eqvae.artifacts import METRICS, PICTURES, SPECTRUM, write_json
+from eqvae.artifacts.files import write_json
+from eqvae.artifacts.names import METRICS, PICTURES, SPECTRUM
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import Interrupted, UserError
 from eqvae.images import ImageSource, check_broken, encoding_batches, open_images, to_images
 from eqvae.metrics.autoencoder import check_image_size, evaluate_autoencoder
-from eqvae.metrics.equivariance import evaluation_transforms
 from eqvae.metrics.measures import LatentGeometry, LatentSpectrum, Measure, ReconstructionDistance, TransformedDistance
+from eqvae.metrics.per_image import evaluation_transforms
 from eqvae.networks.features import INCEPTION, load_features
 from eqvae.networks.pretrained import EFFICIENTNET_LITE0, Lpips, inception_is_cached, lpips_is_cached
 from eqvae.runtime.device import Precision, choose_device, place
@@ -131,20 +132,19 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
     processes = join_processes(device)
     measures = choose_measures(config, processes.device)
     lpips = lpips_is_cached() if config.lpips is None else config.lpips
-    images = _Images(config=config, source=source, parts=batches[processes.own_part(len(batches))])
-    num_own = sum(map(len, images.parts))
+    parts = batches[processes.own_part(len(batches))]
     with (
         notice_lost_process("the same command measures anew"),
         stop_on_signals() as stop,
-        processes.progress("evaluate", total=num_own, unit="image") as progress,
+        processes.progress("evaluate", total=sum(map(len, parts)), unit="image") as progress,
     ):
 
-        def on_batch(num_images: int) -> None:
-            if progress is not None:
-                progress.advance(num_images)
-            if stop:
-                raise Interrupted(f"{stop.signal_name}; the same command measures anew")
+        def stop_if_asked(index: int) -> None:
+            """Stop together, at a batch that every process has."""
+            if index < len(batches) // processes.count and processes.any(bool(stop)):
+                raise Interrupted(f"{stop.signal_name or 'a signal'}; the same command measures anew")
 
+        images = _Images(config=config, source=source, parts=parts, before_batch=stop_if_asked)
         figures, _, pictures = evaluate_autoencoder(
             place(autoencoder, processes.device),
             images,
@@ -154,7 +154,7 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
             perceptual_distance=Lpips().to(processes.device) if lpips else None,
             num_pictures=config.num_pictures,
             measures=measures,
-            on_batch=on_batch,
+            on_batch=progress.advance if progress is not None else lambda num_images: None,
         )
     broken = [name for names in processes.gather(images.broken) for name in names]
     if broken:
@@ -180,14 +180,18 @@ class _Images:
     config: EvaluateConfig
     source: ImageSource
     parts: Sequence[range]
+    before_batch: Callable[[int], None]
+    """Called with each batch's number."""
     broken: list[str] = field(default_factory=list)
     """Names of the images that could not be read, as they are met."""
 
     def __iter__(self) -> Iterator[Tensor]:
         """Read; x in [-1, 1]."""
-        for batch in encoding_batches(
+        batches = encoding_batches(
             self.source, image_size_px=self.config.image_size, parts=self.parts, num_workers=self.config.num_workers
-        ):
+        )
+        for index, batch in enumerate(batches):
+            self.before_batch(index)
             self.broken.extend(batch.broken)
             if batch.indices:
                 yield to_images(tuple(batch.crops.numpy()))

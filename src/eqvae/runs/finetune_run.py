@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torchvision.utils import save_image
 
-from eqvae.artifacts import METRICS, ModelCard, Pictures, replace_folder, write_atomically, write_json
-from eqvae.artifacts.names import AUTOENCODER, TENSORBOARD, VALIDATION
+from eqvae.artifacts.files import replace_folder, write_atomically, write_json
+from eqvae.artifacts.names import AUTOENCODER, METRICS, TENSORBOARD, VALIDATION
+from eqvae.artifacts.records import ModelCard, Pictures
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, LatentStatistics
 from eqvae.images import ImageBatch, ImageSource, evaluation_batches, training_batches
 from eqvae.losses.adversarial import Watchdog
@@ -18,9 +19,8 @@ from eqvae.losses.reconstruction import ReconstructionLoss
 from eqvae.metrics.autoencoder import LatentMoments, evaluate_autoencoder
 from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runtime.device import autocast
-from eqvae.runtime.journal import Journal, installed_version
+from eqvae.runtime.journal import Journal, installed_version, say
 from eqvae.runtime.processes import Processes, StopRequest
-from eqvae.runtime.progress import say
 from eqvae.runtime.run_folder import flat
 from eqvae.runtime.seeds import generator_for
 from eqvae.training.autoencoder_state import TrainState, set_training

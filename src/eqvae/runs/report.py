@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from eqvae.artifacts import check_writable
+from eqvae.artifacts.files import check_writable
 from eqvae.drawing import write_figures, write_report
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import tyro
 
-from eqvae.artifacts import METRICS, read_tensors, to_plain, write_json, write_tensors
-from eqvae.artifacts.names import SAMPLE_SET, SNAPSHOTS
+from eqvae.artifacts.files import read_tensors, to_plain, write_json, write_tensors
+from eqvae.artifacts.names import METRICS, SAMPLE_PARTS, SAMPLE_SET, SAMPLE_SHEET, SNAPSHOTS
 from eqvae.artifacts.sample_sets import write_sample_set
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
@@ -23,9 +23,6 @@ from eqvae.runtime.run_folder import AT_LEAST_1, RunFolder, check_ranges
 from eqvae.sampling.config import SamplerConfig
 from eqvae.sampling.draw import Drawer, contact_sheet, sheet_indices
 from eqvae.training.ema import find_snapshots, reconstruct
-
-SHEET = "samples.png"
-PARTS = "parts"
 
 IMAGES_PER_PART = 256
 """An interruption loses at most so many images of each process."""
@@ -73,7 +70,8 @@ def command(config: SampleConfig) -> str | None:
     figures = sample(config)
     if figures is None:
         return None
-    return f"{figures['num_samples']} samples in '{config.out / SAMPLE_SET}', a sheet of them in '{config.out / SHEET}'"
+    images, sheet = config.out / SAMPLE_SET, config.out / SAMPLE_SHEET
+    return f"{figures['num_samples']} samples in '{images}', a sheet of them in '{sheet}'"
 
 
 def sample(config: SampleConfig) -> dict[str, Any] | None:
@@ -127,7 +125,7 @@ def draw_samples(drawer: Drawer, config: SampleConfig, processes: Processes) -> 
         if processes.is_first:
             _join_parts(drawer, config)
             write_json(config.out / METRICS, figures)
-            shutil.rmtree(config.out / PARTS)  # last: a process killed before goes on from them
+            shutil.rmtree(config.out / SAMPLE_PARTS)  # last: a process killed before goes on from them
         processes.wait()
         return figures
 
@@ -157,7 +155,7 @@ def _draw_parts(drawer: Drawer, config: SampleConfig, processes: Processes) -> f
 def _join_parts(drawer: Drawer, config: SampleConfig) -> None:
     """Write the .npz and the contact sheet."""
     size_px = drawer.generator.card.image_size_px
-    whole = config.out / PARTS / "images.npy"
+    whole = config.out / SAMPLE_PARTS / "images.npy"
     images = np.lib.format.open_memmap(
         whole, mode="w+", dtype=np.uint8, shape=(config.num_samples, size_px, size_px, 3)
     )
@@ -168,7 +166,7 @@ def _join_parts(drawer: Drawer, config: SampleConfig) -> None:
     labels = drawer.labels(range(config.num_samples)).numpy() if has_labels else None
     write_sample_set(config.out / SAMPLE_SET, images, labels)
     shown = sheet_indices(config.num_samples, drawer.num_classes if config.classes == "balanced" else 0)
-    contact_sheet(torch.from_numpy(images[shown]).permute(0, 3, 1, 2), config.out / SHEET)
+    contact_sheet(torch.from_numpy(images[shown]).permute(0, 3, 1, 2), config.out / SAMPLE_SHEET)
 
 
 def _indices(num_samples: int, first: int) -> range:
@@ -176,7 +174,7 @@ def _indices(num_samples: int, first: int) -> range:
 
 
 def _part(out: Path, first: int) -> Path:
-    return out / PARTS / f"{first:08d}.safetensors"
+    return out / SAMPLE_PARTS / f"{first:08d}.safetensors"
 
 
 def _load_decoder(card: GeneratorCard, name: str | None) -> Autoencoder:

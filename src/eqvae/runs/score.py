@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from eqvae.artifacts import CONFIG, METRICS, check_writable, to_plain, write_json
+from eqvae.artifacts.files import check_writable, to_plain, write_json
+from eqvae.artifacts.names import CONFIG, METRICS
 from eqvae.artifacts.sample_sets import has_images, moments_in
 from eqvae.errors import UserError
 from eqvae.images.image_sets import ImageSet, open_reference, open_samples

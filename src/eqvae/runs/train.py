@@ -1,18 +1,17 @@
 """`eqvae train RECIPE --latents DIR --out DIR`: a generator learns the latents of a cache."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from collections.abc import Generator as Draws
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from eqvae.artifacts import CONTACT_SHEETS, METRICS, contact_sheet_name, load_strictly
-from eqvae.artifacts.names import CHECKPOINT
+from eqvae.artifacts.files import load_strictly
+from eqvae.artifacts.names import CHECKPOINT, CONTACT_SHEETS, METRICS, contact_sheet_name
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
@@ -22,9 +21,8 @@ from eqvae.generators.protocol import LatentSpecification, Objective
 from eqvae.generators.repa import TEACHER_TOKENS
 from eqvae.generators.transformer import TransformerConfig
 from eqvae.images.image_sets import open_reference
-from eqvae.latents.batches import training_batches, training_token_batches
-from eqvae.latents.cache import LatentBatch, LatentCache, TokenBatch, check_autoencoder
-from eqvae.latents.normalization import MEASURED
+from eqvae.latents.batches import training_batches
+from eqvae.latents.cache import MEASURED, LatentBatch, LatentCache, check_autoencoder
 from eqvae.latents.teaching import TeacherTokens, teach
 from eqvae.metrics.frechet import FeatureMoments, frechet_distance
 from eqvae.metrics.statistics import FeatureStatistics, compute_statistics, holds_statistics
@@ -222,27 +220,24 @@ def load_decoder(cache: LatentCache, name: str | None, device: torch.device) -> 
 def _batches(plan: Plan, processes: Processes) -> Callable[[int, int], Draws[TrainingBatch, None, None]]:
     """Bind the cache's reader to the run's processes; a teacher's tokens join the draws."""
     config = plan.config
-    read: Callable[..., Iterator[LatentBatch | TokenBatch]] = training_token_batches
-    if config.dit is not None:
-        read = partial(training_batches, sample=config.dit.posterior == "sample")
 
-    def draws(batch: LatentBatch | TokenBatch) -> dict[str, Tensor]:
+    def draws(batch: LatentBatch) -> dict[str, Tensor]:
         return {} if plan.teacher is None else {TEACHER_TOKENS: plan.teacher.tokens(batch.indices, batch.mirrored)}
 
     def batches(first_step: int, num_steps: int) -> Draws[TrainingBatch, None, None]:
-        for batch in read(
+        for batch in training_batches(
             plan.cache,
             batch_size=config.batch_size,
             seed=config.seed,
             first_step=first_step,
             num_steps=num_steps,
             flip=config.flip,
+            sample=config.dit is not None and config.dit.posterior == "sample",
             rank=processes.rank,
             count=processes.count,
         ):
-            latents = batch.tokens if isinstance(batch, TokenBatch) else batch.latents
-            labels = torch.zeros(len(latents), dtype=torch.int64) if batch.labels is None else batch.labels
-            yield TrainingBatch(latents=latents, labels=labels, draws=draws(batch))
+            labels = torch.zeros(len(batch.latents), dtype=torch.int64) if batch.labels is None else batch.labels
+            yield TrainingBatch(latents=batch.latents, labels=labels, draws=draws(batch))
 
     return batches
 

@@ -8,8 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from eqvae.artifacts import METRICS, write_json
-from eqvae.artifacts.names import SNAPSHOTS
+from eqvae.artifacts.files import write_json
+from eqvae.artifacts.names import METRICS, SNAPSHOTS
 from eqvae.generators.checkpoints import GeneratorCard, Weights, write_generator
 from eqvae.generators.families import BackboneConfig
 from eqvae.generators.protocol import Objective

@@ -1,17 +1,21 @@
-"""The journal of a run: one JSON record for each logged step, and the environment that it ran in."""
+"""What a run tells: its journal, a JSON record for each logged step; its environment; its progress on the terminal."""
 
 import json
 import platform
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
-from eqvae.artifacts import ENVIRONMENT, JOURNAL, read_journal, to_plain, write_atomically, write_json
+from eqvae.artifacts.files import read_journal, to_plain, write_atomically, write_json
+from eqvae.artifacts.names import ENVIRONMENT, JOURNAL
 
 
 class Journal:
@@ -26,7 +30,6 @@ class Journal:
             write_atomically(self._path, lambda temporary: temporary.write_text(text))
 
     def write(self, kind: str, **record: Any) -> None:
-        """Append one record."""
         line = json.dumps({"kind": kind, **to_plain(record)})
         with self._path.open("a") as file:
             file.write(line + "\n")
@@ -92,3 +95,50 @@ def _ask_git(folder: Path, *question: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip() or None
+
+
+class Progress:
+    """Shows how far long work has come, on standard error: a bar on a terminal, plain lines when piped."""
+
+    def __init__(self, title: str, *, total: int, start: int = 0, unit: str = "step", every_sec: float = 15.0) -> None:
+        self._title, self._total, self._start, self._unit, self._every_sec = title, total, start, unit, every_sec
+        self._done = start
+        self._began_sec = self._last_sec = time.monotonic()
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=start, desc=title, unit=unit, dynamic_ncols=True)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self, units: int = 1, **figures: float) -> None:
+        """Say that more is done."""
+        self._done += units
+        if self._bar is not None:
+            if figures:
+                self._bar.set_postfix({name: f"{value:.4g}" for name, value in figures.items()}, refresh=False)
+            self._bar.update(units)
+            return
+        now_sec = time.monotonic()
+        if self._done >= self._total or now_sec - self._last_sec >= self._every_sec:
+            self._last_sec = now_sec
+            self._print_line(now_sec - self._began_sec, figures)
+
+    def _print_line(self, elapsed_sec: float, figures: dict[str, float]) -> None:
+        rate = (self._done - self._start) / max(elapsed_sec, 1e-9)
+        left_sec = (self._total - self._done) / max(rate, 1e-9)
+        shown = "".join(f", {name} {value:.4g}" for name, value in figures.items())
+        done = f"{self._title}: {self._done}/{self._total} {self._unit}s, {rate:.3g} {self._unit}s/s"
+        print(f"{done}, {left_sec:.0f} s left{shown}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def say(text: str) -> None:
+    """Print a line without tearing a bar."""
+    tqdm.write(text, file=sys.stderr)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from eqvae.errors import ProcessLost
-from eqvae.runtime.progress import Progress
+from eqvae.runtime.journal import Progress
 
 Value = TypeVar("Value")
 
@@ -160,7 +160,6 @@ class StopRequest:
     """Whether somebody asked the run to stop."""
 
     def __init__(self) -> None:
-        """Nobody did yet."""
         self.signal_name: str | None = None
 
     def __bool__(self) -> bool:

@@ -20,7 +20,8 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from eqvae.artifacts import CONFIG, METRICS, check_writable, read_json, to_plain, write_json
+from eqvae.artifacts.files import check_writable, read_json, to_plain, write_json
+from eqvae.artifacts.names import CONFIG, METRICS
 from eqvae.errors import UserError
 from eqvae.runtime.journal import write_environment
 from eqvae.runtime.processes import Processes, notice_lost_process

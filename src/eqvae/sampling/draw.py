@@ -10,7 +10,8 @@ from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from eqvae.artifacts import to_uint8, write_atomically
+from eqvae.artifacts.files import write_atomically
+from eqvae.artifacts.records import to_uint8
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import Generator, GeneratorCard
@@ -114,7 +115,6 @@ class Drawer:
 
     @torch.no_grad()
     def images(self, indices: Sequence[int]) -> UInt8[Tensor, "n 3 h w"]:
-        """Draw images."""
         z, card = self.latents(indices), self.generator.card
         with autocast(self.device, "fp32"):
             if card.models_tokens:

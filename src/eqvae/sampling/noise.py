@@ -34,13 +34,11 @@ class ImageNoise:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Seed the generators."""
         self.device, self.dtype = torch.device(device), dtype
         self._generators = [generator_for(seed, index, NOISE_STREAM) for index in indices]
         self._shape = (len(self._generators), *shape)
 
     def next(self) -> Float[Tensor, "n c h w"]:
-        """Draw."""
         pinned = self.device.type == "cuda"
         drawn = torch.empty(self._shape, pin_memory=pinned)
         for image, generator in zip(drawn, self._generators, strict=True):
@@ -54,28 +52,19 @@ class TokenNoise:
     def __init__(
         self, seed: int, indices: Sequence[int], grid: tuple[int, int], *, device: torch.device | str = "cpu"
     ) -> None:
-        """Seed the generators."""
         self.device, self.grid = torch.device(device), grid
         self._generators = [generator_for(seed, index, TOKEN_STREAM) for index in indices]
 
     def __len__(self) -> int:
-        """Count the images."""
         return len(self._generators)
 
     def uniform(self) -> Float[Tensor, "n tokens"]:
-        """Draw."""
         return self._stacked([torch.rand(self._num_tokens, generator=generator) for generator in self._generators])
 
     def gumbel(self) -> Float[Tensor, "n tokens"]:
-        """Draw."""
         smallest = 2.0**-25  # half of the least positive number that `rand` gives, in the place of its 0
         drawn = [torch.rand(self._num_tokens, generator=generator) for generator in self._generators]
         return self._stacked([-(-uniform.clamp(min=smallest).log()).log() for uniform in drawn])
-
-    def cells(self) -> Int64[Tensor, " n"]:
-        """Draw."""
-        drawn = [torch.randint(self._num_tokens, (1,), generator=generator) for generator in self._generators]
-        return torch.cat(drawn).to(self.device)
 
     @property
     def _num_tokens(self) -> int:

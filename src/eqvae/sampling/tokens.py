@@ -52,7 +52,6 @@ class TokenDecoding:
     """How the scale grows with progress."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         if self.num_steps < 1:
             raise UserError(f"tokens are to be drawn in {self.num_steps} steps", "Give at least 1")
         if not self.temperature > 0:
@@ -170,17 +169,13 @@ def halton(
     specification: LatentSpecification,
     decoding: TokenDecoding,
     *,
-    roll: bool = False,
     callback: TokenCallback | None = None,
 ) -> Int64[Tensor, "n h w"]:
     """Fill the tokens in the order of the Halton sequence, whatever the network is sure of.
 
-    With `roll`, each image begins somewhere else in the order. The authors take 32 steps and a constant scale.
+    The authors take 32 steps and a constant scale.
     """
     order = halton_order(specification.height, specification.width).to(noise.device).expand(len(noise), -1)
-    if roll:
-        places = torch.arange(order.shape[1], device=noise.device) + noise.cells()[:, None]
-        order = order.gather(1, places % order.shape[1])
 
     def next_in_order(state: TokenStep, num_filled: int, num: int) -> Tensor:
         return order[:, num_filled : num_filled + num]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eqvae.artifacts import read_tensors, write_tensors
+from eqvae.artifacts.files import read_tensors, write_tensors
 from eqvae.errors import UserError
 
 TRACKED_HORIZONS = (0.05, 0.10)
@@ -84,7 +84,6 @@ class PowerEma:
     """
 
     def __init__(self, module: nn.Module, *, horizons: Sequence[float] = TRACKED_HORIZONS) -> None:
-        """Start."""
         self.gammas = {horizon: gamma_of(horizon) for horizon in horizons}
         self.averages = {horizon: _copy(module) for horizon in horizons}
         self.num_updates = 0

@@ -60,7 +60,6 @@ class Learner(nn.Module):
     """The transformer together with its objective: the forward pass is the loss, which is what processes share."""
 
     def __init__(self, transformer: Backbone, objective: Objective, precision: Precision) -> None:
-        """Join them."""
         super().__init__()
         self.transformer, self.objective, self.precision = transformer, objective, precision
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from eqvae.artifacts import read_journal, read_tensors, write_tensors
+from eqvae.artifacts.files import read_journal, read_tensors, write_tensors
 from eqvae.artifacts.names import CHECKPOINT
 from eqvae.errors import Interrupted, NotFiniteError, UserError
 from eqvae.runtime.journal import Journal

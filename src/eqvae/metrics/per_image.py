@@ -1,17 +1,20 @@
-"""Equivariance error: how far `tau o E(x)` is from `E(tau o x)` (Section C.3 of arXiv:2502.09509), also in tokens."""
+"""Measures of single images (Appendix C of arXiv:2502.09509): equivariance error and token agreement, PSNR and SSIM."""
 
 from collections.abc import Callable, Mapping
 
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from eqvae.transforms import ROTATIONS, Interpolation, Transform, evaluation_scales
+
+MAX_PSNR_DB = 100.0
+"""Reported for images that are equal in all 8 bits, whose PSNR is infinite."""
 
 
 def equivariance_error(
     transformed_latent: Float[Tensor, "n c h w"], latent_of_transformed: Float[Tensor, "n c h w"]
 ) -> Float[Tensor, " n"]:
-    """Measure one transformation.
+    """Measure how far `tau o E(x)` is from `E(tau o x)` (Section C.3).
 
     Args:
         transformed_latent: `tau o E(x)`, raw.
@@ -52,3 +55,40 @@ def equivariance_figures(
         if tokenize is not None:
             figures[f"token_agreement_{name}"] = token_agreement(tokenize(transformed), tokenize(encoded))
     return figures
+
+
+def psnr_db(images: UInt8[Tensor, "n 3 h w"], reconstructions: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
+    """Peak signal-to-noise ratio of each image (Section C.2).
+
+    Args:
+        images: 0 ... 255.
+        reconstructions: 0 ... 255.
+
+    Returns:
+        Decibels, at most `MAX_PSNR_DB`.
+    """
+    from torchmetrics.functional.image import peak_signal_noise_ratio  # takes seconds: no `--help` waits for it
+
+    values = peak_signal_noise_ratio(
+        reconstructions.float(), images.float(), data_range=255.0, dim=(1, 2, 3), reduction="none"
+    )
+    return values.clamp(max=MAX_PSNR_DB)
+
+
+def ssim(images: UInt8[Tensor, "n 3 h w"], reconstructions: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
+    """Structural similarity of each image (Section C.2), Gaussian window of 11 px and sigma 1.5.
+
+    Args:
+        images: 0 ... 255.
+        reconstructions: 0 ... 255.
+
+    Returns:
+        At most 1.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    values = structural_similarity_index_measure(
+        reconstructions.float() / 255.0, images.float() / 255.0, data_range=1.0, reduction="none"
+    )
+    assert isinstance(values, Tensor)  # a tuple only where the full map is asked for
+    return values.reshape(-1)

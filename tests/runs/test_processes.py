@@ -1,4 +1,4 @@
-"""Fine-tuning on several processes: one process's losses and weights, resumed with any number, ended together."""
+"""Fine-tuning and evaluation on several processes: one process's results, any number resumes, all end together."""
 
 import os
 import signal
@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from eqvae.artifacts import read_journal, read_json, read_tensors
+from eqvae.artifacts.files import read_journal, read_json, read_tensors
 
 pytestmark = pytest.mark.slow
 
@@ -43,14 +44,18 @@ def run(count: int, *args: str, check: bool = True, **variables: str) -> subproc
     )
 
 
-def start(count: int, *args: str) -> list[subprocess.Popen]:
-    """Start processes as a scheduler does, without a launcher that would end one for another."""
+def start(count: int, *args: str, said: Path | None = None) -> list[subprocess.Popen]:
+    """Start processes as a scheduler does, without a launcher that would end one for another.
+
+    What they say goes into the file `said`, or where `communicate` reads it.
+    """
+    stderr = subprocess.PIPE if said is None else os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     return [
         subprocess.Popen(
-            [sys.executable, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [sys.executable, *args], stdout=subprocess.PIPE, stderr=stderr, text=True,
             env=ENVIRONMENT | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
                                "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
         ) for rank in range(count)
@@ -174,3 +179,39 @@ def test_a_batch_that_cannot_be_split(tmp_path, photographs):
     assert line in said[0]
     assert "Traceback" not in "".join(said)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_ends_all_of_an_evaluation(tmp_path, number, rank):
+    images = tmp_path / "images"
+    images.mkdir()
+    picture = Image.effect_noise((64, 64), 50).convert("RGB")
+    for index in range(2000):
+        picture.save(images / f"{index:04d}.png")
+    said = tmp_path / "said"
+    processes = start(
+        2, "-u", "-m", "eqvae", "evaluate", "untrained:tiny-kl", "--data", str(images), "--out", str(tmp_path / "out"),
+        "--image-size", "64", "--batch-size", "2", "--num-workers", "0", "--device", "cpu", said=said,
+    )  # fmt: skip
+    try:
+        deadline_sec = time.monotonic() + 120
+        while "evaluate: " not in said.read_text():
+            assert all(process.poll() is None for process in processes), said.read_text()
+            assert time.monotonic() < deadline_sec
+            time.sleep(0.1)
+        processes[rank].send_signal(number)
+        began_sec = time.monotonic()
+        for process in processes:
+            process.wait(timeout=30)
+        assert time.monotonic() - began_sec < 15
+    finally:
+        for process in processes:
+            process.kill()
+    lines = [line for line in said.read_text().splitlines() if line.startswith("eqvae:")]
+    assert len(lines) == 1, said.read_text()
+    assert "Traceback" not in said.read_text()
+    assert "the same command measures anew" in lines[0]
+    codes = [process.returncode for process in processes]
+    assert codes == [130, 130] if number == signal.SIGTERM else codes[1 - rank] == 130
+    assert not (tmp_path / "out").exists()
