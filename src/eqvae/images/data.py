@@ -10,14 +10,14 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
-
-import datasets
+from typing import TYPE_CHECKING, Any, final
 
 from eqvae.errors import UserError, nearest_name
 from eqvae.images.decoding import IMAGE_SUFFIXES
-from eqvae.images.sources import NO_LABELS, ImageSource, LabelColumn, folder_labels, text_labels
-from eqvae.images.tables import Split, num_bytes, open_hub, open_parquet
+from eqvae.images.sources import NO_LABELS, ImageSource, LabelColumn, Split, folder_labels, num_bytes, text_labels
+
+if TYPE_CHECKING:
+    import datasets  # see `sources.py`
 
 KINDS = ("photos", "an image folder", "*.parquet", "*.tar", "hf:NAME[:SPLIT]")
 """What DATA can be."""
@@ -47,7 +47,7 @@ _MAX_CLASS_BYTES = 256
 class _Files:
     """Image files."""
 
-    paths: datasets.Dataset
+    paths: "datasets.Dataset"
     """Column `path`."""
 
     root: Path
@@ -73,7 +73,7 @@ class _Files:
 class _Members:
     """Members of uncompressed tar archives, read in place: nothing is unpacked or copied."""
 
-    members: datasets.Dataset
+    members: "datasets.Dataset"
     """Columns `archive`, `member`, `offset` and `size`, both in bytes, and `cls`, the text of the label beside it."""
 
     def __len__(self) -> int:
@@ -120,6 +120,8 @@ def open_images(data: str, *, split: Split = "train", label_column: str | None =
         UserError: If nothing is there, or it holds no images or not that column, or the hub cannot be reached.
     """
     if data.startswith("hf:"):
+        from eqvae.images.tables import open_hub
+
         return open_hub(data, split, label_column)
     if data == "photos":
         _check_no_table(data, label_column)
@@ -130,6 +132,8 @@ def open_images(data: str, *, split: Split = "train", label_column: str | None =
         for kind, suffixes in (("image", IMAGE_SUFFIXES), ("parquet", {".parquet"}), ("tar", {".tar"}))
     }
     if by_suffix["parquet"] and not by_suffix["image"]:
+        from eqvae.images.tables import open_parquet
+
         return open_parquet(data, by_suffix["parquet"], label_column)
     _check_no_table(data, label_column)
     is_labelled = label_column != NO_LABELS
@@ -184,11 +188,15 @@ def _check_no_table(data: str, label_column: str | None) -> None:
 
 
 def _to_files(paths: Sequence[Path], root: Path) -> _Files:
+    import datasets
+
     return _Files(paths=datasets.Dataset.from_dict({"path": [str(path) for path in paths]}), root=root)
 
 
 def _open_archives(data: str, archives: Sequence[Path]) -> _Members:
     """Index the images of tar archives."""
+    import datasets
+
     members = [row for archive in archives for row in _list_members(archive)]
     if not members:
         raise UserError(

@@ -9,19 +9,20 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, final, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, final, runtime_checkable
 
-import datasets
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Int64
 from PIL import Image
 
-from eqvae.errors import UserError, nearest_name
+from eqvae.errors import UserError
 from eqvae.images.decoding import BrokenImageError, decode_image
 
-LABEL_COLUMNS = ("label", "labels", "fine_label", "fine_labels", "class", "class_label", "target", "cls")
-"""Names under which a table's labels are looked for, the likeliest first."""
+if TYPE_CHECKING:
+    import datasets  # takes half a second: it is imported where data are opened, so that no `--help` waits for it
+
+Split = Literal["train", "evaluation"]
 
 NO_LABELS = "none"
 """`--label-column none` leaves labels out."""
@@ -49,7 +50,7 @@ class Classes:
 class LabelColumn:
     """Labels as they stand in the data, not yet checked."""
 
-    values: datasets.Dataset
+    values: "datasets.Dataset"
     """One column of integers or strings."""
 
     names: tuple[str, ...] | None = None
@@ -147,34 +148,13 @@ class ImageSource:
         return self._classes
 
 
-def find_label_column(data: str, table: datasets.Dataset, wanted: str | None) -> LabelColumn | None:
-    """Find a table's labels: the column that is asked for, else a known name, else the only column of class labels."""
-    if wanted == NO_LABELS:
-        return None
-    if wanted is not None:
-        if wanted not in table.features:
-            raise UserError(f"'{data}' has no column '{wanted}'", nearest_name(wanted, table.column_names))
-        if not _can_label(table.features[wanted]):
-            raise UserError(
-                f"--label-column '{wanted}' of '{data}' holds neither integers nor strings",
-                nearest_name("", [name for name, feature in table.features.items() if _can_label(feature)]),
-            )
-        return _take_column(table, wanted)
-    usable = [name for name in LABEL_COLUMNS if name in table.features and _can_label(table.features[name])]
-    declared = [name for name, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
-    name = usable[0] if usable else declared[0] if len(declared) == 1 else None
-    if name is None:
-        return None
-    column = _take_column(table, name)
-    is_empty = column.values.data.column(0).null_count == len(table) if len(table) else True
-    return None if is_empty else column
-
-
 def folder_labels(folders: Sequence[Path]) -> LabelColumn | None:
     """Take the first folder of each image's path as its class."""
     names = [folder.parts[0] if folder.parts else None for folder in folders]
     if None in names or len(set(names)) < 2:
         return None
+    import datasets
+
     return LabelColumn(values=datasets.Dataset.from_dict({"folder": names}))
 
 
@@ -182,18 +162,16 @@ def text_labels(texts: Sequence[str | None]) -> LabelColumn | None:
     """Take labels that were written as text: integers where all are, else names."""
     if all(text is None for text in texts):
         return None
+    import datasets
+
     if all(text is None or _INTEGER.fullmatch(text) for text in texts):
         return LabelColumn(values=datasets.Dataset.from_dict({"cls": [text and int(text) for text in texts]}))
     return LabelColumn(values=datasets.Dataset.from_dict({"cls": list(texts)}))
 
 
-def _can_label(feature: object) -> bool:
-    if isinstance(feature, datasets.ClassLabel):
-        return True
-    return isinstance(feature, datasets.Value) and ("int" in feature.dtype or "string" in feature.dtype)
-
-
-def _take_column(table: datasets.Dataset, name: str) -> LabelColumn:
-    feature = table.features[name]
-    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) and feature.names else None
-    return LabelColumn(values=table.select_columns([name]), names=names)
+def num_bytes(path: Path) -> int:
+    """Ask for a file's size."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1

@@ -6,15 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 import datasets
 
-from eqvae.errors import UserError
+from eqvae.errors import UserError, nearest_name
 from eqvae.images.decoding import is_image
-from eqvae.images.sources import ImageSource, find_label_column
+from eqvae.images.sources import NO_LABELS, ImageSource, LabelColumn, Split, num_bytes
 
-Split = Literal["train", "evaluation"]
+LABEL_COLUMNS = ("label", "labels", "fine_label", "fine_labels", "class", "class_label", "target", "cls")
+"""Names under which a table's labels are looked for, the likeliest first."""
 
 _EVALUATION_SPLITS = ("validation", "valid", "val", "test")
 _NUM_PROBED_ROWS = 16
@@ -53,14 +54,6 @@ class Column:
     def identities(self) -> Iterator[str]:
         for part, end, size in zip(self.parts, self.ends, self.sizes, strict=True):
             yield f"{Path(part).name} {end} {size}"
-
-
-def num_bytes(path: Path) -> int:
-    """Ask for a file's size."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
 
 
 def open_parquet(data: str, files: Sequence[Path], label_column: str | None) -> ImageSource:
@@ -164,3 +157,38 @@ def _value_to_content(value: Any) -> bytes | Path | None:
             return value["bytes"]
         return Path(value["path"]) if value.get("path") else None
     return value
+
+
+def find_label_column(data: str, table: datasets.Dataset, wanted: str | None) -> LabelColumn | None:
+    """Find a table's labels: the column that is asked for, else a known name, else the only column of class labels."""
+    if wanted == NO_LABELS:
+        return None
+    if wanted is not None:
+        if wanted not in table.features:
+            raise UserError(f"'{data}' has no column '{wanted}'", nearest_name(wanted, table.column_names))
+        if not _can_label(table.features[wanted]):
+            raise UserError(
+                f"--label-column '{wanted}' of '{data}' holds neither integers nor strings",
+                nearest_name("", [name for name, feature in table.features.items() if _can_label(feature)]),
+            )
+        return _take_column(table, wanted)
+    usable = [name for name in LABEL_COLUMNS if name in table.features and _can_label(table.features[name])]
+    declared = [name for name, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
+    name = usable[0] if usable else declared[0] if len(declared) == 1 else None
+    if name is None:
+        return None
+    column = _take_column(table, name)
+    is_empty = column.values.data.column(0).null_count == len(table) if len(table) else True
+    return None if is_empty else column
+
+
+def _can_label(feature: object) -> bool:
+    if isinstance(feature, datasets.ClassLabel):
+        return True
+    return isinstance(feature, datasets.Value) and ("int" in feature.dtype or "string" in feature.dtype)
+
+
+def _take_column(table: datasets.Dataset, name: str) -> LabelColumn:
+    feature = table.features[name]
+    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) and feature.names else None
+    return LabelColumn(values=table.select_columns([name]), names=names)
