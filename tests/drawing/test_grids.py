@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import pytest
 import torch
 
 from eqvae.drawing.pictures import draw_grid, latent_map_grid, transform_grids
@@ -58,9 +57,3 @@ def test_a_transform_that_only_one_autoencoder_has_gets_its_own_base(pictures):
     other = replace(pictures(1), transforms=("90°", "s = 0.25"))
     grids = {grid.title: grid for grid in transform_grids({"base": pictures(0), "finetuned": other})}
     assert [column.name for column in grids["s = 0.25"].columns] == ["input", "finetuned", "finetuned"]
-
-
-def test_different_images_are_refused(pictures):
-    other = replace(pictures(1), images=255 - pictures(1).images)
-    with pytest.raises(ValueError, match="different images"):
-        transform_grids({"base": pictures(0), "finetuned": other})

@@ -50,6 +50,10 @@ class DiffusersAutoencoder(Autoencoder):
         model_class: Any = next(each for each in cls.model_classes if each.__name__ == class_name)
         return cls(model_class.from_config(dict(config)), name=name)
 
+    def encode(self, x: Float[Tensor, "n 3 h w"]) -> Posterior:
+        """Encode images; deterministic, as all families are but those of a Gaussian posterior."""
+        return Posterior(mean=self.model.encode(x).latents)
+
     def decode(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h2 w2"]:
         """Decode raw latents."""
         return self.model.decode(z).sample
@@ -129,10 +133,6 @@ class TinyAutoencoder(DiffusersAutoencoder):
         known = {key: value for key, value in config.items() if key != "block_out_channels"}
         return super().build(class_name, known, name=name)
 
-    def encode(self, x: Float[Tensor, "n 3 h w"]) -> Posterior:
-        """Encode images."""
-        return Posterior(mean=self.model.encode(x).latents)
-
     @property
     def last_layer(self) -> nn.Conv2d:
         """The decoder's last convolution."""
@@ -170,10 +170,6 @@ class VQAutoencoder(DiscreteAutoencoder, DiffusersAutoencoder):
         """Wrap a model; `latent_channels` of its config is the width between encoder and `quant_conv`."""
         super().__init__(model, name=name)
         self.latent_channels = model.quantize.embedding.embedding_dim
-
-    def encode(self, x: Float[Tensor, "n 3 h w"]) -> Posterior:
-        """Encode images."""
-        return Posterior(mean=self.model.encode(x).latents)
 
     @property
     def codebook(self) -> nn.Parameter:

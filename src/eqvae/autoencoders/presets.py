@@ -43,6 +43,15 @@ class Preset:
     """Folder of weights that come with the package; None for the others."""
 
 
+def _convolutional(channels: tuple[int, ...], attention_levels: tuple[int, ...]) -> dict[str, Any]:
+    return {
+        "block_out_channels": channels,
+        **block_types([level in attention_levels for level in range(len(channels))]),
+        "layers_per_block": 2,
+        "sample_size": 256,
+    }
+
+
 def _kl(
     channels: tuple[int, ...],
     latent_channels: int,
@@ -53,19 +62,8 @@ def _kl(
     **others: int | bool,
 ) -> Architecture:
     """Describe an `AutoencoderKL`; `attention_levels` are the resolutions, finest first, whose blocks attend."""
-    return Architecture(
-        class_name="AutoencoderKL",
-        config={
-            "block_out_channels": channels,
-            **block_types([level in attention_levels for level in range(len(channels))]),
-            "layers_per_block": 2,
-            "latent_channels": latent_channels,
-            "sample_size": 256,
-            "scaling_factor": scaling_factor,
-            "shift_factor": shift_factor,
-        }
-        | others,
-    )
+    own = {"latent_channels": latent_channels, "scaling_factor": scaling_factor, "shift_factor": shift_factor}
+    return Architecture("AutoencoderKL", _convolutional(channels, attention_levels) | own | others)
 
 
 def _dc(latent_channels: int, num_deep: int) -> Architecture:
@@ -94,21 +92,10 @@ def _vq(
     channels: tuple[int, ...], num_codes: int, width: int, *, attention: bool = True, **others: int
 ) -> Architecture:
     """Describe a `VQModel` with codes of `width` numbers; as in VQ-GAN, the coarsest resolution attends."""
-    return Architecture(
-        class_name="VQModel",
-        config={
-            "block_out_channels": channels,
-            **block_types([attention and level == len(channels) - 1 for level in range(len(channels))]),
-            "layers_per_block": 2,
-            "latent_channels": width,
-            "vq_embed_dim": width,
-            "num_vq_embeddings": num_codes,
-            "mid_block_add_attention": attention,
-            "sample_size": 256,
-            "scaling_factor": 1.0,
-        }
-        | others,
-    )
+    own = {"latent_channels": width, "vq_embed_dim": width, "num_vq_embeddings": num_codes, "scaling_factor": 1.0}
+    own |= {"mid_block_add_attention": attention}
+    attention_levels = (len(channels) - 1,) if attention else ()
+    return Architecture("VQModel", _convolutional(channels, attention_levels) | own | others)
 
 
 _F8 = (128, 256, 512, 512)

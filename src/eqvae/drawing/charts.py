@@ -92,7 +92,17 @@ def page_chart(draw: Callable[[Axes], None], size_inches: tuple[float, float], i
     with matplotlib.rc_context(STYLE):
         chart = Figure(figsize=size_inches, layout="constrained")
         draw(chart.add_subplot())
-        return _to_page_svg(chart, id_prefix)
+        buffer = io.StringIO()
+        FigureCanvasSVG(chart).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].strip()
+    svg = re.sub(r'\bid="', f'id="{id_prefix}-', svg)
+    svg = re.sub(r'xlink:href="#', f'href="#{id_prefix}-', svg)
+    svg = svg.replace("url(#", f"url(#{id_prefix}-")
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', svg, count=1)
+    for color in CSS_VARIABLES:
+        svg = svg.replace(color, to_css(color))
+    return svg
 
 
 def paper_chart(draw: Callable[[Axes], None], size_inches: tuple[float, float], *, has_legend: bool = True) -> Figure:
@@ -104,17 +114,3 @@ def paper_chart(draw: Callable[[Axes], None], size_inches: tuple[float, float], 
         if has_legend:
             add_legend(chart, axes)
     return chart
-
-
-def _to_page_svg(chart: Figure, id_prefix: str) -> str:
-    buffer = io.StringIO()
-    FigureCanvasSVG(chart).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].strip()
-    svg = re.sub(r'\bid="', f'id="{id_prefix}-', svg)
-    svg = re.sub(r'xlink:href="#', f'href="#{id_prefix}-', svg)
-    svg = svg.replace("url(#", f"url(#{id_prefix}-")
-    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', svg, count=1)
-    for color in CSS_VARIABLES:
-        svg = svg.replace(color, to_css(color))
-    return svg

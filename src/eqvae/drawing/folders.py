@@ -148,13 +148,6 @@ class Evaluation(OutputFolder):
         }
 
     @property
-    def num_channels(self) -> int:
-        """Channels of the latent; 0 where the folder does not say."""
-        if self.pictures is not None:
-            return self.pictures.latents.shape[1]
-        return sum(key.removeprefix("latent_mean_").isdigit() for key in self.metrics)
-
-    @property
     def conditions(self) -> dict[str, Any]:
         """What was measured and how; equal for evaluations that may be compared."""
         known = {key: self.config.get(key, default) for key, default in CONDITIONS.items()}
@@ -237,8 +230,7 @@ class SampleSet(OutputFolder):
     @property
     def card(self) -> dict[str, Any]:
         """What the generator says of itself."""
-        found = self.config.get("generator")
-        return found if isinstance(found, dict) else {}
+        return _section(self.config, "generator")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,20 +249,15 @@ class Score(OutputFolder):
     @property
     def reference(self) -> dict[str, Any]:
         """Where the reference comes from: `data`, `fingerprint`, `features`, ...; empty where the folder is silent."""
-        found = self._provenance.get("reference")
-        return found if isinstance(found, dict) else {}
+        return _section(_section(self.metrics, "provenance"), "reference")
 
     @property
     def conditions(self) -> dict[str, Any]:
         """What was measured and how; equal for scores that may be compared."""
-        settings = {name: value for name, value in self._provenance.items() if name not in ("samples", "left_out")}
+        known = _section(self.metrics, "provenance")
+        settings = {name: value for name, value in known.items() if name not in ("samples", "left_out")}
         counts = {name: self.metrics.get(name) for name in ("num_samples", "num_reference")}
         return {**settings, **counts, "reference": self.reference or self.config.get("reference")}
-
-    @property
-    def _provenance(self) -> dict[str, Any]:
-        found = self.metrics.get("provenance")
-        return found if isinstance(found, dict) else {}
 
 
 KINDS: dict[str, type[OutputFolder]] = {
@@ -313,6 +300,11 @@ def read_folders(folders: Sequence[Path]) -> Contents:
         sample_sets=_with_distinct_names(found["sample"], by_folder_above),
         scores=_with_distinct_names(found["score"], by_folder),
     )
+
+
+def _section(content: dict[str, Any], name: str) -> dict[str, Any]:
+    found = content.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _read(kind: type[OutputFolder], folder: Path, config: dict[str, Any]) -> OutputFolder:

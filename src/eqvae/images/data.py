@@ -35,10 +35,8 @@ PHOTOGRAPHS: dict[Split, tuple[str, ...]] = {
 }
 """In the folder `photographs`, whose CREDITS.md says where they are from."""
 
-
 _HOME = Path(__file__).with_name("photographs")
 
-_CLASS_SUFFIX = ".cls"
 _MAX_CLASS_BYTES = 256
 
 
@@ -222,7 +220,7 @@ def _list_members(archive: Path) -> list[dict[str, Any]]:
                     last_sample = sample
                     row = {"member": member.name, "offset": member.offset_data, "size": member.size}
                     images.append((sample, {"archive": str(archive), **row}))
-                elif path.suffix.lower() == _CLASS_SUFFIX and (content := tar.extractfile(member)) is not None:
+                elif path.suffix.lower() == ".cls" and (content := tar.extractfile(member)) is not None:
                     labels[sample] = content.read(_MAX_CLASS_BYTES).decode(errors="replace").strip()
     except (tarfile.TarError, OSError) as error:
         raise UserError(
