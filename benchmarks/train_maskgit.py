@@ -42,8 +42,7 @@ from eqvae.latents.batches import training_batches
 from eqvae.latents.cache import LatentCache
 from eqvae.latents.writing import Coding, collect_index, finish_shard
 from eqvae.latents.writing import Recipe as CacheRecipe
-from eqvae.runs.train_config import TrainConfig
-from eqvae.runs.train_run import transformer_flops
+from eqvae.runs.train_config import TrainConfig, transformer_flops
 from eqvae.runtime.device import Precision, choose_device, matrix_peak_flops_per_sec, synchronize
 from eqvae.runtime.seeds import generator_for
 from eqvae.training.generator_step import TrainingBatch, build_state, train_step

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import eqvae.runs.train_run as generator_run
+import eqvae.runs.train as generator_run
 from eqvae.artifacts.files import read_journal, read_json, read_tensors
 from eqvae.cli import run
 

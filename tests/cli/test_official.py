@@ -32,7 +32,7 @@ TRAINING = [
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test reach for the network, nor spend seconds on measuring the processor."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("eqvae.runs.train_run.matrix_peak_flops_per_sec", lambda device, precision: 1e12)
+    monkeypatch.setattr("eqvae.runs.train.matrix_peak_flops_per_sec", lambda device, precision: 1e12)
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory):
     load(DOCS / "pictures.py").write_pictures(folder, num_pictures=6, side_px=72)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        patch.setattr("eqvae.runs.train_run.matrix_peak_flops_per_sec", lambda device, precision: 1e12)
+        patch.setattr("eqvae.runs.train.matrix_peak_flops_per_sec", lambda device, precision: 1e12)
         reader = outputs.Reader(folder, change=quick, tests=True)
         yield reader
     print(f"\nthe pages' snippets: {reader.num_run} run, {reader.num_parsed} only parsed")  # noqa: T201

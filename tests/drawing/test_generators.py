@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import eqvae.runs.train_run as generator_run
+import eqvae.runs.train as generator_run
 from eqvae.artifacts.files import read_json, write_json
 from eqvae.cli import run
 from eqvae.drawing import read_folders, write_figures, write_report

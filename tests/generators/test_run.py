@@ -15,9 +15,8 @@ from eqvae.generators.checkpoints import GeneratorCard, read_generator
 from eqvae.generators.families import SIZES, find_recipe
 from eqvae.generators.interpolant import Interpolant, InterpolantObjective
 from eqvae.generators.protocol import LatentSpecification
-from eqvae.runs.train_config import TrainConfig
-from eqvae.runs.train_run import Run, transformer_flops
-from eqvae.runtime.journal import Journal
+from eqvae.runs.train import Run
+from eqvae.runs.train_config import TrainConfig, transformer_flops
 from eqvae.runtime.processes import Processes, StopRequest
 from eqvae.runtime.seeds import generator_for
 from eqvae.training.generator_step import TrainingBatch, build_state
@@ -74,18 +73,16 @@ class Session:
         config.out.mkdir(exist_ok=True)
         run = Run(
             config=config, processes=Processes(rank=0, count=1, device=CPU), objective=OBJECTIVE, card=card,
-            state=build_state(transformer, OBJECTIVE, config, CPU), watch=self.watch, journal=None, stop=stop,
+            state=build_state(transformer, OBJECTIVE, config, CPU), watch=self.watch, stop=stop,
             batches=lambda first_step, num_steps: self.batches(stop, first_step, num_steps),
         )  # fmt: skip
-        run.resume()
-        run.journal = Journal(config.out, keep_up_to_step=run.state.step)
         return run.train()
 
 
 @pytest.fixture
 def session(build_transformer, tmp_path: Path, monkeypatch):
     """Makes sessions that train 6 steps into a folder of the given name."""
-    monkeypatch.setattr("eqvae.runs.train_run.matrix_peak_flops_per_sec", lambda device, precision: 1e12)
+    monkeypatch.setattr("eqvae.runs.train.matrix_peak_flops_per_sec", lambda device, precision: 1e12)
 
     def make(name: str, **options) -> Session:
         faults = {key: options.pop(key) for key in list(options) if key in Session.__dataclass_fields__}

@@ -84,12 +84,11 @@ def test_over_steps(facts: str):
 
 
 def test_specifications_are_those_of_the_presets():
-    for name, specification in expected.TABLE_13.items():
+    for name, (_, _, latent_channels, stride) in expected.TABLE_13.items():
         preset = PRESETS[PAPER.autoencoders[name]]
-        channels = preset.architecture.config["latent_channels"]
-        assert (channels, preset.stride) == (specification.latent_channels, specification.stride)
+        assert (preset.architecture.config["latent_channels"], preset.stride) == (latent_channels, stride)
 
 
 def test_sources():
-    assert expected.TABLES[5].source == "Table 5 of arXiv:2502.09509"
-    assert sorted(expected.TABLES) == list(range(1, 13))
+    for number in range(1, 13):
+        assert getattr(expected, f"TABLE_{number}").source == f"Table {number} of arXiv:2502.09509"

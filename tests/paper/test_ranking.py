@@ -43,10 +43,10 @@ def test_correlations_by_hand():
     found = correlations(
         distances, {"swapped": [1.0, 3.0, 2.0, 4.0], "falling": [4.0, 3.0, 2.0, 1.0], "constant": [1.0, 1.0, 1.0, 1.0]}
     )
-    assert [each.measure for each in found] == ["falling", "swapped"]
-    assert [each.spearman for each in found] == pytest.approx([-1.0, 1 - 6 * 2 / (4 * 15)])
-    assert [each.kendall for each in found] == pytest.approx([-1.0, (5 - 1) / 6])
-    assert found[0].p_value == pytest.approx(2 / 24)  # one of 4! orders, and its reverse
+    assert [each["measure"] for each in found] == ["falling", "swapped"]
+    assert [each["spearman"] for each in found] == pytest.approx([-1.0, 1 - 6 * 2 / (4 * 15)])
+    assert [each["kendall"] for each in found] == pytest.approx([-1.0, (5 - 1) / 6])
+    assert found[0]["p_value"] == pytest.approx(2 / 24)  # one of 4! orders, and its reverse
     assert correlations([1.0, 2.0], {"two": [1.0, 2.0]}) == []
 
 

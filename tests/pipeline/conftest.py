@@ -20,7 +20,7 @@ TINY_VQ = "untrained:tiny-vq"
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test reach for the network, nor spend seconds on measuring the processor."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("eqvae.runs.train_run.matrix_peak_flops_per_sec", lambda device, precision: 1e12)
+    monkeypatch.setattr("eqvae.runs.train.matrix_peak_flops_per_sec", lambda device, precision: 1e12)
 
 
 def write_images(folder: Path, names: str, num_images: int = 12, seed: int = 0) -> Path:

@@ -67,7 +67,7 @@ def test_a_run_that_is_not_finished(configure, monkeypatch, tmp_path):
         raise Interrupted("as if by a signal")
 
     with monkeypatch.context() as context, pytest.raises(Interrupted):
-        context.setattr("eqvae.runs.train_run.Run._finish", stop)
+        context.setattr("eqvae.runs.train.Run._finish", stop)
         train(config)
     assert (
         sample(SampleConfig(run=str(config.out), out=tmp_path / "drawn", num_samples=2, num_steps=2, device="cpu"))[

@@ -15,8 +15,8 @@ from eqvae.errors import UserError
 from eqvae.generators.checkpoints import read_generator
 from eqvae.latents.cache import LatentCache
 from eqvae.runs.sample import SampleConfig, sample
-from eqvae.runs.train import describe_plan, train
-from eqvae.runs.train_config import TrainConfig
+from eqvae.runs.train import train
+from eqvae.runs.train_config import TrainConfig, describe_plan
 
 
 @pytest.fixture

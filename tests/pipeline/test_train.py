@@ -16,7 +16,8 @@ from eqvae.images.image_sets import open_reference
 from eqvae.latents.cache import LatentCache
 from eqvae.metrics.statistics import compute_statistics
 from eqvae.networks.features import load_features
-from eqvae.runs.train import describe_plan, train
+from eqvae.runs.train import train
+from eqvae.runs.train_config import describe_plan
 from eqvae.runtime.processes import Processes
 
 

@@ -66,12 +66,18 @@ def _tuned(
 
 def evaluation(setting: Setting, autoencoder: PlannedAutoencoder) -> PlannedRun:
     """Measure equivariance, reconstruction and latents (Sections B, C.2, C.3)."""
-    return _of_autoencoder(autoencoder, setting, "evaluate", f"evaluations/{autoencoder.name}", setting.evaluation)
+    return _planned(
+        setting, "evaluate", f"evaluations/{autoencoder.name}", setting.evaluation, autoencoder.needs,
+        autoencoder=autoencoder.location, architecture=autoencoder.architecture,
+    )  # fmt: skip
 
 
 def latents(setting: Setting, autoencoder: PlannedAutoencoder) -> PlannedRun:
     """Encode the generators' images, once for all of them."""
-    return _of_autoencoder(autoencoder, setting, "encode", f"latents/{autoencoder.name}", setting.encoding)
+    return _planned(
+        setting, "encode", f"latents/{autoencoder.name}", setting.encoding, autoencoder.needs,
+        autoencoder=autoencoder.location, architecture=autoencoder.architecture,
+    )  # fmt: skip
 
 
 def reference(setting: Setting) -> PlannedRun:
@@ -178,13 +184,3 @@ def _planned(
     """Complete a run's configuration."""
     config = change_flat(template, out=setting.root / name, **filled_in)
     return PlannedRun(command=command, name=name, config=config, needs=tuple(needs), architecture=architecture)
-
-
-def _of_autoencoder(
-    autoencoder: PlannedAutoencoder, setting: Setting, command: str, name: str, template: Any
-) -> PlannedRun:
-    """Plan what an autoencoder goes through."""
-    return _planned(
-        setting, command, name, template, autoencoder.needs,
-        autoencoder=autoencoder.location, architecture=autoencoder.architecture,
-    )  # fmt: skip

@@ -2,8 +2,8 @@
 
 Operations are what PyTorch counts on the meta device for the real networks: convolutions, matrix products, attention, a
 multiplication and an addition as two. A training step is three forward passes. Left out: optimizers, discriminator (1%
-of a step), REPA's projector (2%), measures that look at no image, decoding of files; and on disk what is no tensor, and
-an evaluation's pictures.
+of a step), measures that look at no image, decoding of files; and on disk what is no tensor, and an evaluation's
+pictures.
 """
 
 import copy
@@ -73,11 +73,7 @@ class Cost:
 
     def __add__(self, other: "Cost") -> "Cost":
         """Put two together."""
-        return Cost(
-            bf16_flops=self.bf16_flops + other.bf16_flops,
-            fp32_flops=self.fp32_flops + other.fp32_flops,
-            disk_bytes=self.disk_bytes + other.disk_bytes,
-        )
+        return Cost(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
     def hours(self, device: str) -> float:
         """Take so long on one device of `DEVICES`."""
@@ -158,9 +154,8 @@ def _encode(run: PlannedRun, config: Any, setting: Setting) -> Cost:
     autoencoder = _on_meta(run.architecture)
     numbers = 1 if isinstance(autoencoder, DiscreteAutoencoder) else 2 * autoencoder.latent_channels
     num_bytes = 2 * num_views * numbers * (config.image_size // autoencoder.stride) ** 2
-    return _computing(config, num_views * coding_flops(run.architecture, config.image_size)[0]) + Cost(
-        disk_bytes=num_bytes
-    )
+    encode, _ = coding_flops(run.architecture, config.image_size)
+    return _computing(config, num_views * encode) + Cost(disk_bytes=num_bytes)
 
 
 def _train(run: PlannedRun, config: Any, setting: Setting) -> Cost:

@@ -6,7 +6,6 @@ root, which the system frees when its holder dies; so several machines that shar
 
 import contextlib
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -31,18 +30,13 @@ from eqvae.runs.sample import sample
 from eqvae.runs.score import score
 from eqvae.runs.train import train
 from eqvae.runtime.device import choose_device
-from eqvae.runtime.journal import write_environment
+from eqvae.runtime.journal import say, write_environment
 from eqvae.runtime.processes import Processes, join_processes
 from eqvae.runtime.run_folder import RunFolder, flat
 
 COMMANDS: Mapping[str, Callable[[Any], object]] = {
-    "finetune": finetune,
-    "evaluate": evaluate,
     "reference": write_reference,
-    "encode": encode,
-    "train": train,
-    "sample": sample,
-    "score": score,
+    **{function.__name__: function for function in (finetune, evaluate, encode, train, sample, score)},
 }
 """What does each kind of run."""
 
@@ -75,23 +69,22 @@ def check_inputs(plan: Plan) -> None:
     checks: dict[tuple[str, str], Callable[[], object]] = {}
     for run in plan.unfinished:
         config: Any = run.config
-        data = {}
-        if run.command in ("finetune", "evaluate", "encode"):
-            data["--data"] = config.data
-            if config.autoencoder not in made:
-                checks["--autoencoder", config.autoencoder] = partial(load_autoencoder, config.autoencoder)
+        data: dict[str, str] = {}
         if run.command == "finetune":
-            data |= {"--finetune-data": config.data, "--validation-data": config.validation_data}
-        checks |= {(flag, value): partial(open_images, value) for flag, value in data.items()}
-        if run.command == "reference":
+            data = {"--finetune-data": config.data, "--validation-data": config.validation_data}
+        elif run.command in ("evaluate", "encode"):
+            data = {"--data": config.data}
+        elif run.command == "reference":
             open_it = partial(open_reference, config.reference, image_size_px=config.image_size)
             checks["--reference-data", config.reference] = open_it
+        if data and config.autoencoder not in made:
+            checks["--autoencoder", config.autoencoder] = partial(load_autoencoder, config.autoencoder)
+        checks |= {(flag, value): partial(open_images, value) for flag, value in data.items()}
     for flag, value in checks:
-        if value == GIVEN_LATER and flag != "--data":
+        if value == GIVEN_LATER:
             raise UserError(f"reproduction at this scale needs {flag}", "See 'eqvae reproduce --help'")
-    for (_, value), check in checks.items():
-        if value != GIVEN_LATER:
-            check()
+    for check in checks.values():
+        check()
 
 
 def _claim_root(config: Any, command: str) -> None:
@@ -132,7 +125,8 @@ def execute(
                     continue
                 run = runs[choice]
                 if processes.is_first:
-                    _say(plan, run)
+                    number = len(plan.runs) - len(plan.unfinished) + 1
+                    say(f"run {number} of {len(plan.runs)}: {run.command} {run.name}")
                 _perform_named(run)
                 done.append(run.name)
                 if processes.is_first:
@@ -176,11 +170,6 @@ def _perform_named(run: PlannedRun) -> None:
         raise Interrupted(f"in run '{run.name}': {stop}") from None
     except KeyboardInterrupt as stop:
         raise Interrupted(f"in run '{run.name}': {_explain(stop)}") from None
-
-
-def _say(plan: Plan, run: PlannedRun) -> None:
-    number = len(plan.runs) - len(plan.unfinished) + 1
-    print(f"run {number} of {len(plan.runs)}: {run.command} {run.name}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 @contextlib.contextmanager

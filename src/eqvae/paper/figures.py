@@ -203,10 +203,8 @@ def figure8(setting: Setting) -> FigureItem:
     )  # fmt: skip
 
 
-FIGURES: dict[str, Callable[[Setting], FigureItem]] = {
-    function.__name__: function
-    for function in (figure1, figure2, figure3, figure4, figure5, figure6, figure7, figure8)
-}  # fmt: skip
+_ALL = (figure1, figure2, figure3, figure4, figure5, figure6, figure7, figure8)
+FIGURES: dict[str, Callable[[Setting], FigureItem]] = {function.__name__: function for function in _ALL}
 """By the names of the command line."""
 
 

@@ -7,20 +7,18 @@ from typing import Any
 
 from eqvae.artifacts.files import read_json, write_json
 from eqvae.artifacts.names import CONFIG, METRICS, STATISTICS
-from eqvae.artifacts.sample_sets import moments_in
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.presets import PRESETS, UNTRAINED
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.errors import UserError
 from eqvae.images.image_sets import open_reference
 from eqvae.latents.cache import FIXED
-from eqvae.metrics.statistics import compute_statistics, with_adm_moments
 from eqvae.networks.features import INCEPTION, load_features
 from eqvae.runs.encode import EncodeConfig
 from eqvae.runs.evaluate import EvaluateConfig
 from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runs.sample import SampleConfig
-from eqvae.runs.score import ScoreConfig
+from eqvae.runs.score import ScoreConfig, read_reference
 from eqvae.runs.train_config import TrainConfig
 from eqvae.runtime.device import Precision, choose_device, place
 from eqvae.runtime.processes import join_processes
@@ -62,18 +60,10 @@ def write_reference(config: ReferenceConfig) -> dict[str, Any]:
     processes = join_processes(choose_device(config.device))
     images = open_reference(config.reference, image_size_px=config.image_size)
     extractor = place(load_features(config.features), processes.device)
-    with processes.progress("reference", total=-(-len(images) // processes.count), unit="image") as progress:
-        statistics = compute_statistics(
-            extractor, images, indices=range(len(images)), device=processes.device, processes=processes,
-            precision=config.precision, batch_size=config.batch_size, num_workers=config.num_workers,
-            on_batch=progress.advance if progress is not None else lambda num_images: None,
-        )  # fmt: skip
+    statistics = read_reference(images, range(len(images)), config, extractor, processes)
     figures = {"num_images": len(images)}
-    npz = Path(config.reference).expanduser()
     with folder.hold(config, processes, seed=None):
         if processes.is_first:
-            if config.features == INCEPTION and npz.suffix == ".npz" and moments_in(npz):
-                statistics = with_adm_moments(statistics, npz)
             statistics.save(config.out / STATISTICS)
             write_json(config.out / METRICS, figures)
     return figures

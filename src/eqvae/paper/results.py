@@ -1,8 +1,9 @@
 """What a plan's runs show, as text and JSON: tables, figures, a ranking, with whatever is measured so far."""
 
+import itertools
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from eqvae.artifacts.names import ENVIRONMENT
 from eqvae.drawing.tables import MISSING, markdown_table, with_minus_sign
 from eqvae.evidence.curves import read_if_there
 from eqvae.evidence.intervals import Difference
-from eqvae.paper.cells import Cell, Column, Row, TableItem
+from eqvae.paper.cells import Cell, Row, TableItem
 from eqvae.paper.figures import FigureItem
 from eqvae.paper.plan import Plan, PlannedRun
 
@@ -87,10 +88,7 @@ def _body(table: TableItem) -> list[str]:
     lines = [markdown_table(names, rows, num_text_columns=2), ""]
     lines += [f"± is the standard deviation over seeds, their number in brackets; {MISSING} is not measured.", ""]
     lines += [f"{note}\n" for note in table.notes]
-    compared = [
-        line for column in table.columns for row in table.rows for line in _difference_line(table, row, column)
-    ]  # fmt: skip
-    if compared:
+    if compared := list(_difference_lines(table)):
         lines += ["Differences (95% interval by the paired t distribution over seeds):", "", *compared]
     return lines
 
@@ -112,17 +110,18 @@ def _difference(table: TableItem, row: Row, key: str) -> Difference | None:
     return row.cells[key].difference_from(other.cells[key])
 
 
-def _difference_line(table: TableItem, row: Row, column: Column) -> list[str]:
-    found = _difference(table, row, column.key)
-    if found is None:
-        return []
-    line = f"- {column.here}: {row.label} against {row.against}: {_number(found.difference, column.digits, '+')}"
-    if found.interval is None:
-        return [f"{line}, one seed: no interval"]
-    low, high = (_number(side or 0.0, column.digits, "+") for side in (found.interval.low, found.interval.high))
-    is_better = (found.difference < 0) == (column.better == "lower")
-    verdict = ("better" if is_better else "worse") if found.shown else "not shown at this scale"
-    return [f"{line} ({low} to {high}), {verdict}"]
+def _difference_lines(table: TableItem) -> Iterator[str]:
+    for column, row in itertools.product(table.columns, table.rows):
+        if (found := _difference(table, row, column.key)) is None:
+            continue
+        line = f"- {column.here}: {row.label} against {row.against}: {_number(found.difference, column.digits, '+')}"
+        if found.interval is None:
+            yield f"{line}, one seed: no interval"
+            continue
+        low, high = (_number(side or 0.0, column.digits, "+") for side in (found.interval.low, found.interval.high))
+        is_better = (found.difference < 0) == (column.better == "lower")
+        verdict = ("better" if is_better else "worse") if found.shown else "not shown at this scale"
+        yield f"{line} ({low} to {high}), {verdict}"
 
 
 def _record(table: TableItem, plan: Plan, root: Path) -> dict[str, Any]:
@@ -206,23 +205,6 @@ class Ranked:
     """Measures that need no generator."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Correlation:
-    """How far a measure without a generator orders the autoencoders as their generators do."""
-
-    measure: str
-
-    num_autoencoders: int
-
-    spearman: float
-    """Rank correlation with the distance, -1 ... 1: positive where a smaller measure goes with a better generator."""
-
-    kendall: float
-
-    p_value: float
-    """Of Kendall's tau against no association; exact for few autoencoders without ties."""
-
-
 def write_ranking(contestants: Sequence[Contestant], root: Path, *, metric: str, scale: str) -> None:
     """Write `ranking.md` and `ranking.json`."""
     ranking = order(contestants)
@@ -255,18 +237,20 @@ def order(contestants: Sequence[Contestant]) -> list[Ranked]:
 
 def predictors(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Pick the measures that need no generator; those of single transformations are none."""
-    return {
-        key: float(value)
-        for wanted, _ in _PREDICTORS
-        for key, value in metrics.items()
-        if isinstance(value, int | float)
-        and (key == wanted or (wanted.endswith("_") and key.startswith(wanted)))
-        and not (wanted.endswith("_") and ("_rotation" in key or "_scale" in key))
-    }
+    keys = [key for key, value in metrics.items() if isinstance(value, int | float)]
+    of_all = [key for key in keys if "_rotation" not in key and "_scale" not in key]
+    found: list[str] = []
+    for wanted, _ in _PREDICTORS:
+        found += [key for key in of_all if key.startswith(wanted)] if wanted.endswith("_") else {wanted} & {*keys}
+    return {key: float(metrics[key]) for key in found}
 
 
-def correlations(distances: Sequence[float], measures: Mapping[str, Sequence[float]]) -> list[Correlation]:
-    """Correlate the ranks of each measure with those of the distance."""
+def correlations(distances: Sequence[float], measures: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+    """Correlate the ranks of each measure with those of the distance: do both order the autoencoders alike?
+
+    Positive where a smaller measure goes with a better generator. The p-value is that of Kendall's tau against no
+    association, exact for few autoencoders without ties.
+    """
     if len(distances) < 3 or len(set(distances)) == 1:
         return []
     found = []
@@ -274,18 +258,18 @@ def correlations(distances: Sequence[float], measures: Mapping[str, Sequence[flo
         if len(set(values)) > 1:
             spearman, kendall = stats.spearmanr(values, distances), stats.kendalltau(values, distances)
             found.append(
-                Correlation(
-                    measure=name,
-                    num_autoencoders=len(values),
-                    spearman=float(spearman.statistic),
-                    kendall=float(kendall.statistic),
-                    p_value=float(kendall.pvalue),
-                )
+                {
+                    "measure": name,
+                    "num_autoencoders": len(values),
+                    "spearman": float(spearman.statistic),
+                    "kendall": float(kendall.statistic),
+                    "p_value": float(kendall.pvalue),
+                }
             )
-    return sorted(found, key=lambda each: -abs(each.spearman))
+    return sorted(found, key=lambda each: -abs(each["spearman"]))
 
 
-def _ranking_lines(ranking: Sequence[Ranked], found: Sequence[Correlation], metric: str, scale: str) -> list[str]:
+def _ranking_lines(ranking: Sequence[Ranked], found: Sequence[Mapping[str, Any]], metric: str, scale: str) -> list[str]:
     keys = list(dict.fromkeys(key for each in ranking for key in each.predictors))
     digits = {key: next(digits for name, digits in _PREDICTORS if key.startswith(name)) for key in keys}
     names = ["", "autoencoder", f"g{metric}", "± (seeds)", "against the best", *keys]
@@ -308,8 +292,9 @@ def _ranking_lines(ranking: Sequence[Ranked], found: Sequence[Correlation], metr
     ]
     if not found:
         return [*lines, "Rank correlations need three autoencoders or more."]
-    names = ["measure without a generator", "Spearman", "Kendall", f"p (n = {found[0].num_autoencoders})"]
-    rows = [[each.measure, f"{each.spearman:+.2f}", f"{each.kendall:+.2f}", f"{each.p_value:.2f}"] for each in found]
+    names = ["measure without a generator", "Spearman", "Kendall", f"p (n = {found[0]['num_autoencoders']})"]
+    layout = {"spearman": "+.2f", "kendall": "+.2f", "p_value": ".2f"}
+    rows = [[each["measure"], *(format(each[name], digits) for name, digits in layout.items())] for each in found]
     return [*lines, markdown_table(names, rows)]
 
 

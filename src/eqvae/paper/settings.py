@@ -151,6 +151,7 @@ def _with_given(config: Any, **changes: str | None) -> Any:
     return replace(config, **{name: value for name, value in changes.items() if value is not None})
 
 
+_CONTINUOUS: tuple[Family, ...] = ("dit", "sit", "repa-sit")
 _TEMPLATE = Path()
 
 # fmt: off
@@ -240,9 +241,7 @@ PAPER = Setting(
     guided_steps={
         "dit": 7_000_000, "dit+eq": 1_500_000, "sit": 7_000_000, "repa-sit": 4_000_000, "repa-sit+eq": 1_000_000,
     },
-    sampling={
-        "dit": _PAPER_SAMPLING, "sit": _PAPER_SAMPLING, "repa-sit": _PAPER_SAMPLING, "maskgit": _PAPER_MASKGIT_SAMPLING,
-    },
+    sampling=dict.fromkeys(_CONTINUOUS, _PAPER_SAMPLING) | {"maskgit": _PAPER_MASKGIT_SAMPLING},
     guided_sampling={
         "dit": replace(_PAPER_SAMPLING, guidance_scale=1.5, guidance_channels=3),  # DiT's
         "sit": replace(_PAPER_SAMPLING, guidance_scale=1.5, guidance_channels=3),  # SiT's
@@ -327,9 +326,7 @@ TINY = Setting(
     sizes={"b": "ti", "xl": "ti", "maskgit": "ti"},
     tokens_per_side=4,
     guided_steps={},
-    sampling={
-        "dit": _TINY_SAMPLING, "sit": _TINY_SAMPLING, "repa-sit": _TINY_SAMPLING, "maskgit": _TINY_MASKGIT_SAMPLING,
-    },
+    sampling=dict.fromkeys(_CONTINUOUS, _TINY_SAMPLING) | {"maskgit": _TINY_MASKGIT_SAMPLING},
     guided_sampling={
         "dit": replace(_TINY_SAMPLING, guidance_scale=1.5),
         "sit": replace(_TINY_SAMPLING, guidance_scale=1.5),

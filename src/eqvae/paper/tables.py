@@ -21,6 +21,9 @@ _SCALE = (
     "factor that fits the base, as the paper did: what differs between the two is the effect of latent scale."
 )
 
+_OURS = " + EQ-VAE"
+"""Ends the names of the paper's rows on EQ-VAE's latents."""
+
 _SAMPLE_KEYS = "fid sfid inception_score precision recall"
 
 _SHARES = {"50K": 1 / 8, "100K": 1 / 4, "200K": 1 / 2, "400K": 1.0}
@@ -37,39 +40,30 @@ def table1(setting: Setting) -> TableItem:
     rows = []
     for name, autoencoder in _autoencoders(setting):
         row = _autoencoder_row(setting, expected.TABLE_1, name, autoencoder, with_generator=True)
-        rows.append(replace(row, against=name.removesuffix(" + EQ-VAE") if name.endswith(" + EQ-VAE") else ""))
+        rows.append(replace(row, against=name.removesuffix(_OURS) if name.endswith(_OURS) else ""))
     return _table(setting, expected.TABLE_1, "rfid gfid gfid_fixed rotation scale", rows, _SEEDS, _SCALE)
 
 
 def table2(setting: Setting) -> TableItem:
     """Generators with and without EQ-VAE."""
-    # fmt: off
-    models: tuple[tuple[str, str, Family, Size, bool], ...] = (
-        # without                with                              family      size  long
-        ("DiT-B/2, 400K",        "DiT-B/2 + EQ-VAE, 400K",         "dit",      "b",  False),
-        ("SiT-B/2, 400K",        "SiT-B/2 + EQ-VAE, 400K",         "sit",      "b",  False),
-        ("DiT-XL/2, 400K",       "DiT-XL/2 + EQ-VAE, 400K",        "dit",      "xl", False),
-        ("SiT-XL/2, 400K",       "SiT-XL/2 + EQ-VAE, 400K",        "sit",      "xl", False),
-        ("DiT-XL/2, 7M",         "DiT-XL/2 + EQ-VAE, 1.5M",        "dit",      "xl", True),
-        ("SiT-XL/2 + REPA, 4M",  "SiT-XL/2 + REPA + EQ-VAE, 1M",   "repa-sit", "xl", True),
-    )
-    # fmt: on
+    models: dict[str, tuple[Family, Size]] = {
+        "DiT-B/2": ("dit", "b"), "SiT-B/2": ("sit", "b"), "DiT-XL/2": ("dit", "xl"), "SiT-XL/2": ("sit", "xl"),
+        "SiT-XL/2 + REPA": ("repa-sit", "xl"),
+    }  # fmt: skip
     base, ours = _base_and_ours(setting)
-    rows, seen = [], set()
-    for without, with_eq, family, size, is_long in models:
-        for label, autoencoder in ((without, base), (with_eq, ours)):
-            arm = _long_arm(setting, family, autoencoder) if is_long else _arm(setting, family, autoencoder, size)
-            is_new = arm.trained[0].name not in seen  # one tiny generator may stand for several of the paper's
-            seen.add(arm.trained[0].name)
-            rows.append(
-                Row(
-                    label=label,
-                    here=arm.title if is_new else "",
-                    expected=expected.TABLE_2.rows[label],
-                    cells=gfid_cells(arm) if is_new else {},
-                    against=without if label == with_eq else "",
-                )
-            )
+    rows: list[Row] = []
+    seen = set()
+    for label, figures in expected.TABLE_2.rows.items():
+        model, steps = label.split(", ")
+        (family, size), is_ours = models[model.removesuffix(_OURS)], model.endswith(_OURS)
+        autoencoder = ours if is_ours else base
+        is_long = steps != "400K"
+        arm = _long_arm(setting, family, autoencoder) if is_long else _arm(setting, family, autoencoder, size)
+        row = Row(label=label, expected=figures, cells={}, against=rows[-1].label if is_ours else "")
+        if arm.trained[0].name not in seen:  # one tiny generator may stand for several of the paper's
+            row = replace(row, here=arm.title, cells=gfid_cells(arm))
+        seen.add(arm.trained[0].name)
+        rows.append(row)
     return _table(setting, expected.TABLE_2, "gfid gfid_fixed", rows, _SEEDS, _SCALE)
 
 
@@ -147,27 +141,12 @@ def table8(setting: Setting) -> TableItem:
 
 def table9(setting: Setting) -> TableItem:
     """DiT and SiT in detail, over steps."""
-    rows = []
-    base, ours = _base_and_ours(setting)
-    families: tuple[tuple[str, Family], ...] = (("DiT-XL/2", "dit"), ("SiT-XL/2", "sit"))
-    for model, family in families:
-        labels = {f"{model} + EQ-VAE, {at}": share for at, share in _SHARES.items()}
-        rows.append(_at_step(expected.TABLE_9, f"{model}, 400K", _arm(setting, family, base), 1.0))
-        rows += [_at_step(expected.TABLE_9, each, _arm(setting, family, ours), labels[each]) for each in labels]
-        rows[-1] = replace(rows[-1], against=f"{model}, 400K")
-    return _table(setting, expected.TABLE_9, _SAMPLE_KEYS, rows, _SEEDS, _WATCH)
+    return _over_steps(setting, expected.TABLE_9, {"DiT-XL/2": "dit", "SiT-XL/2": "sit"})
 
 
 def table10(setting: Setting) -> TableItem:
     """REPA in detail, over steps."""
-    base, ours = _base_and_ours(setting)
-    rows = [
-        _at_step(expected.TABLE_10, f"REPA, {at}", _arm(setting, "repa-sit", base), _SHARES[at]) for at in _SHARES
-    ]  # fmt: skip
-    for at, share in _SHARES.items():
-        row = _at_step(expected.TABLE_10, f"REPA + EQ-VAE, {at}", _arm(setting, "repa-sit", ours), share)
-        rows.append(replace(row, against=f"REPA, {at}"))
-    return _table(setting, expected.TABLE_10, _SAMPLE_KEYS, rows, _SEEDS, _WATCH)
+    return _over_steps(setting, expected.TABLE_10, {"REPA": "repa-sit"})
 
 
 def table11(setting: Setting) -> TableItem:
@@ -183,12 +162,8 @@ def table12(setting: Setting) -> TableItem:
     return _table(setting, expected.TABLE_12, "rfid psnr lpips ssim", rows)
 
 
-TABLES: dict[str, Callable[[Setting], TableItem]] = {
-    function.__name__: function
-    for function in (
-        table1, table2, table3, table4, table5, table6, table7, table8, table9, table10, table11, table12,
-    )
-}  # fmt: skip
+_ALL = (table1, table2, table3, table4, table5, table6, table7, table8, table9, table10, table11, table12)
+TABLES: dict[str, Callable[[Setting], TableItem]] = {function.__name__: function for function in _ALL}
 """By the names of the command line."""
 
 
@@ -212,7 +187,7 @@ def _autoencoders(setting: Setting) -> Iterable[tuple[str, PlannedAutoencoder | 
     for name in expected.TABLE_13:
         base = setting.autoencoders.get(name)
         yield name, None if base is None else setting.base(base)
-        yield f"{name} + EQ-VAE", None if base is None else equivariant(setting, base)
+        yield name + _OURS, None if base is None else equivariant(setting, base)
     for name in setting.extra:
         yield name, setting.base(name)
 
@@ -239,26 +214,36 @@ def _ablation(
     setting: Setting, paper: PaperTable, arms: Mapping[str, PlannedAutoencoder | None], keys: str
 ) -> TableItem:
     """DiT-B on several autoencoders, each compared with the first."""
-    rows = [
-        _autoencoder_row(setting, paper, label, autoencoder, with_generator=True) for label, autoencoder in arms.items()
-    ]
-    rows = [rows[0], *(replace(row, against=rows[0].label) for row in rows[1:])]
+    first, rows = next(iter(arms)), []
+    for label, autoencoder in arms.items():
+        row = _autoencoder_row(setting, paper, label, autoencoder, with_generator=True)
+        rows.append(replace(row, against="" if label == first else first))
     return _table(setting, paper, keys, rows, _SEEDS, _SCALE)
 
 
+def _over_steps(setting: Setting, paper: PaperTable, families: Mapping[str, Family]) -> TableItem:
+    """XL generators on published and on our latents; ours compared with the published of the same steps."""
+    base, ours = _base_and_ours(setting)
+    rows = []
+    for label in paper.rows:
+        model, steps = label.split(", ")
+        arm = _arm(setting, families[model.removesuffix(_OURS)], ours if model.endswith(_OURS) else base)
+        other = label.replace(_OURS, "")
+        against = other if other != label and other in paper.rows else ""
+        rows.append(replace(_at_step(paper, label, arm, _SHARES[steps]), against=against))
+    return _table(setting, paper, _SAMPLE_KEYS, rows, _SEEDS, _WATCH)
+
+
 def _maskgit(setting: Setting, paper: PaperTable, keys: str) -> TableItem:
+    """MaskGIT over epochs; the first row, the original's own figures, is not run."""
     name = setting.autoencoders["VQ-GAN"]
     base, ours = setting.base(name), equivariant(setting, name)
-    rows = []
-    for label, figures in paper.rows.items():
-        epochs = int(label.split()[-2])
-        if label.startswith("MaskGIT,"):  # the original's own figures
-            rows.append(Row(label=label, expected=figures, cells={}))
-        else:
-            autoencoder = ours if "EQ-VAE" in label else base
-            row = _at_step(paper, label, _arm(setting, "maskgit", autoencoder), epochs / 300)
-            is_last = autoencoder == ours and epochs == 300
-            rows.append(replace(row, against="MaskGIT (PyTorch), 300 epochs" if is_last else ""))
+    original, pytorch, *_, last = paper.rows
+    rows = [Row(label=original, expected=paper.rows[original], cells={})]
+    for label in list(paper.rows)[1:]:
+        arm = _arm(setting, "maskgit", base if label == pytorch else ours)
+        row = _at_step(paper, label, arm, int(label.split()[-2]) / 300)
+        rows.append(replace(row, against=pytorch if label == last else ""))
     return _table(setting, paper, keys, rows, _SEEDS, _WATCH)
 
 
@@ -267,9 +252,7 @@ def _at_step(paper: PaperTable, label: str, arm: Arm, share: float) -> Row:
     setting = arm.setting
     config = setting.training[arm.family]
     step = round(share * config.max_steps)
-    cells: dict[str, Cell] = {}
-    if share == 1.0:
-        cells = score_cells(setting, arm.scored(guided=False))
+    cells = score_cells(setting, arm.scored(guided=False)) if share == 1.0 else {}
     is_whole = math.isclose(share * config.max_steps, step) and step > 0
     if share == 1.0 or (is_whole and step % (config.sample_every or 1) == 0):
         is_guided = setting.sampling[arm.family].guidance_scale != 1.0

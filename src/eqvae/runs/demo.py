@@ -1,13 +1,13 @@
 """`eqvae demo`: the packaged autoencoder fine-tuned on built-in photographs, measured before and after, reported."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from eqvae.autoencoders import load_autoencoder
 from eqvae.drawing import write_report
 from eqvae.runs.evaluate import EvaluateConfig, evaluate
 from eqvae.runs.finetune import FinetuneConfig, finetune
+from eqvae.runs.finetune_run import describe_errors
+from eqvae.runtime.journal import say
 from eqvae.runtime.run_folder import from_flat
 
 
@@ -30,11 +30,7 @@ def command(config: DemoConfig) -> str | None:
     figures = demo(config)
     if figures is None:
         return None
-    return (
-        f"equivariance error {figures['equivariance_error_rotation']:.3f} (rotation), "
-        f"{figures['equivariance_error_scale']:.3f} (scale), PSNR {figures['psnr_db']:.2f} dB\n"
-        f"{config.out / 'report.html'}"
-    )
+    return f"{describe_errors(figures)}\n{config.out / 'report.html'}"
 
 
 def demo(config: DemoConfig) -> dict[str, float | int] | None:
@@ -69,19 +65,14 @@ def demo(config: DemoConfig) -> dict[str, float | int] | None:
         seed=config.seed,
     ).resolved()
     before, after = config.out / "before", config.out / "after"
-    _say("1/4  measuring the packaged autoencoder 'tiny-kl' on held-out photographs")
-    evaluate(EvaluateConfig(autoencoder="tiny-kl", data="photos", out=before), load_autoencoder("tiny-kl"))
-    _say(f"2/4  fine-tuning it with EQ-VAE for {config.max_steps} steps on other photographs")
+    say("1/4  measuring the packaged autoencoder 'tiny-kl' on held-out photographs")
+    evaluate(EvaluateConfig(autoencoder="tiny-kl", data="photos", out=before))
+    say(f"2/4  fine-tuning it with EQ-VAE for {config.max_steps} steps on other photographs")
     finetune(training)
-    _say("3/4  measuring it again")
-    tuned = str(training.out)
-    figures = evaluate(EvaluateConfig(autoencoder=tuned, data="photos", out=after), load_autoencoder(tuned))
+    say("3/4  measuring it again")
+    figures = evaluate(EvaluateConfig(autoencoder=str(training.out), data="photos", out=after))
     if figures is None:
         return None
-    _say("4/4  drawing the report")
+    say("4/4  drawing the report")
     write_report([before, after, training.out], config.out / "report.html")
     return figures
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201

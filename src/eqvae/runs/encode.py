@@ -10,7 +10,7 @@ import os
 import shlex
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated
@@ -247,21 +247,19 @@ class EncodeRun:
             ThreadPoolExecutor(1) as writer,
             self.processes.progress("encode", total=total, unit="image") as progress,
         ):
-            writing: Future[None] | None = None
+            writing = writer.submit(lambda: None)
             for number, own in parts.items():
                 made = []
                 for batch in itertools.islice(batches, len(own)):
                     made.append(self._encode(batch))
                     if progress is not None:
                         progress.advance(len(batch.indices) + len(batch.broken))
-                    if writing is not None and writing.done():
+                    if writing.done():
                         writing.result()  # an error of the thread is told now, not a shard later
                     self._stop_if_asked()
-                if writing is not None:
-                    writing.result()
-                writing = writer.submit(self._write, number, made)
-            if writing is not None:
                 writing.result()
+                writing = writer.submit(self._write, number, made)
+            writing.result()
 
     def finish(self) -> dict[str, float | int]:
         """Wait for the other processes' shards, then write the index and the figures."""

@@ -1,7 +1,7 @@
 """`eqvae evaluate`: an autoencoder and images in, `metrics.json` and pictures out."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -132,7 +132,7 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
     processes = join_processes(device)
     measures = choose_measures(config, processes.device)
     lpips = lpips_is_cached() if config.lpips is None else config.lpips
-    parts = batches[processes.own_part(len(batches))]
+    parts, own_broken = batches[processes.own_part(len(batches))], list[str]()
     with (
         notice_lost_process("the same command measures anew"),
         stop_on_signals() as stop,
@@ -144,10 +144,9 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
             if index < len(batches) // processes.count and processes.any(bool(stop)):
                 raise Interrupted(f"{stop.signal_name or 'a signal'}; the same command measures anew")
 
-        images = _Images(config=config, source=source, parts=parts, before_batch=stop_if_asked)
         figures, _, pictures = evaluate_autoencoder(
             place(autoencoder, processes.device),
-            images,
+            _read(config, source, parts, own_broken, before_batch=stop_if_asked),
             processes=processes,
             precision=config.precision,
             transforms=evaluation_transforms(config.interpolation, config.antialias),
@@ -156,7 +155,7 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
             measures=measures,
             on_batch=progress.advance if progress is not None else lambda num_images: None,
         )
-    broken = [name for names in processes.gather(images.broken) for name in names]
+    broken = [name for names in processes.gather(own_broken) for name in names]
     if broken:
         check_broken(source.name, len(source), len(broken), broken[0])
     with folder.hold(config, processes, seed=None, anew=(METRICS, SPECTRUM), fingerprint=fingerprint):
@@ -173,28 +172,20 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
     return figures
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Images:
-    """One process's part of the images, a batch at a time."""
-
-    config: EvaluateConfig
-    source: ImageSource
-    parts: Sequence[range]
-    before_batch: Callable[[int], None]
-    """Called with each batch's number."""
-    broken: list[str] = field(default_factory=list)
-    """Names of the images that could not be read, as they are met."""
-
-    def __iter__(self) -> Iterator[Tensor]:
-        """Read; x in [-1, 1]."""
-        batches = encoding_batches(
-            self.source, image_size_px=self.config.image_size, parts=self.parts, num_workers=self.config.num_workers
-        )
-        for index, batch in enumerate(batches):
-            self.before_batch(index)
-            self.broken.extend(batch.broken)
-            if batch.indices:
-                yield to_images(tuple(batch.crops.numpy()))
+def _read(
+    config: EvaluateConfig,
+    source: ImageSource,
+    parts: Sequence[range],
+    broken: list[str],
+    before_batch: Callable[[int], None],
+) -> Iterator[Tensor]:
+    """Read images in [-1, 1], a part at a time, and note the names of those that can't be read."""
+    batches = encoding_batches(source, image_size_px=config.image_size, parts=parts, num_workers=config.num_workers)
+    for index, batch in enumerate(batches):
+        before_batch(index)
+        broken.extend(batch.broken)
+        if batch.indices:
+            yield to_images(tuple(batch.crops.numpy()))
 
 
 def _cut(config: EvaluateConfig, source: ImageSource) -> list[range]:

@@ -117,12 +117,11 @@ def command(config: FinetuneConfig) -> str | None:
     figures = finetune(config)
     if figures is None:
         return None
-    before, after = figures["before_equivariance_error_rotation"], figures["equivariance_error_rotation"]
-    before_scale, after_scale = figures["before_equivariance_error_scale"], figures["equivariance_error_scale"]
-    return (
-        f"equivariance error: rotation {before:.3f} -> {after:.3f}, scale {before_scale:.3f} -> {after_scale:.3f}; "
-        f"PSNR {figures['before_psnr_db']:.2f} -> {figures['psnr_db']:.2f} dB; model in '{config.out}'"
+    rotation, scale, psnr = (
+        f"{figures[f'before_{name}']:.{digits}f} -> {figures[name]:.{digits}f}"
+        for name, digits in (("equivariance_error_rotation", 3), ("equivariance_error_scale", 3), ("psnr_db", 2))
     )
+    return f"equivariance error: rotation {rotation}, scale {scale}; PSNR {psnr} dB; model in '{config.out}'"
 
 
 def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> dict[str, Any] | None:

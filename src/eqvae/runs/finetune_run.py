@@ -129,7 +129,9 @@ class FinetuneRun:
         if processes.is_first:
             _draw(pictures, config.out / VALIDATION / f"step_{step:06d}.png")
             if 0 < step < config.training.max_steps:
-                say(_validation_line(step, figures))
+                used = figures.get("codebook_usage")
+                codes = "" if used is None else f", {100 * used:.1f}% of the codes used"
+                say(f"step {step}: {describe_errors(figures)}{codes}")
         return figures
 
     def _finish(self, base_fingerprint: str) -> dict[str, Any]:
@@ -226,14 +228,10 @@ def _draw(pictures: Pictures, path: Path) -> None:
     write_atomically(path, lambda temporary: save_image(rows, temporary, nrow=len(x), format="png"))
 
 
-def _validation_line(step: int, figures: dict[str, float | int]) -> str:
-    line = (
-        f"step {step}: equivariance error {figures['equivariance_error_rotation']:.3f} (rotation), "
-        f"{figures['equivariance_error_scale']:.3f} (scale), PSNR {figures['psnr_db']:.2f} dB"
-    )
-    if "codebook_usage" in figures:
-        line += f", {100 * figures['codebook_usage']:.1f}% of the codes used"
-    return line
+def describe_errors(figures: Mapping[str, float]) -> str:
+    """Say what a validation comes to."""
+    rotation, scale = (figures[f"equivariance_error_{kind}"] for kind in ("rotation", "scale"))
+    return f"equivariance error {rotation:.3f} (rotation), {scale:.3f} (scale), PSNR {figures['psnr_db']:.2f} dB"
 
 
 def _open_board(config: FinetuneConfig, step: int, processes: Processes) -> contextlib.AbstractContextManager[Any]:

@@ -1,6 +1,6 @@
 """`eqvae rank`: which autoencoder's latents a generator learns best, and which measures would have told without one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,16 +9,16 @@ import tyro
 
 from eqvae.errors import UserError
 from eqvae.paper.arms import Arm, distance_key, evaluation
-from eqvae.paper.cells import gfid_cell
+from eqvae.paper.cells import by_seed, gfid_cell
 from eqvae.paper.execution import carry_out
 from eqvae.paper.plan import Plan, PlannedRun
 from eqvae.paper.results import RANKING, Contestant, write_ranking
 from eqvae.paper.settings import SETTINGS, Family, Setting
-from eqvae.runs.reproduce import ReproduceConfig, make_setting, split_name
+from eqvae.runs.reproduce import PlanConfig, make_setting, split_name
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankConfig:
+class RankConfig(PlanConfig):
     """Rank autoencoders by how well one small generator learns their latents: same budget, seeds and normalization."""
 
     autoencoders: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[NAME=]AUTOENCODER ...")]
@@ -33,26 +33,11 @@ class RankConfig:
     generator: Literal["dit", "sit"] = "dit"
     """What is trained on continuous latents; on tokens it is a MaskGIT."""
 
-    data: str | None = None
-    """DATA of the generators; None: CIFAR-10's or ImageNet's training images from the hub."""
-
-    reference_data: str | None = None
-    """What samples are measured against: DATA, or ADM's reference batch, which `paper` needs."""
-
-    validation_data: str | None = None
-    """DATA that autoencoders are evaluated on; None: `reference_data` for `tiny`, ImageNet's validation images."""
-
     image_size: int | None = None
     """Side of all images, in px; None: 32 for `tiny`, 256 for `paper`."""
 
     max_steps: int | None = None
     """Of each generator; None: the scale's."""
-
-    seeds: int | None = None
-    """Seeds of each generator; None: 3 for `tiny`, 1 for `paper`."""
-
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
 
 
 def command(config: RankConfig) -> str | None:
@@ -64,7 +49,9 @@ def command(config: RankConfig) -> str | None:
 def rank(config: RankConfig, settings: Mapping[str, Setting] = SETTINGS) -> Path | None:
     """Do what is left of the runs, and write the ranking; returns its page, in all processes but the first None."""
     setting, contestants = make_contestants(config, settings)
-    plan = Plan.of(run for runs in _by_seed(contestants) for run in runs)
+    # Evaluations first, then each contestant's first seed, and so on: something can be compared early.
+    trained = by_seed([each.distance.runs for each in contestants])
+    plan = Plan.of((*(each.evaluation for each in contestants), *trained))
 
     def write(finished: PlannedRun | None = None) -> None:
         write_ranking(contestants, config.out, metric=distance_key(setting), scale=setting.name)
@@ -85,14 +72,7 @@ def make_contestants(
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"two autoencoders are called '{name}'", "Give names: NAME=AUTOENCODER")
-    setting = make_setting(
-        ReproduceConfig(
-            items=(), out=config.out, scale=config.scale, data=config.data, reference_data=config.reference_data,
-            validation_data=config.validation_data, autoencoder=config.autoencoders, seeds=config.seeds,
-            device=config.device,
-        ),
-        settings,
-    )  # fmt: skip
+    setting = make_setting(config, config.autoencoders, settings)
     if config.image_size is not None:
         setting = setting.with_all("image_size", config.image_size)
     bases = [setting.base(name) for name in names]
@@ -110,9 +90,3 @@ def make_contestants(
         )
         for base in bases
     )
-
-
-def _by_seed(contestants: Sequence[Contestant]) -> list[tuple[PlannedRun, ...]]:
-    """Evaluations first, then each contestant's first seed, and so on: something can be compared early."""
-    seeds = zip(*(each.distance.runs for each in contestants), strict=True)
-    return [tuple(each.evaluation for each in contestants), *seeds]

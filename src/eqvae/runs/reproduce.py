@@ -27,7 +27,31 @@ Item = TableItem | FigureItem
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReproduceConfig:
+class PlanConfig:
+    """On what a plan's runs depend, for a reproduction and for a ranking."""
+
+    out: Path
+
+    scale: Literal["tiny", "paper"] = "tiny"
+
+    data: str | None = None
+    """DATA of the generators; None: CIFAR-10's or ImageNet's training images from the hub."""
+
+    reference_data: str | None = None
+    """What samples are measured against: DATA, or ADM's reference batch, which `paper` needs."""
+
+    validation_data: str | None = None
+    """DATA that autoencoders are evaluated on; None: `reference_data` for `tiny`, ImageNet's validation images."""
+
+    seeds: int | None = None
+    """Seeds of each generator; None: 3 for `tiny`, 1 for `paper`."""
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceConfig(PlanConfig):
     """Reproduce tables and figures of the paper: plan their runs, do or resume them, write what they show."""
 
     items: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ITEM ...")]
@@ -39,34 +63,18 @@ class ReproduceConfig:
     scale: Literal["tiny", "paper"] = "tiny"
     """`tiny`: CIFAR-10 on two CPU cores. `paper`: ImageNet, as the paper did."""
 
-    data: str | None = None
-    """DATA of the generators; None: CIFAR-10's or ImageNet's training images from the hub."""
-
-    reference_data: str | None = None
-    """What samples are measured against: DATA, or ADM's reference batch, which `paper` needs."""
-
     finetune_data: str | None = None
     """DATA of fine-tuning; None: `data` for `tiny`. `paper` needs OpenImages."""
 
-    validation_data: str | None = None
-    """DATA that autoencoders are evaluated on; None: `reference_data` for `tiny`, ImageNet's validation images."""
-
     autoencoder: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="[NAME=]AUTOENCODER")] = ()
     """A further row of Tables 1 and 12, or, with the NAME of a base, where its weights are; may be given repeatedly."""
-
-    seeds: int | None = None
-    """Seeds of each generator; None: 3 for `tiny`, 1 for `paper`."""
-
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
 
     device_name: str = "h100"
     """Whose hours --dry-run estimates."""
 
     dry_run: bool = False
     """Print the runs with their state, FLOPs, hours and disk, and stop. Estimates leave out optimizers, the
-    discriminator, REPA's projector, reading and writing files, and on disk all but weights, latents and samples: some
-    percent."""
+    discriminator, reading and writing files, and on disk all but weights, latents and samples: some percent."""
 
 
 def command(config: ReproduceConfig) -> str | None:
@@ -78,7 +86,8 @@ def command(config: ReproduceConfig) -> str | None:
 
 def reproduce(config: ReproduceConfig, settings: Mapping[str, Setting] = SETTINGS) -> list[Path]:
     """Do what is left of the runs, and write the items; returns their files, in all processes but the first none."""
-    items = make_items(config.items, make_setting(config, settings))
+    setting = make_setting(config, config.autoencoder, settings, finetune_data=config.finetune_data)
+    items = make_items(config.items, setting)
     plan = Plan.of(run for item in items for run in item.runs)
 
     def write(finished: PlannedRun | None = None) -> list[Path]:
@@ -92,7 +101,7 @@ def _describe(config: ReproduceConfig) -> str:
     """Work out what a reproduction would do and cost. Nothing is written, and no default data are opened."""
     if config.device_name not in DEVICES:
         raise UserError(f"--device-name '{config.device_name}' is not known", nearest_name(config.device_name, DEVICES))
-    setting = make_setting(config)
+    setting = make_setting(config, config.autoencoder, finetune_data=config.finetune_data)
     items = {item.item: item.runs for item in make_items(config.items, setting)}
     plan = Plan.of(run for runs in items.values() for run in runs)
     plan.check_saved()
@@ -104,7 +113,13 @@ def _describe(config: ReproduceConfig) -> str:
     return describe_plan(plan, items, setting, config.device_name)
 
 
-def make_setting(config: ReproduceConfig, settings: Mapping[str, Setting] = SETTINGS) -> Setting:
+def make_setting(
+    config: PlanConfig,
+    autoencoders: Sequence[str],
+    settings: Mapping[str, Setting] = SETTINGS,
+    *,
+    finetune_data: str | None = None,
+) -> Setting:
     """Apply the command line to a scale."""
     setting = settings[config.scale]
     if config.seeds is not None:
@@ -114,10 +129,10 @@ def make_setting(config: ReproduceConfig, settings: Mapping[str, Setting] = SETT
     setting = setting.with_data(
         data=config.data,
         reference_data=config.reference_data,
-        finetune_data=config.finetune_data,
+        finetune_data=finetune_data,
         validation_data=config.validation_data,
     )
-    for given in config.autoencoder:
+    for given in autoencoders:
         name, location = split_name(given)
         setting = replace(setting, bases={**setting.bases, name: describe_base(name, location)})
         if name not in (*setting.autoencoders.values(), setting.generator_base, *setting.extra):

@@ -138,10 +138,8 @@ def score(config: ScoreConfig) -> dict[str, Any] | None:
         check_comparable(samples=_expected(config, samples, extractor), reference=reference.provenance)
         known = reference
     else:
-        known = _read(reference, reference_indices, "reference", config, extractor, processes)
+        known = read_reference(reference, reference_indices, config, extractor, processes)
         broken = reference.broken
-        if config.features == INCEPTION and (npz := Path(config.reference).expanduser()).suffix == ".npz":
-            known = with_adm_moments(known, npz) if moments_in(npz) else known
     statistics = _read(samples, sample_indices, "samples", config, extractor, processes, keep_logits=True)
     if not processes.is_first:
         return None
@@ -227,17 +225,26 @@ def _choose(images: ImageSet, wanted: int | None, flag: str, *, spread: bool) ->
     return range(0, len(images), len(images) // wanted)[:wanted] if spread else range(wanted)
 
 
+def read_reference(
+    images: ImageSet, indices: range, config: Any, extractor: FeatureExtractor, processes: Processes
+) -> FeatureStatistics:
+    """Extract the features of a reference; where an ADM batch holds moments of more images, these count."""
+    statistics, npz = _read(images, indices, "reference", config, extractor, processes), Path(config.reference)
+    is_adm = config.features == INCEPTION and npz.suffix == ".npz" and moments_in(npz.expanduser())
+    return with_adm_moments(statistics, npz.expanduser()) if is_adm else statistics
+
+
 def _read(
     images: ImageSet,
     indices: range,
     title: str,
-    config: ScoreConfig,
+    config: Any,
     extractor: FeatureExtractor,
     processes: Processes,
     *,
     keep_logits: bool = False,
 ) -> FeatureStatistics:
-    """Extract the features of one set, and show how far it has come."""
+    """Extract the features of one set as a configuration says, and show how far it has come."""
     num_own = -(-len(indices) // processes.count)
     with processes.progress(title, total=num_own, unit="image") as progress:
         return compute_statistics(

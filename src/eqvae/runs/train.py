@@ -1,51 +1,49 @@
 """`eqvae train RECIPE --latents DIR --out DIR`: a generator learns the latents of a cache."""
 
 import json
-from collections.abc import Callable
-from collections.abc import Generator as Draws
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor
+from accelerate import Accelerator
+from torch import Tensor, nn
 
-from eqvae.artifacts.files import load_strictly
-from eqvae.artifacts.names import CHECKPOINT, CONTACT_SHEETS, METRICS, contact_sheet_name
+from eqvae.artifacts.files import write_json
+from eqvae.artifacts.names import CHECKPOINT, CONTACT_SHEETS, METRICS, SNAPSHOTS, contact_sheet_name
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
-from eqvae.generators.checkpoints import Generator, GeneratorCard, build_generator, read_generator
-from eqvae.generators.families import Backbone, BackboneConfig, Recipe
-from eqvae.generators.protocol import LatentSpecification, Objective
-from eqvae.generators.repa import TEACHER_TOKENS
-from eqvae.generators.transformer import TransformerConfig
+from eqvae.generators.checkpoints import Generator, GeneratorCard, Weights, build_generator, write_generator
+from eqvae.generators.protocol import Objective
 from eqvae.images.image_sets import open_reference
-from eqvae.latents.batches import training_batches
-from eqvae.latents.cache import MEASURED, LatentBatch, LatentCache, check_autoencoder
-from eqvae.latents.teaching import TeacherTokens, teach
+from eqvae.latents.cache import check_autoencoder
 from eqvae.metrics.frechet import FeatureMoments, frechet_distance
 from eqvae.metrics.statistics import FeatureStatistics, compute_statistics, holds_statistics
 from eqvae.networks.features import FeatureExtractor, load_features, metric_key
-from eqvae.runs.train_config import FREE_TO_CHANGE, TrainConfig
-from eqvae.runs.train_run import Run, transformer_flops
-from eqvae.runtime.device import choose_device, place
-from eqvae.runtime.journal import Journal, installed_version
-from eqvae.runtime.processes import Processes, join_processes, stop_on_signals
-from eqvae.runtime.run_folder import RunFolder, flat
+from eqvae.runs.train_config import (
+    FREE_TO_CHANGE,
+    Batches,
+    TrainConfig,
+    begin_from,
+    describe_plan,
+    make_plan,
+    transformer_flops,
+)
+from eqvae.runtime.device import choose_device, matrix_peak_flops_per_sec, place
+from eqvae.runtime.journal import Journal
+from eqvae.runtime.processes import Processes, StopRequest, join_processes, stop_on_signals
+from eqvae.runtime.run_folder import RunFolder
 from eqvae.runtime.seeds import generator_for
 from eqvae.sampling.config import SamplerConfig
 from eqvae.sampling.draw import Drawer, contact_sheet, sheet_indices
-from eqvae.training.generator_step import TrainingBatch, build_state
+from eqvae.training.generator_step import TrainingBatch, TrainState, build_state, train_step
+from eqvae.training.loop import Loop, Schedule
 
-_WEIGHTS = 2  # what a random stream is for
+_DRAWS, _WEIGHTS = 1, 2  # what a random stream is for
 
 _WATCH_BATCH_SIZE = 50
-
-_BYTES_PER_PARAMETER = 4 + 4 + 8 + 4
-"""Weight, gradient, two moments of AdamW, moving average; all fp32."""
-
-_MODELLED = {"moments": "latents", "tokens": "tokens"}
 
 
 def command(config: TrainConfig) -> str | None:
@@ -83,9 +81,10 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
         )
     if done["num_steps"] == config.max_steps:
         return done if processes.is_first else None
-    autoencoder = load_decoder(plan.cache, config.autoencoder, processes.device)
+    autoencoder = load_autoencoder(plan.decoder)
+    check_autoencoder(plan.cache, fingerprint=autoencoder.fingerprint(), name=plan.decoder)
     reference = load_reference(config, plan.cache.index.image_size_px, processes)
-    card = _card(plan)
+    card = plan.card()
     transformer = plan.transformer.build(generator=generator_for(config.seed, _WEIGHTS))
     if config.init is not None and not (config.out / CHECKPOINT).exists():
         begin_from(config.init, transformer, plan)
@@ -101,167 +100,128 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
             state=state,
             objective=plan.objective,
             card=card,
-            batches=_batches(plan, processes),
+            batches=plan.batches(processes),
             watch=SampleWatch(
                 config=config,
                 generator=lambda: build_generator(card, state.average.weights(), source="the averaged weights"),
-                autoencoder=autoencoder,
+                autoencoder=place(autoencoder, processes.device),
                 reference=reference,
                 processes=processes,
             ),
-            journal=None,
             stop=stop,
         )
-        run.resume()
-        run.journal = Journal(config.out, keep_up_to_step=state.step) if processes.is_first else None
         figures = run.train()
     return figures if processes.is_first else None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a configuration asks for, resolved against its cache."""
+@dataclass(kw_only=True)
+class Run:
+    """One process's part of a run."""
 
     config: TrainConfig
-    recipe: Recipe
-    cache: LatentCache
+    processes: Processes
+    state: TrainState
     objective: Objective
-    transformer: BackboneConfig
-    teacher: TeacherTokens | None
+    card: GeneratorCard
+    batches: Batches
+    watch: Callable[[int], dict[str, float | int]]
+    """Samples from the exported weights after a step, draws pictures, and measures what it was asked to."""
+    stop: StopRequest
+    loop: Loop[TrainingBatch] = field(init=False)
+    shared: nn.Module = field(init=False)
+    """The learner as all processes train it."""
 
+    def __post_init__(self) -> None:
+        """Set up the loop."""
+        config = self.config
+        self.loop = Loop(
+            title="train",
+            out=config.out,
+            processes=self.processes,
+            schedule=Schedule(
+                max_steps=config.max_steps, batch_size=config.batch_size, log_every=config.log_every,
+                checkpoint_every=config.checkpoint_every, watch_every=config.sample_every or 1, watch_last=True,
+            ),
+            state=self.state,
+            batches=self.batches,
+            take_step=self._step,
+            watch=self._watch,
+            stop=self.stop,
+            shown={"loss": "loss", "images_per_sec": "images_per_sec"},
+            mend="Start again in another --out with a lower --learning-rate, or with --max-grad-norm 1",
+        )  # fmt: skip
 
-def make_plan(config: TrainConfig, processes: Processes) -> Plan:
-    """Open the cache and resolve the recipe against it."""
-    recipe = config.find_recipe()
-    cache = LatentCache.open(config.latents, normalization=config.dit.normalization if config.dit else MEASURED)
-    if recipe.models != cache.index.kind:
-        holds = _MODELLED[cache.index.kind]
-        raise UserError(f"'{recipe}' models {_MODELLED[recipe.models]}; '{config.latents}' holds {holds}", recipe.mend)
-    if config.batch_size % (processes.count * config.gradient_accumulation_steps):
-        raise UserError(
-            f"--batch-size {config.batch_size} can't be split over {processes.count} processes and "
-            f"{config.gradient_accumulation_steps} equal parts",
-            f"Choose a multiple of {processes.count * config.gradient_accumulation_steps}",
+    def train(self) -> dict[str, Any]:
+        """Go on from the checkpoint where there is one, take all steps that are left, and write the final figures."""
+        config, state, loop = self.config, self.state, self.loop
+        loop.resume()
+        loop.journal = Journal(config.out, keep_up_to_step=state.step) if self.processes.is_first else None
+        self.shared = self._share()
+        if state.step < config.max_steps:
+            peak = matrix_peak_flops_per_sec(self.processes.device, config.precision) * self.processes.count
+            share_per_rate = 3.0 * transformer_flops(state.transformer.config) / peak
+            loop.figures_of_rate = lambda images_per_sec: {"share_of_peak": images_per_sec * share_per_rate}
+        loop.train()
+        return self._finish()
+
+    def _finish(self) -> dict[str, Any]:
+        config, state, loop = self.config, self.state, self.loop
+        metrics = loop.last_figures | {
+            "num_steps": state.step,
+            "num_images": state.step * config.batch_size,
+            "num_parameters": state.transformer.num_parameters(),
+            "training_sec": loop.training_sec,
+            "training_images_per_sec": state.step * config.batch_size / max(loop.training_sec, 1e-9),
+        }
+        if self.processes.is_first:
+            write_json(config.out / METRICS, metrics)
+        self.processes.wait()
+        return metrics
+
+    def _share(self) -> nn.Module:
+        """The learner, compiled where asked for, wrapped where several processes average their gradients."""
+        learner = self.state.learner
+        if self.config.gradient_checkpointing:
+            learner.transformer.gradient_checkpointing = True
+        if self.config.compile:
+            learner.transformer.compile()  # in place, so that the weights keep their names
+        if self.processes.count == 1:
+            return learner
+        # The precision is ours to choose, whatever `accelerate config` says.
+        return Accelerator(cpu=self.processes.device.type == "cpu", mixed_precision="no").prepare_model(learner)
+
+    def _step(self, batch: TrainingBatch) -> dict[str, Tensor]:
+        """Draw the step's randomness for the global batch, take this process's rows, and step."""
+        state, device = self.state, self.processes.device
+        draws = self.objective.draw(
+            self.config.batch_size, self.card.transformer.latents, generator_for(self.config.seed, state.step, _DRAWS)
         )
-    channels, height, width = cache.latent_shape
-    latents = LatentSpecification(
-        channels=cache.index.codebook_size or channels,
-        height=height,
-        width=width,
-        num_classes=cache.index.num_classes or 0,
-    )
-    objective = recipe.objective(latents, label_dropout=config.label_dropout)
-    transformer, teacher = recipe.transformer(latents), None
-    if config.repa is not None:
-        teacher = teach(config.repa, cache, transformer.grid, processes)
-        transformer = replace(cast(TransformerConfig, transformer), teacher_channels=teacher.channels)
-    return Plan(
-        config=config, recipe=recipe, cache=cache, objective=objective, transformer=transformer, teacher=teacher
-    )
+        first = self.processes.rank * len(batch.latents)
+        own = {name: value[first : first + len(batch.latents)] for name, value in draws.items()} | batch.draws
+        return train_step(
+            state,
+            replace(
+                batch,
+                latents=batch.latents.to(device, non_blocking=True),
+                labels=batch.labels.to(device, non_blocking=True),
+                draws={name: value.to(device, non_blocking=True) for name, value in own.items()},
+            ),
+            self.config,
+            self.shared,
+        )
 
-
-def describe_plan(config: TrainConfig) -> dict[str, Any]:
-    """Work out what a run would do and cost: `--dry-run`."""
-    config = config.resolved()
-    plan = make_plan(config, join_processes(choose_device(config.device)))
-    with torch.device("meta"):
-        num_parameters = plan.transformer.build().num_parameters()
-    flops_per_step = 3 * transformer_flops(plan.transformer) * config.batch_size
-    rows, columns = plan.transformer.grid
-    latents = plan.transformer.latents
-    return {
-        "config": flat(config),
-        "num_parameters": num_parameters,
-        "latent_size": [plan.cache.index.latent_channels, latents.height, latents.width],
-        "codebook_size": plan.cache.index.codebook_size,
-        "num_tokens": rows * columns,
-        "num_classes": latents.num_classes,
-        "num_images": len(plan.cache),
-        "epochs": config.max_steps * config.batch_size / len(plan.cache),
-        "tflops_per_step": flops_per_step / 1e12,
-        "tflops_total": flops_per_step * config.max_steps / 1e12,
-        "state_gib": _BYTES_PER_PARAMETER * num_parameters / 2**30,
-    }
-
-
-def begin_from(run: Path, transformer: Backbone, plan: Plan) -> None:
-    """Replace first weights by the averaged ones of another run: `--init`."""
-    generator = read_generator(run)
-    theirs, own = generator.card.transformer.latents, plan.transformer.latents
-    differences = (
-        ("a", f"'{generator.card.recipe}'", f"'{plan.recipe}'"),
-        ("of", f"{theirs.num_classes} classes", f"{own.num_classes} classes"),
-        ("of latents of", " x ".join(map(str, theirs.shape)), " x ".join(map(str, own.shape))),
-        ("trained on", _describe_path(generator.card.interpolant), _describe_path(plan.recipe.interpolant)),
-    )
-    for what, there, here in differences:
-        if there != here:
-            raise UserError(f"--init '{run}' is {what} {there}, this run {what} {here}", "Name a run that is alike")
-    state = transformer.state_dict()
-    weights = generator.transformer.state_dict()
-    for name, first in state.items():  # another teacher's tokens may be of another width: its projector begins anew
-        if name.startswith("projectors.") and (name not in weights or weights[name].shape != first.shape):
-            weights[name] = first
-    load_strictly(transformer, weights, source=str(run), mend="Choose the same options for the transformer")
-
-
-def _describe_path(interpolant: Any) -> str:
-    return "no path" if interpolant is None else f"path {interpolant.path} and {interpolant.prediction}"
-
-
-def load_decoder(cache: LatentCache, name: str | None, device: torch.device) -> Autoencoder:
-    """Load the autoencoder that made a cache."""
-    name = name or cache.index.autoencoder
-    autoencoder = load_autoencoder(name)
-    check_autoencoder(cache, fingerprint=autoencoder.fingerprint(), name=name)
-    return place(autoencoder, device)
-
-
-def _batches(plan: Plan, processes: Processes) -> Callable[[int, int], Draws[TrainingBatch, None, None]]:
-    """Bind the cache's reader to the run's processes; a teacher's tokens join the draws."""
-    config = plan.config
-
-    def draws(batch: LatentBatch) -> dict[str, Tensor]:
-        return {} if plan.teacher is None else {TEACHER_TOKENS: plan.teacher.tokens(batch.indices, batch.mirrored)}
-
-    def batches(first_step: int, num_steps: int) -> Draws[TrainingBatch, None, None]:
-        for batch in training_batches(
-            plan.cache,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            first_step=first_step,
-            num_steps=num_steps,
-            flip=config.flip,
-            sample=config.dit is not None and config.dit.posterior == "sample",
-            rank=processes.rank,
-            count=processes.count,
-        ):
-            labels = torch.zeros(len(batch.latents), dtype=torch.int64) if batch.labels is None else batch.labels
-            yield TrainingBatch(latents=batch.latents, labels=labels, draws=draws(batch))
-
-    return batches
-
-
-def _card(plan: Plan) -> GeneratorCard:
-    index, normalization = plan.cache.index, plan.cache.normalization
-    return GeneratorCard(
-        family=plan.recipe.family,
-        recipe=str(plan.recipe),
-        transformer=plan.transformer,
-        interpolant=plan.recipe.interpolant,
-        shift=tuple(normalization.shift.tolist()),
-        scale=tuple(normalization.scale.tolist()),
-        autoencoder=plan.config.autoencoder or index.autoencoder,
-        autoencoder_fingerprint=index.fingerprint,
-        image_size_px=index.image_size_px,
-        class_names=index.class_names,
-        num_steps=0,
-        eqvae_version=installed_version("eqvae") or "unknown",
-        schedule=plan.config.maskgit.schedule if plan.config.maskgit else None,
-    )
-
-
-# What is looked at during the run ------------------------------------------------------------------------------------
+    def _watch(self, step: int) -> dict[str, float | int]:
+        """Write the weights to sample from, with power-function averages a snapshot of them, and look at samples."""
+        if self.processes.is_first:
+            weights: dict[Weights, Mapping[str, Tensor]] = {
+                "ema": self.state.average.weights(),
+                "model": self.state.transformer.state_dict(),
+            }
+            write_generator(self.config.out, replace(self.card, num_steps=step), weights)
+            if self.state.power_averages is not None:
+                self.state.power_averages.write_snapshots(self.config.out / SNAPSHOTS)
+        self.processes.wait()
+        return self.watch(step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,16 +260,12 @@ class SampleWatch:
         )
         if self.processes.is_first:
             shown = sheet_indices(config.num_watch_samples, drawer.num_classes)
-            parts = [
-                drawer.images(shown[start : start + _WATCH_BATCH_SIZE])
-                for start in range(0, len(shown), _WATCH_BATCH_SIZE)
-            ]
-            contact_sheet(torch.cat(parts), config.out / CONTACT_SHEETS / contact_sheet_name(step))
+            images = torch.cat(list(_drawn(drawer, shown)))
+            contact_sheet(images, config.out / CONTACT_SHEETS / contact_sheet_name(step))
         if self.reference is None:
             return {}
         moments, own = FeatureMoments(), range(config.num_watch_samples)[self.processes.rank :: self.processes.count]
-        for start in range(0, len(own), _WATCH_BATCH_SIZE):
-            images = drawer.images(own[start : start + _WATCH_BATCH_SIZE])
+        for images in _drawn(drawer, own):
             moments.add(self.reference.extractor.extract(images).pooled)
         moments = moments.summed_over(self.processes)
         statistics = self.reference.statistics
@@ -317,6 +273,11 @@ class SampleWatch:
             moments.mean.cpu(), moments.covariance.cpu(), statistics.mean.cpu(), statistics.covariance.cpu()
         )
         return {metric_key(self.reference.extractor.name): distance, "num_samples": config.num_watch_samples}
+
+
+def _drawn(drawer: Drawer, indices: Sequence[int]) -> Iterator[Tensor]:
+    for start in range(0, len(indices), _WATCH_BATCH_SIZE):
+        yield drawer.images(indices[start : start + _WATCH_BATCH_SIZE])
 
 
 def load_reference(config: TrainConfig, image_size_px: int, processes: Processes) -> Reference | None:
@@ -327,13 +288,14 @@ def load_reference(config: TrainConfig, image_size_px: int, processes: Processes
     path = Path(config.reference).expanduser()
     if holds_statistics(path):
         statistics = FeatureStatistics.load(path)
-        if statistics.provenance.features != extractor.name:
+        if (name := statistics.provenance.features) != extractor.name:
             raise UserError(
-                f"--reference '{path}' holds statistics of {statistics.provenance.features}",
-                f"Use --features {statistics.provenance.features}, or write others with 'eqvae score --save-reference'",
+                f"--reference '{path}' holds statistics of {name}",
+                f"Use --features {name}, or write others with 'eqvae score --save-reference'",
             )
-        return Reference(extractor=extractor, statistics=statistics)
-    images = open_reference(config.reference, image_size_px=image_size_px)
-    indices = range(len(images))
-    statistics = compute_statistics(extractor, images, indices=indices, device=processes.device, processes=processes)
+    else:
+        images = open_reference(config.reference, image_size_px=image_size_px)
+        statistics = compute_statistics(
+            extractor, images, indices=range(len(images)), device=processes.device, processes=processes
+        )
     return Reference(extractor=extractor, statistics=statistics)

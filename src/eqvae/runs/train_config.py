@@ -1,19 +1,40 @@
-"""The configuration of a generator's training. Every field is a flag of `eqvae train`."""
+"""The configuration of a generator's training, whose fields are the flags of `eqvae train`, and what it asks for."""
 
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
+import torch
+from torch import Tensor
 from tyro.conf import AvoidSubcommands, OmitArgPrefixes, Positional, arg
 
+from eqvae.artifacts.files import load_strictly
 from eqvae.errors import UserError
+from eqvae.generators.checkpoints import GeneratorCard, read_generator
 from eqvae.generators.diffusion import DitConfig
-from eqvae.generators.families import PARTS, Recipe, find_recipe
+from eqvae.generators.families import PARTS, Backbone, BackboneConfig, Recipe, find_recipe
 from eqvae.generators.interpolant import SitConfig
 from eqvae.generators.maskgit import MaskgitConfig
-from eqvae.generators.repa import RepaConfig
-from eqvae.runtime.device import Precision
-from eqvae.runtime.run_folder import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, check_ranges
+from eqvae.generators.protocol import LatentSpecification, Objective
+from eqvae.generators.repa import TEACHER_TOKENS, RepaConfig
+from eqvae.generators.transformer import TransformerConfig
+from eqvae.latents.batches import training_batches
+from eqvae.latents.cache import MEASURED, LatentCache
+from eqvae.latents.teaching import TeacherTokens, teach
+from eqvae.runtime.device import Precision, choose_device, count_flops
+from eqvae.runtime.journal import installed_version
+from eqvae.runtime.processes import Processes, join_processes
+from eqvae.runtime.run_folder import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, check_ranges, flat
+from eqvae.training.generator_step import TrainingBatch
+
+_BYTES_PER_PARAMETER = 4 + 4 + 8 + 4
+"""Weight, gradient, two moments of AdamW, moving average; all fp32."""
+
+_MODELLED = {"moments": "latents", "tokens": "tokens"}
+
+Batches = Callable[[int, int], Generator[TrainingBatch, None, None]]
+"""From the first step and the number of steps to this process's batches, without the objective's draws."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,3 +186,148 @@ FREE_TO_CHANGE = frozenset(
      "data", "autoencoder", "cache_teacher"}
 )  # fmt: skip
 """Fields that may differ between a run and its resumption."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a configuration asks for, resolved against its cache."""
+
+    config: TrainConfig
+    recipe: Recipe
+    cache: LatentCache
+    objective: Objective
+    transformer: BackboneConfig
+    teacher: TeacherTokens | None
+
+    @property
+    def decoder(self) -> str:
+        """Where the autoencoder that made the cache is now."""
+        return self.config.autoencoder or self.cache.index.autoencoder
+
+    def batches(self, processes: Processes) -> Batches:
+        """Bind the cache's reader to the run's processes; a teacher's tokens join the draws."""
+        config = self.config
+
+        def batches(first_step: int, num_steps: int) -> Generator[TrainingBatch, None, None]:
+            for batch in training_batches(
+                self.cache,
+                batch_size=config.batch_size,
+                seed=config.seed,
+                first_step=first_step,
+                num_steps=num_steps,
+                flip=config.flip,
+                sample=config.dit is not None and config.dit.posterior == "sample",
+                rank=processes.rank,
+                count=processes.count,
+            ):
+                labels = torch.zeros(len(batch.latents), dtype=torch.int64) if batch.labels is None else batch.labels
+                draws: dict[str, Tensor] = {}
+                if self.teacher is not None:
+                    draws[TEACHER_TOKENS] = self.teacher.tokens(batch.indices, batch.mirrored)
+                yield TrainingBatch(latents=batch.latents, labels=labels, draws=draws)
+
+        return batches
+
+    def card(self) -> GeneratorCard:
+        """Describe the generator before its first step."""
+        index, normalization = self.cache.index, self.cache.normalization
+        return GeneratorCard(
+            family=self.recipe.family,
+            recipe=str(self.recipe),
+            transformer=self.transformer,
+            interpolant=self.recipe.interpolant,
+            shift=tuple(normalization.shift.tolist()),
+            scale=tuple(normalization.scale.tolist()),
+            autoencoder=self.decoder,
+            autoencoder_fingerprint=index.fingerprint,
+            image_size_px=index.image_size_px,
+            class_names=index.class_names,
+            num_steps=0,
+            eqvae_version=installed_version("eqvae") or "unknown",
+            schedule=self.config.maskgit.schedule if self.config.maskgit else None,
+        )
+
+
+def make_plan(config: TrainConfig, processes: Processes) -> Plan:
+    """Open the cache and resolve the recipe against it."""
+    recipe = config.find_recipe()
+    cache = LatentCache.open(config.latents, normalization=config.dit.normalization if config.dit else MEASURED)
+    if recipe.models != cache.index.kind:
+        holds = _MODELLED[cache.index.kind]
+        raise UserError(f"'{recipe}' models {_MODELLED[recipe.models]}; '{config.latents}' holds {holds}", recipe.mend)
+    if config.batch_size % (processes.count * config.gradient_accumulation_steps):
+        raise UserError(
+            f"--batch-size {config.batch_size} can't be split over {processes.count} processes and "
+            f"{config.gradient_accumulation_steps} equal parts",
+            f"Choose a multiple of {processes.count * config.gradient_accumulation_steps}",
+        )
+    channels, height, width = cache.latent_shape
+    latents = LatentSpecification(
+        channels=cache.index.codebook_size or channels,
+        height=height,
+        width=width,
+        num_classes=cache.index.num_classes or 0,
+    )
+    objective = recipe.objective(latents, label_dropout=config.label_dropout)
+    transformer, teacher = recipe.transformer(latents), None
+    if config.repa is not None:
+        teacher = teach(config.repa, cache, transformer.grid, processes)
+        transformer = replace(cast(TransformerConfig, transformer), teacher_channels=teacher.channels)
+    return Plan(
+        config=config, recipe=recipe, cache=cache, objective=objective, transformer=transformer, teacher=teacher
+    )
+
+
+def describe_plan(config: TrainConfig) -> dict[str, Any]:
+    """Work out what a run would do and cost: `--dry-run`."""
+    config = config.resolved()
+    plan = make_plan(config, join_processes(choose_device(config.device)))
+    with torch.device("meta"):
+        num_parameters = plan.transformer.build().num_parameters()
+    flops_per_step = 3 * transformer_flops(plan.transformer) * config.batch_size
+    rows, columns = plan.transformer.grid
+    latents = plan.transformer.latents
+    return {
+        "config": flat(config),
+        "num_parameters": num_parameters,
+        "latent_size": [plan.cache.index.latent_channels, latents.height, latents.width],
+        "codebook_size": plan.cache.index.codebook_size,
+        "num_tokens": rows * columns,
+        "num_classes": latents.num_classes,
+        "num_images": len(plan.cache),
+        "epochs": config.max_steps * config.batch_size / len(plan.cache),
+        "tflops_per_step": flops_per_step / 1e12,
+        "tflops_total": flops_per_step * config.max_steps / 1e12,
+        "state_gib": _BYTES_PER_PARAMETER * num_parameters / 2**30,
+    }
+
+
+def begin_from(run: Path, transformer: Backbone, plan: Plan) -> None:
+    """Replace first weights by the averaged ones of another run: `--init`."""
+    generator = read_generator(run)
+    theirs, own = generator.card.transformer.latents, plan.transformer.latents
+    differences = (
+        ("a", f"'{generator.card.recipe}'", f"'{plan.recipe}'"),
+        ("of", f"{theirs.num_classes} classes", f"{own.num_classes} classes"),
+        ("of latents of", " x ".join(map(str, theirs.shape)), " x ".join(map(str, own.shape))),
+        ("trained on", _describe_path(generator.card.interpolant), _describe_path(plan.recipe.interpolant)),
+    )
+    for what, there, here in differences:
+        if there != here:
+            raise UserError(f"--init '{run}' is {what} {there}, this run {what} {here}", "Name a run that is alike")
+    state = transformer.state_dict()
+    weights = generator.transformer.state_dict()
+    for name, first in state.items():  # another teacher's tokens may be of another width: its projector begins anew
+        if name.startswith("projectors.") and (name not in weights or weights[name].shape != first.shape):
+            weights[name] = first
+    load_strictly(transformer, weights, source=str(run), mend="Choose the same options for the transformer")
+
+
+def _describe_path(interpolant: Any) -> str:
+    return "no path" if interpolant is None else f"path {interpolant.path} and {interpolant.prediction}"
+
+
+def transformer_flops(config: BackboneConfig) -> int:
+    """Count the operations of one image's forward pass, on the meta device."""
+    with torch.device("meta"):
+        return count_flops(config.build(), *config.example())
