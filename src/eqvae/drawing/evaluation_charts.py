@@ -79,7 +79,7 @@ class DistanceChart:
     def summary(self) -> str:
         """All figures, for those who cannot see the chart."""
         return "; ".join(
-            f"{group}: " + ", ".join(f"{bars.name} {_show(bars.values[index])}" for bars in self.entries)
+            f"{group}: " + ", ".join(f"{bars.name} {show_distance(bars.values[index])}" for bars in self.entries)
             for index, group in enumerate(self.groups)
         )
 
@@ -176,8 +176,10 @@ def charts_of_one(charts: Sequence[Chart], name: str) -> list[Chart]:
     return [replace(chart, entries=entries) for chart, entries in alone if entries]
 
 
-def show_distance(value: float) -> str:
+def show_distance(value: float | None) -> str:
     """Print a distance on its bar: rounded down as in the paper, but not to 0."""
+    if value is None:
+        return "not measured"
     if value < 1e-4:
         return "0"
     exact = Decimal(str(value))
@@ -215,10 +217,6 @@ def _groups(evaluations: Sequence[Evaluation], distance: Distance) -> dict[str, 
     groups = {f"s = {scale:.2f}": key for scale, key in scales}
     rotation = f"{distance.key}_rotation"
     return groups | ({"R(θ)": rotation} if rotation in keys else {})
-
-
-def _show(value: float | None) -> str:
-    return "not measured" if value is None else show_distance(value)
 
 
 def _draw_bars(chart: DistanceChart, small: bool, axes: Axes) -> None:

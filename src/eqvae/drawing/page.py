@@ -139,14 +139,11 @@ def write_figures(folders: Sequence[Path], out: Path) -> list[Path]:
     charts += [(_file_name(name), draw_panels(drawn)) for name, drawn in panels if drawn]
     pictures += [(_file_name(f"stages_{item.name}"), draw_stages(stages(item))) for item in trainings if item.sheets]
     pictures += [(_file_name(f"samples_{item.name}"), read_sheet(sample_sheet(item))) for item in contents.sample_sets]
-    written = []
-    for name, picture in pictures:
-        written.append(out / f"{name}.png")
-        write_atomically(written[-1], partial(picture.save, format="png"))
-    for name, chart in charts:
-        written.append(out / f"{name}.svg")
-        write_atomically(written[-1], partial(chart.savefig, format="svg"))
-    return written
+    drawn_files = [(out / f"{name}.png", partial(picture.save, format="png")) for name, picture in pictures]
+    drawn_files += [(out / f"{name}.svg", partial(chart.savefig, format="svg")) for name, chart in charts]
+    for path, write in drawn_files:
+        write_atomically(path, write)
+    return [path for path, _ in drawn_files]
 
 
 def render_report(contents: Contents) -> str:

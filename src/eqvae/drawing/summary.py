@@ -182,12 +182,9 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any], shown: Sequenc
     for metric in shown:
         first, last = metric.of(before), metric.of(after)
         if first is not None and last is not None:
-            change, detail = (
-                metric.show_change(first, last),
-                f"{metric.show(first)} → {metric.show(last)} {metric.unit}",
-            )
-            improves = metric.improves(first, last)
-            tiles.append(Tile(label=metric.label, figure=change, detail=detail.strip(), improves=improves))
+            detail = f"{metric.show(first)} → {metric.show(last)} {metric.unit}".strip()
+            change, improves = metric.show_change(first, last), metric.improves(first, last)
+            tiles.append(Tile(label=metric.label, figure=change, detail=detail, improves=improves))
     return tiles
 
 
