@@ -7,9 +7,6 @@ so. A row's name is how the tables print it; a dash of the paper is None.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-Figures = Mapping[str, float]
-"""By column."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTable:
@@ -19,8 +16,8 @@ class PaperTable:
 
     title: str
 
-    rows: Mapping[str, Figures]
-    """Figures by row; a column that a row leaves out is missing."""
+    rows: Mapping[str, Mapping[str, float]]
+    """Figures by row and column; a column that a row leaves out is missing."""
 
     @property
     def source(self) -> str:

@@ -98,7 +98,7 @@ def _import_generator(config: ConvertConfig) -> Converted:
         write_environment(folder, device=torch.device("cpu"), seed=None)
 
     replace_folder(config.destination, fill)
-    return Converted(path=config.destination, advice=tuple(_describe(card)))
+    return _describe(card, config.destination)
 
 
 def _export_generator(config: ConvertConfig) -> Converted:
@@ -107,7 +107,7 @@ def _export_generator(config: ConvertConfig) -> Converted:
     if config.destination.suffix not in (".pt", ".pth"):
         raise UserError(f"DESTINATION '{config.destination}' is to be an official file", "Let its name end in .pt")
     card = write_official(Path(config.source), config.destination)
-    return Converted(path=config.destination, advice=tuple(_describe(card)))
+    return _describe(card, config.destination)
 
 
 def _check_destination(destination: Path) -> None:
@@ -131,7 +131,7 @@ def _normalization(name: str | None, autoencoder: Autoencoder) -> tuple[tuple[fl
     return tuple(shift), tuple(scale)
 
 
-def _describe(card: GeneratorCard) -> list[str]:
+def _describe(card: GeneratorCard, path: Path) -> Converted:
     """Say what a user of the weights must set."""
     latents = card.transformer.latents
     lines = [f"{card.recipe}: {latents.num_classes} classes, {card.image_size_px} px, decoder {card.autoencoder}"]
@@ -141,4 +141,4 @@ def _describe(card: GeneratorCard) -> list[str]:
         lines.append(f"its latents are normalized by shift {list(card.shift)} and scale {list(card.scale)}")
     if card.interpolant is not None:
         lines.append(f"path {card.interpolant.path}, prediction {card.interpolant.prediction}")
-    return lines
+    return Converted(path=path, advice=tuple(lines))

@@ -170,7 +170,7 @@ def _check_config(config: ScoreConfig) -> None:
     """Refuse what can be seen to be wrong before anything is read."""
     check_ranges(config, _RANGES)
     folder = RunFolder.claim(config.out, "score")
-    for name in ("samples", "reference", "features") if folder.saved is not None else ():
+    for name in ("samples", "reference", "features"):
         now = to_plain(getattr(config, name))
         if folder.saved is not None and folder.differs(**{name: now}):
             raise UserError(
