@@ -81,7 +81,7 @@ def test_the_export_loads_under_the_published_names(configure, latents):
     assert (card.recipe, card.image_size_px, card.class_names, card.num_steps) == ("dit-ti-4", 64, ("a", "b"), 2)
     assert (card.autoencoder, card.autoencoder_fingerprint) == ("untrained:tiny-kl", cache.index.fingerprint)
     z = torch.randn(2, 4, 8, 8)
-    torch.testing.assert_close(card.denormalize(cache.normalize(z)), z, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(card.denormalize(cache.normalization.normalize(z)), z, rtol=1e-4, atol=1e-5)
     state = read_tensors(config.out / "generator" / "ema.safetensors")[0]
     spec = card.transformer.latents
     load_transformer(find_recipe("dit-ti-4").transformer(spec), state, source="export")
