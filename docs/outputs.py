@@ -147,7 +147,7 @@ class Reader:
             compile(block.code, block.page, "exec")
             return
         for words in block.commands():
-            if "eqvae" not in words[:8] or words[0] == "git":
+            if "eqvae" not in words or words[0] == "git":
                 continue
             command, *arguments = words[words.index("eqvae") + 1 :]
             if command not in COMMANDS:
