@@ -135,7 +135,7 @@ class Reader:
         for words in block.commands():
             if words[0] != "eqvae":
                 raise ValueError(f"{block.page}: '{words[0]}' is not run; write a comment above it")
-            code = run(self.change(words[1:]) if expected == 0 else words[1:])
+            code = run(self.change(words[1:]))
             if code != expected:
                 raise RuntimeError(f"{block.page}: {shlex.join(words)} ended with {code}\n{said.getvalue()}")
 
