@@ -182,7 +182,7 @@ def write_photographs(folder: Path, num_images: int) -> Path:
 def relative_error(reference: Path, ours: Path, num_images: int) -> float:
     """Compare the means: root mean square of the difference over that of the reference."""
     cache = LatentCache.open(ours)
-    means = cache.denormalize(cache.read(torch.arange(num_images)).latents)
+    means = cache.normalization.denormalize(cache.read(torch.arange(num_images)).latents)
     channels = means.shape[1]
     files = [reference / f"{index:06d}-image.npy" for index in range(num_images)]
     expected = torch.cat([torch.from_numpy(np.load(file)) for file in files])[:, :channels]
