@@ -17,6 +17,7 @@ NAMES = "<!-- public names -->"
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fill in what is generated; mkdocs calls this for each page."""
     markdown = FLAGS.sub(lambda found: flags_table(found[1]), markdown)
+    markdown = markdown.replace("```text\neqvae: ", "``` { .text .wraps }\neqvae: ")  # refusals are long lines
     return markdown.replace(NAMES, public_names()) if NAMES in markdown else markdown
 
 
