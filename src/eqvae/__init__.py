@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from eqvae.autoencoders import Autoencoder, DiscreteAutoencoder, Posterior, build_autoencoder, load_autoencoder
     from eqvae.equivariance import Decoded, decode_transformed, eq_vae_loss, equivariance_loss, explicit_loss, vae_loss
     from eqvae.errors import Interrupted, UserError
+    from eqvae.generators.diffusion import DitConfig
+    from eqvae.generators.interpolant import SitConfig
+    from eqvae.generators.maskgit import MaskgitConfig
+    from eqvae.generators.repa import RepaConfig
+    from eqvae.losses.adversarial import AdversarialConfig
+    from eqvae.losses.codebook import CodebookConfig
+    from eqvae.losses.reconstruction import ReconstructionConfig
     from eqvae.metrics.frechet import frechet_distance
     from eqvae.metrics.intrinsic_dimension import intrinsic_dimension
     from eqvae.metrics.per_image import equivariance_error, psnr_db, ssim
@@ -30,6 +37,7 @@ if TYPE_CHECKING:
     from eqvae.runs.sample import SampleConfig, sample
     from eqvae.runs.score import ScoreConfig, score
     from eqvae.runs.train import TrainConfig, train
+    from eqvae.training.autoencoder_config import AutoencoderTraining, OptimizerConfig, TransformConfig
     from eqvae.transforms import IDENTITY, Compose, Draw, Rotate, Scale, Transform, TransformSampler
 
 _HOMES = {
@@ -44,6 +52,14 @@ _HOMES = {
     "eqvae.metrics.frechet": ("frechet_distance",),
     "eqvae.metrics.intrinsic_dimension": ("intrinsic_dimension",),
     "eqvae.errors": ("Interrupted", "UserError"),
+    "eqvae.losses.adversarial": ("AdversarialConfig",),
+    "eqvae.losses.codebook": ("CodebookConfig",),
+    "eqvae.losses.reconstruction": ("ReconstructionConfig",),
+    "eqvae.training.autoencoder_config": ("AutoencoderTraining", "OptimizerConfig", "TransformConfig"),
+    "eqvae.generators.diffusion": ("DitConfig",),
+    "eqvae.generators.interpolant": ("SitConfig",),
+    "eqvae.generators.repa": ("RepaConfig",),
+    "eqvae.generators.maskgit": ("MaskgitConfig",),
 } | {
     f"eqvae.runs.{name}": (name, f"{name.title()}Config")
     for name in ("finetune", "evaluate", "encode", "train", "sample", "score", "compare", "rank", "reproduce",
@@ -55,28 +71,38 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "IDENTITY",
+    "AdversarialConfig",
     "Autoencoder",
+    "AutoencoderTraining",
+    "CodebookConfig",
     "CompareConfig",
     "Compose",
     "ConvertConfig",
     "Decoded",
     "DemoConfig",
     "DiscreteAutoencoder",
+    "DitConfig",
     "Draw",
     "EncodeConfig",
     "EvaluateConfig",
     "FinetuneConfig",
     "Interrupted",
+    "MaskgitConfig",
+    "OptimizerConfig",
     "Posterior",
     "RankConfig",
+    "ReconstructionConfig",
+    "RepaConfig",
     "ReportConfig",
     "ReproduceConfig",
     "Rotate",
     "SampleConfig",
     "Scale",
     "ScoreConfig",
+    "SitConfig",
     "TrainConfig",
     "Transform",
+    "TransformConfig",
     "TransformSampler",
     "UserError",
     "build_autoencoder",

@@ -342,8 +342,7 @@ def test_cheap_checks_come_before_the_autoencoder(fails, tmp_path, monkeypatch, 
     def never(name: str) -> None:
         raise AssertionError("loaded")
 
-    module = "evaluate" if command == "evaluate" else f"{command}_command"
-    monkeypatch.setattr(f"eqvae.runs.{module}.load_autoencoder", never)
+    monkeypatch.setattr(f"eqvae.runs.{command}.load_autoencoder", never)
     (tmp_path / "file").touch()
     data = tmp_path / "missing" if wrong == "data" else "photos"
     device = "nonsense" if wrong == "device" else "cpu"
