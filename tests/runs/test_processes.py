@@ -1,5 +1,6 @@
 """Fine-tuning and evaluation on several processes: one process's results, any number resumes, all end together."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -49,17 +50,21 @@ def start(count: int, *args: str, said: Path | None = None) -> list[subprocess.P
 
     What they say goes into the file `said`, or where `communicate` reads it.
     """
-    stderr = subprocess.PIPE if said is None else os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    return [
-        subprocess.Popen(
-            [sys.executable, *args], stdout=subprocess.PIPE, stderr=stderr, text=True,
-            env=ENVIRONMENT | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
-                               "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-        ) for rank in range(count)
-    ]  # fmt: skip
+    with contextlib.ExitStack() as files:
+        stdout, stderr = subprocess.PIPE, subprocess.PIPE
+        if said is not None:
+            stdout, stderr = subprocess.DEVNULL, files.enter_context(said.open("w"))
+        return [
+            subprocess.Popen(
+                [sys.executable, *args], stdout=stdout, stderr=stderr, text=True,
+                env=ENVIRONMENT | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
+                                   "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
+                                   "MASTER_PORT": str(port)},
+            ) for rank in range(count)
+        ]  # fmt: skip
 
 
 def losses(out: Path) -> list[dict]:
