@@ -114,6 +114,18 @@ def test_sigterm_between_safe_points(plan: Plan, setting: Setting, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) is former
 
 
+def test_sigterm_that_a_library_takes_for_an_error(plan: Plan, setting: Setting, monkeypatch):
+    def swallow(run: PlannedRun) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise ValueError("could not determine the shape of object type") from None
+
+    monkeypatch.setattr("eqvae.paper.execution.perform", swallow)
+    with pytest.raises(Interrupted, match="in run '.*': SIGTERM"):
+        execute(plan, setting.root, ALONE)
+
+
 def test_another_run_in_the_folder(plan: Plan, setting: Setting, performed: list[str]):
     execute(plan, setting.root, ALONE)
     plan.check_saved()

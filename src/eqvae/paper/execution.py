@@ -31,7 +31,7 @@ from eqvae.runs.score import score
 from eqvae.runs.train import train
 from eqvae.runtime.device import choose_device
 from eqvae.runtime.journal import say, write_environment
-from eqvae.runtime.processes import Processes, join_processes
+from eqvae.runtime.processes import Processes, StopRequest, join_processes
 from eqvae.runtime.run_folder import RunFolder, flat
 
 COMMANDS: Mapping[str, Callable[[Any], object]] = {
@@ -110,7 +110,7 @@ def execute(
     """Do all runs of a plan that are not finished, beside whoever else does so."""
     runs = {run.name: run for run in plan.runs}
     done: list[str] = []
-    with _terminated_by_signal():
+    with _terminated_by_signal() as asked:
         while True:
             lock = None
             try:
@@ -127,7 +127,7 @@ def execute(
                 if processes.is_first:
                     number = len(plan.runs) - len(plan.unfinished) + 1
                     say(f"run {number} of {len(plan.runs)}: {run.command} {run.name}")
-                _perform_named(run)
+                _perform_named(run, asked)
                 done.append(run.name)
                 if processes.is_first:
                     after_each(run)
@@ -160,7 +160,7 @@ def _take_next(plan: Plan, root: Path) -> tuple[str, FileLock | None]:
     return (_WAIT if unfinished else _DONE), None
 
 
-def _perform_named(run: PlannedRun) -> None:
+def _perform_named(run: PlannedRun, asked: StopRequest) -> None:
     """Do a run; an error names it."""
     try:
         perform(run)
@@ -170,21 +170,26 @@ def _perform_named(run: PlannedRun) -> None:
         raise Interrupted(f"in run '{run.name}': {stop}") from None
     except KeyboardInterrupt as stop:
         raise Interrupted(f"in run '{run.name}': {_explain(stop)}") from None
+    except Exception:
+        if asked:  # compiled code may turn the interruption into an error of its own, as safetensors' reader does
+            raise Interrupted(f"in run '{run.name}': {asked.signal_name}; the same command goes on") from None
+        raise
 
 
 @contextlib.contextmanager
-def _terminated_by_signal() -> Iterator[None]:
+def _terminated_by_signal() -> Iterator[StopRequest]:
     """Let SIGTERM stop us like Ctrl-C where no command has its own way with it; either becomes `Interrupted`."""
-    former = None
+    former, request = None, StopRequest()
 
     def stop(number: int, frame: object) -> None:
+        request.signal_name = signal.Signals(number).name
         # No `Interrupted`: it is an Exception, and libraries that are loading something take these for their own.
         raise KeyboardInterrupt(signal.Signals(number).name)
 
     if threading.current_thread() is threading.main_thread():
         former = signal.signal(signal.SIGTERM, stop)
     try:
-        yield
+        yield request
     except KeyboardInterrupt as caught:
         raise Interrupted(_explain(caught)) from None
     finally:
