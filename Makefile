@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint unit docs clean
+.PHONY: demo test lint unit faults docs clean
 
 demo: .venv/.demo
 	$(BIN)/eqvae demo --out runs/demo
@@ -19,7 +19,13 @@ lint: .venv/.dev .venv-lint/.installed
 
 # One process for each core, each with one thread; a file stays with one process, which keeps what its tests share.
 unit: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "(slow or not slow) and not faults" --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+# Kills, full disks, damaged and hostile files by the hundred, which takes hours on two cores; KILLS=5 for fewer.
+# A short set of each kind runs in `make test`; this one writes its counts to docs/results/faults/.
+KILLS ?= 50
+faults: .venv/.dev
+	OMP_NUM_THREADS=1 EQVAE_KILLS=$(KILLS) $(BIN)/python -m pytest -m faults tests/faults
 
 # The site, into site/: open site/index.html. A warning is an error, and nothing is fetched.
 docs: .venv/.docs
