@@ -8,9 +8,11 @@ import pytest
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderKLFlux2, AutoencoderTiny
 from torch import Tensor
+from torch.nn.functional import pixel_unshuffle
 
 from eqvae.autoencoders import LatentStatistics, build_autoencoder, load_autoencoder
 from eqvae.autoencoders.families import DCAutoencoder, Flux2Autoencoder, KLAutoencoder, TinyAutoencoder
+from eqvae.errors import UserError
 
 STATISTICS = LatentStatistics(mean=(1.0, 2.0, 3.0), std=(1.0, 2.0, 2.0))
 STD = math.sqrt(23 / 3 - 2.0**2)  # of all values: E[z^2] - E[z]^2
@@ -108,6 +110,29 @@ def test_fingerprint_sees_every_weight(small_kl: AutoencoderKL) -> None:
     with torch.no_grad():
         autoencoder.last_layer.bias[2] += 1e-3
     assert autoencoder.fingerprint() != before
+
+
+@pytest.mark.parametrize("name", ["tiny-kl", "taesd", "tiny-vq"])
+def test_the_encoders_fingerprint_sees_what_latents_depend_on(name: str) -> None:
+    """A decoder that was trained further decodes the same latents or tokens; another encoder, or codebook, does not."""
+    autoencoder = build_autoencoder(name, seed=0)
+    made = {"made_by": "small", "fingerprint": autoencoder.fingerprint()}
+    encoder = autoencoder.encoder_fingerprint()
+    with torch.no_grad():
+        autoencoder.last_layer.bias[0] += 1e-3
+    assert autoencoder.encoder_fingerprint() == encoder
+    assert autoencoder.fingerprint() != made["fingerprint"]
+    assert not autoencoder.check_decodes("Made by", **made, encoder_fingerprint=encoder)
+    with pytest.raises(UserError, match="was not recorded"):
+        autoencoder.check_decodes("Made by", **made, encoder_fingerprint=None)
+    for parameter in [next(autoencoder.encoder_parameters()), getattr(autoencoder, "codebook", None)]:
+        if parameter is not None:
+            with torch.no_grad():
+                parameter.view(-1)[0] += 1.0
+            with pytest.raises(UserError, match="has other weights"):
+                autoencoder.check_decodes("Made by", **made, encoder_fingerprint=encoder)
+            with torch.no_grad():
+                parameter.view(-1)[0] -= 1.0
 
 
 def test_scalar_statistics_are_written(small_kl: AutoencoderKL, small_tiny: AutoencoderTiny, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eqvae.errors import UserError
 from eqvae.images import adm_crop, open_images, to_images
-from eqvae.latents.cache import LatentCache, check_autoencoder
+from eqvae.latents.cache import LatentCache
 from eqvae.latents.index import INDEX
 from eqvae.latents.shards import Shard, write_shard
 from eqvae.latents.writing import Coding, Recipe, collect_index, finish_shard
@@ -177,8 +177,9 @@ def test_tokens_outside_the_codebook(tmp_path: Path):
 def token_recipe(dtype: str) -> Recipe:
     return Recipe(
         coding=Coding(kind="tokens", dtype=dtype, codebook_size=512), image_size_px=64, stride=16, latent_channels=256,
-        autoencoder="vq", fingerprint="0", data="images", data_fingerprint="1", class_names=None, mirror=True,
-        precision="fp32", num_visited=5, shard_size=3, command="eqvae encode vq --data images",
+        autoencoder="vq", fingerprint="0", encoder_fingerprint="e", data="images", data_fingerprint="1",
+        class_names=None, mirror=True, precision="fp32", num_visited=5, shard_size=3,
+        command="eqvae encode vq --data images",
     )  # fmt: skip
 
 
@@ -196,12 +197,13 @@ def test_a_cache_pickles_without_its_files(make_cache: MakeCache):
 # Faults -------------------------------------------------------------------------------------------------------------
 
 
-def test_another_autoencoder_may_not_decode(make_cache: MakeCache, small_autoencoder):
-    cache = make_cache()
-    check_autoencoder(cache, fingerprint=small_autoencoder.fingerprint(), name="moved")
+def test_another_encoder_may_not_decode(make_cache: MakeCache, small_autoencoder):
+    index = make_cache().index
+    own = {"fingerprint": index.fingerprint, "encoder_fingerprint": index.encoder_fingerprint}
+    assert small_autoencoder.check_decodes("Made by", made_by="small", **own)
     other = type(small_autoencoder)(seed=1)
-    with pytest.raises(UserError, match="made by 'small' .* and 'other' has other weights"):
-        check_autoencoder(cache, fingerprint=other.fingerprint(), name="other")
+    with pytest.raises(UserError, match="Made by 'small' .* and .* has other weights"):
+        other.check_decodes("Made by", made_by="small", **own)
 
 
 def test_a_missing_shard_is_named_with_the_command_that_rebuilds_it(make_cache: MakeCache, data: Path):

@@ -4,11 +4,13 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from eqvae.artifacts.files import read_journal, read_json, read_tensors, write_json
 from eqvae.artifacts.names import CHECKPOINT
+from eqvae.autoencoders import load_autoencoder
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import load_transformer, read_generator
 from eqvae.generators.families import find_recipe
@@ -16,6 +18,7 @@ from eqvae.images.image_sets import open_reference
 from eqvae.latents.cache import LatentCache
 from eqvae.metrics.statistics import compute_statistics
 from eqvae.networks.features import load_features
+from eqvae.runs.sample import SampleConfig, sample
 from eqvae.runs.train import train
 from eqvae.runs.train_config import describe_plan
 from eqvae.runtime.processes import Processes
@@ -87,6 +90,31 @@ def test_the_export_loads_under_the_published_names(configure, latents):
     load_transformer(find_recipe("dit-ti-4").transformer(spec), state, source="export")
     tensors = read_tensors(config.out / CHECKPOINT)[0]
     assert all(torch.equal(tensors[f"ema.{name}"], value) for name, value in state.items())
+
+
+def test_a_decoder_that_was_trained_further_draws_the_pictures(configure, latents, data, tmp_path, capsys):
+    """What binds latents and a generator is the encoder; the run says that the decoder is another."""
+    polished = load_autoencoder("untrained:tiny-kl")
+    with torch.no_grad():
+        polished.last_layer.bias += 0.5
+    (tmp_path / "polished").mkdir()
+    polished.save(tmp_path / "polished")
+    config = configure(max_steps=2, autoencoder=str(tmp_path / "polished"))
+    train(config)
+    assert "trained further than that of 'untrained:tiny-kl'" in capsys.readouterr().err
+    card = read_generator(config.out).card
+    assert card.autoencoder_fingerprint == polished.fingerprint() != LatentCache.open(latents).index.fingerprint
+    with pytest.raises(UserError, match="another decoder"):
+        train(replace(config, max_steps=3, autoencoder=None))
+    drawing = SampleConfig(run=str(config.out), out=tmp_path / "samples", num_samples=2, num_steps=2)
+    sample(drawing)
+    assert "trained further" not in capsys.readouterr().err
+    with pytest.raises(UserError, match="samples of another decoder"):
+        sample(replace(drawing, autoencoder="untrained:tiny-kl"))
+    sample(replace(drawing, autoencoder="untrained:tiny-kl", out=tmp_path / "other"))
+    assert "trained further" in capsys.readouterr().err
+    first, other = (np.load(tmp_path / name / "samples.npz")["arr_0"] for name in ("samples", "other"))
+    assert not np.array_equal(first, other)
 
 
 def test_fixed_normalization_and_posterior_means(configure):

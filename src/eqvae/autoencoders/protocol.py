@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from eqvae.artifacts.files import fingerprint
 from eqvae.autoencoders.quantization import Quantized, look_up, quantize
+from eqvae.errors import UserError
 
 __all__ = ["Autoencoder", "DiscreteAutoencoder", "LatentStatistics", "Posterior", "Quantized"]
 
@@ -142,7 +143,7 @@ class Autoencoder(nn.Module, ABC):
             Parameters.
         """
         for name, parameter in self.named_parameters():
-            if not {"encoder", "quant_conv"}.isdisjoint(name.split(".")):
+            if _is_encoders(name):
                 yield parameter
 
     def num_parameters(self) -> int:
@@ -152,6 +153,42 @@ class Autoencoder(nn.Module, ABC):
     def fingerprint(self) -> str:
         """Digest of all weights: 16 hexadecimal digits that change when any weight changes."""
         return fingerprint(sorted(self.state_dict().items()))
+
+    def encoder_fingerprint(self) -> str:
+        """Digest of the weights that latents and tokens depend on; training the decoder alone does not change it."""
+        codes = self.codebook if isinstance(self, DiscreteAutoencoder) else None
+        own = {name for name, parameter in self.named_parameters() if parameter is codes}
+        return fingerprint(sorted((k, v) for k, v in self.state_dict().items() if k in own or _is_encoders(k)))
+
+    def check_decodes(self, latents: str, *, made_by: str, fingerprint: str, encoder_fingerprint: str | None) -> bool:
+        """Refuse latents of another encoder.
+
+        Args:
+            latents: Whose they are, as a message begins: "The latents in 'latents/sd' were made by".
+            made_by: Name of the autoencoder that made them.
+            fingerprint: Digest of all its weights.
+            encoder_fingerprint: Digest of its encoder's; None where an older eqvae wrote none.
+
+        Returns:
+            Whether the weights are the very same; False where only the decoder was trained further.
+
+        Raises:
+            UserError: If the encoders differ, or their sameness can't be told.
+        """
+        own = self.fingerprint()
+        if own == fingerprint or encoder_fingerprint == self.encoder_fingerprint():
+            return own == fingerprint
+        unknown = " in encoder or decoder (which of them was not recorded then)" if encoder_fingerprint is None else ""
+        raise UserError(
+            f"{latents} '{made_by}' ({fingerprint}), and '{self.name}' has other weights ({own}){unknown}",
+            f"Decode with '{made_by}' or one whose decoder alone was trained further, or encode again with "
+            f"'{self.name}' into another folder",
+        )
+
+
+def _is_encoders(name: str) -> bool:
+    """Whether latents depend on a tensor of this name."""
+    return not {"encoder", "quant_conv"}.isdisjoint(name.split("."))
 
 
 class DiscreteAutoencoder(Autoencoder):

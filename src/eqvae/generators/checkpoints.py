@@ -50,7 +50,7 @@ class GeneratorCard:
     """The decoder: preset, hub id or path, as `eqvae encode` was given it."""
 
     autoencoder_fingerprint: str
-    """Digest of its weights."""
+    """Digest of its weights, all of them."""
 
     image_size_px: int
 
@@ -63,6 +63,9 @@ class GeneratorCard:
 
     schedule: Schedule | None = None
     """MaskGIT's, of training; None for generators of latents."""
+
+    encoder_fingerprint: str | None = None
+    """Digest of the encoder's weights, which training the decoder further leaves alone; None in older cards."""
 
     @property
     def kind(self) -> type[Recipe]:

@@ -123,6 +123,7 @@ def describe_official(
         scale=scale,
         autoencoder=autoencoder.name,
         autoencoder_fingerprint=autoencoder.fingerprint(),
+        encoder_fingerprint=autoencoder.encoder_fingerprint(),
         image_size_px=latents.height * autoencoder.stride,
         class_names=None,
         num_steps=0,

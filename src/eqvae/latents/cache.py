@@ -234,16 +234,6 @@ def fixed_normalization(name: str, num_channels: int) -> Normalization:
     return Normalization(shift=torch.zeros(num_channels), scale=torch.full((num_channels,), 1.0 / factor))
 
 
-def check_autoencoder(cache: LatentCache, *, fingerprint: str, name: str) -> None:
-    """Refuse to decode a cache's latents by another autoencoder than the one that made them."""
-    if cache.index.fingerprint != fingerprint:
-        raise UserError(
-            f"The latents in '{cache.folder}' were made by '{cache.index.autoencoder}' ({cache.index.fingerprint}), "
-            f"and '{name}' has other weights ({fingerprint})",
-            f"Decode with '{cache.index.autoencoder}', or encode again with '{name}' into another folder",
-        )
-
-
 def no_mirrored(cache: LatentCache) -> UserError:
     """Say that mirror images were asked for and are not there."""
     return UserError(

@@ -195,6 +195,9 @@ class CacheIndex:
 
     shards: tuple[ShardEntry, ...]
 
+    encoder_fingerprint: str | None = None
+    """Digest of the encoder's weights: what binds latents to a decoder; None in older caches."""
+
     def write(self, folder: Path) -> None:
         """Write `index.json` atomically."""
         write_json(folder / INDEX, self)

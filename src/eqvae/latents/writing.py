@@ -111,6 +111,7 @@ class Recipe:
     latent_channels: int
     autoencoder: str
     fingerprint: str
+    encoder_fingerprint: str
     data: str
     data_fingerprint: str
     class_names: tuple[str, ...] | None
@@ -232,6 +233,7 @@ def collect_index(folder: Path, recipe: Recipe) -> CacheIndex:
         statistics=reduce(add, sums).measures() if sums else None,
         autoencoder=recipe.autoencoder,
         fingerprint=recipe.fingerprint,
+        encoder_fingerprint=recipe.encoder_fingerprint,
         preprocessing=PREPROCESSING,
         data=recipe.data,
         data_fingerprint=recipe.data_fingerprint,

@@ -177,6 +177,7 @@ def plan(config: EncodeConfig, autoencoder: Autoencoder, source: ImageSource) ->
         latent_channels=autoencoder.latent_channels,
         autoencoder=config.autoencoder,
         fingerprint=autoencoder.fingerprint(),
+        encoder_fingerprint=autoencoder.encoder_fingerprint(),
         data=config.data,
         data_fingerprint=source.fingerprint(),
         class_names=source.class_names,

@@ -18,6 +18,7 @@ from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import Interrupted, UserError
 from eqvae.generators.checkpoints import Generator, GeneratorCard, Weights, build_generator, read_generator
 from eqvae.runtime.device import choose_device, place
+from eqvae.runtime.journal import say
 from eqvae.runtime.processes import Processes, join_processes, stop_on_signals
 from eqvae.runtime.run_folder import AT_LEAST_1, RunFolder, check_ranges
 from eqvae.sampling.config import SamplerConfig
@@ -54,7 +55,7 @@ class SampleConfig(SamplerConfig):
     """Averaged weights of this horizon instead, after `eqvae train --posthoc-ema` (arXiv:2312.02696)."""
 
     autoencoder: str | None = None
-    """The decoder, where it is no longer where `eqvae encode` found it."""
+    """The decoder, where it was trained further since or has moved; its encoder must be the one of the latents."""
 
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
@@ -96,7 +97,7 @@ def sample(config: SampleConfig) -> dict[str, Any] | None:
     weak = read_generator(config.weak_run, config.weights) if config.weak_run is not None else None
     drawer = Drawer(
         generator=_on(generator, processes.device),
-        autoencoder=place(_load_decoder(generator.card, config.autoencoder), processes.device),
+        autoencoder=place(_load_decoder(generator.card, config.autoencoder, config.run), processes.device),
         config=config,
         device=processes.device,
         weak=_on(weak, processes.device) if weak is not None else None,
@@ -116,9 +117,16 @@ def draw_samples(drawer: Drawer, config: SampleConfig, processes: Processes) -> 
             f"'{config.out}' holds samples of '{config.run}' at step {before}, not {card.num_steps}",
             "Choose another --out, or remove that folder",
         )
+    decoder_fingerprint = drawer.autoencoder.fingerprint()
+    if "decoder_fingerprint" in (folder.saved or {}) and folder.differs(decoder_fingerprint=decoder_fingerprint):
+        raise UserError(
+            f"'{config.out}' holds samples of another decoder than '{drawer.autoencoder.name}' has now",
+            "Choose another --out, or remove that folder",
+        )
     if folder.figures is not None:
         return folder.figures
-    with folder.hold(config, processes, seed=config.seed, generator=to_plain(card)):
+    identity = {"generator": to_plain(card), "decoder_fingerprint": decoder_fingerprint}
+    with folder.hold(config, processes, seed=config.seed, **identity):
         rate = _draw_parts(drawer, config, processes)
         processes.wait()
         figures = {"num_samples": config.num_samples, "images_per_sec": float(sum(processes.gather(rate)))}
@@ -177,16 +185,17 @@ def _part(out: Path, first: int) -> Path:
     return out / SAMPLE_PARTS / f"{first:08d}.safetensors"
 
 
-def _load_decoder(card: GeneratorCard, name: str | None) -> Autoencoder:
-    """Load the autoencoder whose latents the generator models, and no other."""
+def _load_decoder(card: GeneratorCard, name: str | None, run: str) -> Autoencoder:
+    """Load an autoencoder whose encoder made the generator's latents, and no other."""
     name = name or card.autoencoder
     autoencoder = load_autoencoder(name)
-    if autoencoder.fingerprint() != card.autoencoder_fingerprint:
-        raise UserError(
-            f"The generator models latents of '{card.autoencoder}' ({card.autoencoder_fingerprint}), and '{name}' has "
-            f"other weights ({autoencoder.fingerprint()})",
-            "Name the autoencoder that encoded its latents with --autoencoder",
-        )
+    if not autoencoder.check_decodes(
+        "The generator models latents of",
+        made_by=card.autoencoder,
+        fingerprint=card.autoencoder_fingerprint,
+        encoder_fingerprint=card.encoder_fingerprint,
+    ):
+        say(f"decoder: '{name}', trained further than that of '{card.autoencoder}', whose latents '{run}' models")
     return autoencoder
 
 

@@ -18,7 +18,6 @@ from eqvae.errors import UserError
 from eqvae.generators.checkpoints import Generator, GeneratorCard, Weights, build_generator, write_generator
 from eqvae.generators.protocol import Objective
 from eqvae.images.image_sets import open_reference
-from eqvae.latents.cache import check_autoencoder
 from eqvae.metrics.frechet import FeatureMoments, frechet_distance
 from eqvae.metrics.statistics import FeatureStatistics, compute_statistics, holds_statistics
 from eqvae.networks.features import FeatureExtractor, load_features, metric_key
@@ -82,16 +81,29 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     if done["num_steps"] == config.max_steps:
         return done if processes.is_first else None
     autoencoder = load_autoencoder(plan.decoder)
-    check_autoencoder(plan.cache, fingerprint=autoencoder.fingerprint(), name=plan.decoder)
+    plan.check_decoder(autoencoder)
+    decoder_fingerprint = autoencoder.fingerprint()
+    if "decoder_fingerprint" in (folder.saved or {}) and folder.differs(decoder_fingerprint=decoder_fingerprint):
+        raise UserError(
+            f"'{config.out}' drew its samples with another decoder than '{plan.decoder}' has now",
+            "Give the same --autoencoder to resume it, or another --out",
+        )
     reference = load_reference(config, plan.cache.index.image_size_px, processes)
-    card = plan.card()
+    card = plan.card(decoder_fingerprint)
     transformer = plan.transformer.build(generator=generator_for(config.seed, _WEIGHTS))
     if config.init is not None and not (config.out / CHECKPOINT).exists():
         begin_from(config.init, transformer, plan)
     state = build_state(transformer, plan.objective, config, processes.device)
     with (
         # Figures of a run that is made longer are not figures of this one.
-        folder.hold(config, processes, seed=config.seed, anew=(METRICS,), latents_fingerprint=fingerprint),
+        folder.hold(
+            config,
+            processes,
+            seed=config.seed,
+            anew=(METRICS,),
+            latents_fingerprint=fingerprint,
+            decoder_fingerprint=decoder_fingerprint,
+        ),  # fmt: skip
         stop_on_signals() as stop,
     ):
         run = Run(

@@ -10,6 +10,7 @@ from torch import Tensor
 from tyro.conf import AvoidSubcommands, OmitArgPrefixes, Positional, arg
 
 from eqvae.artifacts.files import load_strictly
+from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import GeneratorCard, read_generator
 from eqvae.generators.diffusion import DitConfig
@@ -23,7 +24,7 @@ from eqvae.latents.batches import training_batches
 from eqvae.latents.cache import MEASURED, LatentCache
 from eqvae.latents.teaching import TeacherTokens, teach
 from eqvae.runtime.device import Precision, choose_device, count_flops
-from eqvae.runtime.journal import installed_version
+from eqvae.runtime.journal import installed_version, say
 from eqvae.runtime.processes import Processes, join_processes
 from eqvae.runtime.run_folder import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, check_ranges, flat
 from eqvae.training.generator_step import TrainingBatch
@@ -109,7 +110,7 @@ class TrainConfig:
     """MaskGIT."""
 
     autoencoder: str | None = None
-    """The decoder for samples during the run, where it is no longer where `eqvae encode` found it."""
+    """The decoder of samples, where it was trained further or has moved; its encoder must be the cache's."""
 
     sample_every: int | None = None
     """Steps between contact sheets and measurements; None: a tenth of max_steps."""
@@ -201,8 +202,19 @@ class Plan:
 
     @property
     def decoder(self) -> str:
-        """Where the autoencoder that made the cache is now."""
+        """Where the autoencoder that made the cache is now, or one whose decoder was trained further."""
         return self.config.autoencoder or self.cache.index.autoencoder
+
+    def check_decoder(self, autoencoder: Autoencoder) -> None:
+        """Refuse latents of another encoder, and say where the decoder is not the cache's own."""
+        index = self.cache.index
+        if not autoencoder.check_decodes(
+            f"The latents in '{self.cache.folder}' were made by",
+            made_by=index.autoencoder,
+            fingerprint=index.fingerprint,
+            encoder_fingerprint=index.encoder_fingerprint,
+        ):
+            say(f"decoder: '{autoencoder.name}', trained further than that of '{index.autoencoder}', which encoded")
 
     def batches(self, processes: Processes) -> Batches:
         """Bind the cache's reader to the run's processes; a teacher's tokens join the draws."""
@@ -228,7 +240,7 @@ class Plan:
 
         return batches
 
-    def card(self) -> GeneratorCard:
+    def card(self, decoder_fingerprint: str) -> GeneratorCard:
         """Describe the generator before its first step."""
         index, normalization = self.cache.index, self.cache.normalization
         return GeneratorCard(
@@ -239,7 +251,8 @@ class Plan:
             shift=tuple(normalization.shift.tolist()),
             scale=tuple(normalization.scale.tolist()),
             autoencoder=self.decoder,
-            autoencoder_fingerprint=index.fingerprint,
+            autoencoder_fingerprint=decoder_fingerprint,
+            encoder_fingerprint=index.encoder_fingerprint,
             image_size_px=index.image_size_px,
             class_names=index.class_names,
             num_steps=0,

@@ -213,7 +213,8 @@ def sheet_indices(num_samples: int, num_classes: int) -> list[int]:
 
 def _latents_and_process(card: GeneratorCard) -> tuple[Any, ...]:
     """What two generators must share for one to guide the other."""
-    return card.transformer.latents, card.interpolant, card.autoencoder_fingerprint, card.shift, card.scale
+    encoder = card.encoder_fingerprint or card.autoencoder_fingerprint  # an older card knows the whole alone
+    return card.transformer.latents, card.interpolant, encoder, card.shift, card.scale
 
 
 def _predict_nothing(z: Tensor, t: Tensor, labels: Tensor) -> Tensor:
