@@ -194,6 +194,33 @@ def test_six_steps_are_three_an_interruption_and_three(configure, new_autoencode
     assert fingerprints[0] == fingerprints[1]
 
 
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_polishing_trains_the_decoder_on_the_latents_of_the_average(configure, new_autoencoder, ema_decay):
+    """The encoder is the one that a run without polishing exports; stopped in either phase, the run is the same."""
+    adversary = {"adversarial_weight": 0.5, "discriminator_warmup_steps": 1, "ema_decay": ema_decay, "seed": 3}
+    without, straight = new_autoencoder(), configure("straight", polish_steps=3, **adversary)
+    finetune(configure("without", **adversary), without)
+    figures = finetune(straight, new_autoencoder())
+    assert figures["num_steps"] == 6
+    exported = read_tensors(straight.out / CHECKPOINT)[0]
+    before = read_tensors(configure("without").out / CHECKPOINT)[0]
+    part = "average.module" if ema_decay else "autoencoder"
+    for name, tensor in exported.items():
+        if name.startswith(f"{part}.encoder"):
+            assert torch.equal(tensor, before[name])
+            assert torch.equal(tensor, exported[name.replace(part, "autoencoder")])
+        elif name.startswith(f"{part}.decoder"):
+            assert not torch.equal(tensor, before[name])
+    assert [record["branch"] for record in train_records(straight.out)][3:] == ["plain"] * 3
+    stopped = configure("stopped", polish_steps=3, **adversary)
+    for step in (2, 3, 5):
+        interrupt(stopped, new_autoencoder(), step)
+    finetune(stopped, new_autoencoder())
+    assert train_records(stopped.out) == train_records(straight.out)
+    again = read_tensors(stopped.out / CHECKPOINT)[0]
+    assert all(torch.equal(tensor, exported[name]) for name, tensor in again.items())
+
+
 def test_steps_after_the_last_checkpoint_come_again(configure, new_autoencoder, monkeypatch):
     changes = {"max_steps": 5, "checkpoint_every": 2}
     whole, killed = configure("whole", **changes), configure("killed", **changes)

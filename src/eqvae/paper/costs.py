@@ -124,8 +124,8 @@ def _finetune(run: PlannedRun, config: Any, setting: Setting) -> Cost:
     step = encode + area * (decode + seen)
     if training.objective != "implicit":  # the equivariance branch encodes tau x beside x
         step = (area + training.transform.equivariance_probability) * encode + decode + seen
-    num_validations = 2 + (training.max_steps - 1) // config.validate_every  # of the base, between, at the end
-    flops = 3 * training.max_steps * training.batch_size * step + config.num_statistics_images * encode
+    num_validations = 2 + (training.total_steps - 1) // config.validate_every  # of the base, between, at the end
+    flops = 3 * training.total_steps * training.batch_size * step + config.num_statistics_images * encode
     flops += num_validations * config.num_validation_images * ((1 + _TRANSFORMED) * encode + decode)
     num_copies = 5 if flat(config)["ema_decay"] else 4
     return _computing(training, flops) + Cost(disk_bytes=4 * num_copies * _on_meta(run.architecture).num_parameters())

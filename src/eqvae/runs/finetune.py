@@ -233,6 +233,6 @@ def plan(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> dict
         "num_parameters": autoencoder.num_parameters(),
         "latent_size": [autoencoder.latent_channels, *z.shape[-2:]],
         "tflops_per_step": 3 * forward_flops_per_image * training.batch_size / 1e12,
-        "tflops_total": 3 * forward_flops_per_image * training.batch_size * training.max_steps / 1e12,
+        "tflops_total": 3 * forward_flops_per_image * training.batch_size * training.total_steps / 1e12,
         "memory_gib": (saved_bytes + _BYTES_PER_PARAMETER * autoencoder.num_parameters()) / 2**30,
     }

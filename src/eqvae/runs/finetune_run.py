@@ -26,7 +26,6 @@ from eqvae.runtime.seeds import generator_for
 from eqvae.training.autoencoder_state import TrainState, set_training
 from eqvae.training.autoencoder_step import train_step
 from eqvae.training.loop import Loop, Schedule
-from eqvae.transforms import TransformSampler
 
 
 @dataclass(kw_only=True)
@@ -42,7 +41,6 @@ class FinetuneRun:
     stop: StopRequest
     loop: Loop[ImageBatch] = field(init=False)
     journal: Journal = field(init=False)
-    sampler: TransformSampler = field(init=False)
     watchdog: Watchdog = field(default_factory=Watchdog)
     named: set[str] = field(default_factory=set)
     """Broken images that this process has named already."""
@@ -52,13 +50,12 @@ class FinetuneRun:
     def __post_init__(self) -> None:
         """Set up the loop."""
         config, training = self.config, self.config.training
-        self.sampler = training.transform.sampler()
         self.loop = Loop(
             title="finetune",
             out=config.out,
             processes=self.processes,
             schedule=Schedule(
-                max_steps=training.max_steps, batch_size=training.batch_size, log_every=config.log_every,
+                max_steps=training.total_steps, batch_size=training.batch_size, log_every=config.log_every,
                 checkpoint_every=config.checkpoint_every, watch_every=config.validate_every or 1, watch_last=False,
             ),
             state=self.state,
@@ -106,8 +103,12 @@ class FinetuneRun:
     def _step(self, batch: ImageBatch) -> dict[str, str | float]:
         """Take one step, and let the watchdog look at it."""
         self._name_broken(batch)
+        if self.state.step == self.config.training.max_steps:
+            self.state.begin_polish()
+        training = self.config.training.at(self.state.step)
         x = batch.images.to(self.processes.device)
-        record = train_step(self.state, x, self.config.training, self.reconstruction_loss, self.sampler, self.processes)
+        sampler = training.transform.sampler()
+        record = train_step(self.state, x, training, self.reconstruction_loss, sampler, self.processes)
         verdict = self.watchdog.look(record.discriminator) if self.state.discriminator is not None else None
         if verdict and self.processes.is_first:
             self.journal.write("watchdog", step=self.state.step, message=verdict)
@@ -128,7 +129,7 @@ class FinetuneRun:
         set_training(self.state.autoencoder)
         if processes.is_first:
             _draw(pictures, config.out / VALIDATION / f"step_{step:06d}.png")
-            if 0 < step < config.training.max_steps:
+            if 0 < step < config.training.total_steps:
                 used = figures.get("codebook_usage")
                 codes = "" if used is None else f", {100 * used:.1f}% of the codes used"
                 say(f"step {step}: {describe_errors(figures)}{codes}")

@@ -1,6 +1,7 @@
 """How an autoencoder is trained: tau, the terms of Equation 5, the optimizer. Nested, and flat as flags."""
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes
@@ -92,6 +93,9 @@ class AutoencoderTraining:
     max_steps: int = 10_000
     """Optimizer steps; the paper's 5 epochs are 50,000, its first 10,000 bring most of the gain (Figure 5)."""
 
+    polish_steps: int = 0
+    """Further steps that train the decoder alone, by Equation 1: latents stay as they are, and detail comes back."""
+
     batch_size: int = 10
     """Images per optimizer step, of all processes together; 10 in the paper, 160 in the released code."""
 
@@ -145,6 +149,12 @@ class AutoencoderTraining:
                 f"--objective {self.objective} trains the encoder, which --freeze-encoder leaves as it is",
                 "Use --objective implicit, or no --freeze-encoder",
             )
+        if self.freeze_encoder and self.polish_steps:
+            raise UserError(
+                f"--polish-steps {self.polish_steps} follows steps that train the encoder, which --freeze-encoder "
+                "leaves as it is",
+                "Use more --max-steps instead",
+            )
         twentieth = min(self.max_steps // 20, 1000)
         lr_warmup, warmup = self.optimizer.lr_warmup_steps, self.adversarial.discriminator_warmup_steps
         warmup = twentieth if warmup is None else warmup
@@ -159,6 +169,23 @@ class AutoencoderTraining:
             lr_warmup_steps=twentieth if lr_warmup is None else lr_warmup,
             discriminator_warmup_steps=warmup,
         )
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of both phases."""
+        return self.max_steps + self.polish_steps
+
+    def at(self, step: int) -> "AutoencoderTraining":
+        """How the next step trains after so many: from `max_steps` on the decoder alone, by Equation 1."""
+        return self if step < self.max_steps else self._polishing
+
+    @cached_property
+    def _polishing(self) -> "AutoencoderTraining":
+        return change_flat(
+            self, max_steps=self.total_steps, discriminator_warmup_steps=self.max_steps, freeze_encoder=True,
+            transforms="plain", equivariance_probability=0.0, objective="implicit", codebook="gradient",
+            restart_dead_codes=0,
+        )  # fmt: skip
 
     def check_autoencoder(self, autoencoder: Autoencoder) -> None:
         """Refuse what the autoencoder does not have."""
@@ -191,8 +218,8 @@ _RANGES = (
     (AT_LEAST_1, ("max_steps", "batch_size", "gradient_accumulation_steps")),
     (POSITIVE, ("learning_rate",)),
     (NOT_NEGATIVE,
-     ("seed", "lr_warmup_steps", "discriminator_warmup_steps", "weight_decay", "max_grad_norm", "explicit_weight",
-      "perceptual_weight", "kl_weight", "adversarial_weight", "codebook_weight", "commitment_weight",
+     ("seed", "polish_steps", "lr_warmup_steps", "discriminator_warmup_steps", "weight_decay", "max_grad_norm",
+      "explicit_weight", "perceptual_weight", "kl_weight", "adversarial_weight", "codebook_weight", "commitment_weight",
       "restart_dead_codes")),
     (BELOW_1, ("adam_beta1", "adam_beta2", "ema_decay", "codebook_decay")),
 )  # fmt: skip

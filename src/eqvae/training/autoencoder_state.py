@@ -61,6 +61,13 @@ class TrainState:
             self.codebook.load(sub_state(tensors, "codebook"))
         self.step = step
 
+    def begin_polish(self) -> None:
+        """Go on from the weights that would be exported, with fresh moments: their encoder is the one that stays."""
+        if self.average is not None and self.averaged is not None:
+            self.autoencoder.load_state_dict(self.averaged.state_dict())
+            self.average.num_updates = 0
+        self.optimizer.state.clear()
+
     def exported(self) -> Autoencoder:
         """The autoencoder to validate and export: the averaged one where there is one."""
         return self.autoencoder if self.averaged is None else self.averaged
