@@ -2,9 +2,11 @@
 
 A taker is a process, or the processes that torchrun started together. A run is taken under a lock file below the plan's
 root, which the system frees when its holder dies; so several machines that share the root take different runs.
+`cluster` hands the runs to Ray instead, under the same lock files.
 """
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -48,7 +50,8 @@ _DONE, _WAIT = "", "."  # no run is called so
 
 def carry_out(plan: Plan, config: Any, command: str, write: Callable[[PlannedRun | None], object]) -> bool:
     """Do what is left of a plan for a command, and write what it shows after each run; is this the first process?"""
-    device = choose_device(config.device)
+    device = choose_device(config.device if config.cluster is None else "cpu")
+    _check_cluster(config)
     _claim_root(config, command)
     plan.check_saved()
     check_inputs(plan)
@@ -59,8 +62,30 @@ def carry_out(plan: Plan, config: Any, command: str, write: Callable[[PlannedRun
         write_json(config.out / CONFIG, flat(config) | {"command": command})
         write_environment(config.out, device=processes.device, seed=None, num_processes=processes.count)
         write(None)
-    execute(plan, config.out, processes, after_each=write)
-    return processes.is_first
+    if config.cluster is None:
+        execute(plan, config.out, processes, after_each=write)
+        return processes.is_first
+    from eqvae.paper.cluster import execute_on_cluster  # it needs an optional extra
+
+    execute_on_cluster(
+        plan,
+        config.out,
+        address=config.cluster,
+        device=config.device,
+        processes_per_run=config.processes_per_run,
+        after_each=write,
+    )
+    return True
+
+
+def _check_cluster(config: Any) -> None:
+    """Refuse processes that nobody would start, or that would be started twice."""
+    if config.processes_per_run < 1:
+        raise UserError(f"--processes-per-run is {config.processes_per_run}", "It must be at least 1")
+    if config.cluster is None and config.processes_per_run > 1:
+        raise UserError("--processes-per-run is of runs on a --cluster", "Without one, start the command by torchrun")
+    if config.cluster is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("--cluster starts processes itself", "Start the command alone, with --processes-per-run")
 
 
 def check_inputs(plan: Plan) -> None:
@@ -110,7 +135,7 @@ def execute(
     """Do all runs of a plan that are not finished, beside whoever else does so."""
     runs = {run.name: run for run in plan.runs}
     done: list[str] = []
-    with _terminated_by_signal() as asked:
+    with terminated_by_signal() as asked:
         while True:
             lock = None
             try:
@@ -127,7 +152,7 @@ def execute(
                 if processes.is_first:
                     number = len(plan.runs) - len(plan.unfinished) + 1
                     say(f"run {number} of {len(plan.runs)}: {run.command} {run.name}")
-                _perform_named(run, asked)
+                perform_named(run, asked)
                 done.append(run.name)
                 if processes.is_first:
                     after_each(run)
@@ -160,24 +185,41 @@ def _take_next(plan: Plan, root: Path) -> tuple[str, FileLock | None]:
     return (_WAIT if unfinished else _DONE), None
 
 
-def _perform_named(run: PlannedRun, asked: StopRequest) -> None:
-    """Do a run; an error names it."""
+@contextlib.contextmanager
+def take(run: PlannedRun, root: Path) -> Iterator[None]:
+    """Take a run, once whoever has it has let it go."""
+    path = lock_path(root, run)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
     try:
-        perform(run)
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"run '{run.name}' is in other hands; waiting for it")
+        lock.acquire(poll_interval=_POLL_SEC)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def perform_named(run: PlannedRun, asked: StopRequest, do: Callable[[PlannedRun], object] | None = None) -> None:
+    """Do a run, in this process or as told; an error names it."""
+    try:
+        (do or perform)(run)
     except UserError as error:
         raise UserError(f"run '{run.name}': {error}") from None
     except Interrupted as stop:
         raise Interrupted(f"in run '{run.name}': {stop}") from None
-    except KeyboardInterrupt as stop:
-        raise Interrupted(f"in run '{run.name}': {_explain(stop)}") from None
+    except KeyboardInterrupt:
+        raise Interrupted(f"in run '{run.name}': {_explain(asked)}") from None
     except Exception:
         if asked:  # compiled code may turn the interruption into an error of its own, as safetensors' reader does
-            raise Interrupted(f"in run '{run.name}': {asked.signal_name}; the same command goes on") from None
+            raise Interrupted(f"in run '{run.name}': {_explain(asked)}") from None
         raise
 
 
 @contextlib.contextmanager
-def _terminated_by_signal() -> Iterator[StopRequest]:
+def terminated_by_signal() -> Iterator[StopRequest]:
     """Let SIGTERM stop us like Ctrl-C where no command has its own way with it; either becomes `Interrupted`."""
     former, request = None, StopRequest()
 
@@ -190,12 +232,12 @@ def _terminated_by_signal() -> Iterator[StopRequest]:
         former = signal.signal(signal.SIGTERM, stop)
     try:
         yield request
-    except KeyboardInterrupt as caught:
-        raise Interrupted(_explain(caught)) from None
+    except KeyboardInterrupt:
+        raise Interrupted(_explain(request)) from None
     finally:
         if former is not None:
             signal.signal(signal.SIGTERM, former)
 
 
-def _explain(stop: KeyboardInterrupt) -> str:
-    return f"{stop.args[0] if stop.args else 'SIGINT'}; the same command goes on"
+def _explain(asked: StopRequest) -> str:
+    return f"{asked.signal_name or 'SIGINT'}; the same command goes on"

@@ -49,6 +49,13 @@ class PlanConfig:
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
 
+    cluster: str | None = None
+    """Do the runs on a Ray cluster, several at a time: its address, or `auto` for the one of this machine or of
+    RAY_ADDRESS, else this machine's GPUs and cores. None: one after the other, in this process."""
+
+    processes_per_run: int = 1
+    """On a cluster, processes that share each run, each with a GPU where there are some."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReproduceConfig(PlanConfig):
