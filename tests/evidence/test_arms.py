@@ -10,7 +10,7 @@ import pytest
 
 from eqvae.artifacts.files import read_json, write_json
 from eqvae.errors import UserError
-from eqvae.evidence.arms import read_arms, recipes_own_fields
+from eqvae.evidence.arms import compare_arms, read_arms, recipes_own_fields
 from eqvae.evidence.curves import read_curve
 
 Q = "fd_efficientnet_lite0"
@@ -188,3 +188,48 @@ def test_refused_sets_of_runs(write_run, tmp_path: Path):
     assert "different latents of one autoencoder" in says(base, eq, second)
     write_json(card, read_json(card) | {"image_size_px": 64})
     assert "image_size_px 32 and 64" in says(base, eq, second)
+
+
+# Autoencoders that differ in their seed -------------------------------------------------------------------------------
+
+
+def write_card(folder: Path, *, seed: int, base: str = "taesd", **recipe: Any) -> str:
+    """Write the card of a fine-tuned autoencoder, and return where it is."""
+    fields = {"command": "finetune", "seed": seed, "out": str(folder), "transforms": "paper", "max_steps": 8} | recipe
+    card = {"base": base, "base_fingerprint": f"digest of {base}", "num_steps": 8, "recipe": fields}
+    write_json(folder / "autoencoder" / "eqvae.json", card)
+    return str(folder)
+
+
+def test_autoencoders_of_one_recipe_are_one_arm(write_run, tmp_path: Path):
+    base = [write_run(f"base-{seed}", [9.0, 6.0, 5.0], seed=seed, autoencoder="taesd") for seed in range(2)]
+    twins = [write_card(tmp_path / f"eq-{seed}", seed=seed, device=f"cuda:{seed}") for seed in range(2)]
+    other = write_card(tmp_path / "strong", seed=0, transforms="rotation")
+    ours = [
+        write_run(f"run-{place}-{seed}", [6.0 - place, 4.0, 3.0], seed=seed, autoencoder=twin)
+        for place, twin in enumerate(twins) for seed in range(2)
+    ]  # fmt: skip
+    arms = read_arms([*base, *ours, write_run("strong-run", autoencoder=other)])
+    assert [arm.name for arm in arms] == ["dit-ti-2 on taesd", "dit-ti-2 on eq-0", "dit-ti-2 on strong"]
+    assert [arm.num_autoencoders for arm in arms] == [1, 2, 1]
+    assert arms[1].replicates == (((0,), 0), ((0,), 1), ((1,), 0), ((1,), 1))
+    np.testing.assert_allclose(arms[1].by_images().mean().values, [[5.5, 4.0, 3.0]])
+    (found,) = compare_arms(arms[:2]).comparisons
+    assert found.num_resamples == 2**2 * 2**2
+    assert (found.final.method, found.final.num_autoencoders, found.final.num_seeds) == ("nested t", 2, 2)
+    assert found.in_images.interval.low >= 2.0
+    assert found.in_images.seed_range is None
+    with pytest.raises(UserError, match="are the same run"):
+        read_arms([*base, *ours, write_run("again", seed=1, autoencoder=twins[1])])
+
+
+def test_twins_that_were_polished_are_twins(write_run, tmp_path: Path):
+    first = [write_card(tmp_path / f"eq-{seed}", seed=seed) for seed in range(2)]
+    polished = [write_card(tmp_path / f"polished-{seed}", seed=0, base=twin) for seed, twin in enumerate(first)]
+    runs = [write_run(f"run-{place}", autoencoder=twin) for place, twin in enumerate(polished)]
+    arms = read_arms([write_run("base"), *runs])
+    assert arms[1].replicates == (((0, 0), 0), ((1, 0), 0))
+    again = [write_run("unpolished", autoencoder=first[0]), *runs]
+    assert len(read_arms(again)) == 2
+    write_card(tmp_path / "eq-0", seed=0, base=first[0])  # a card that names itself
+    assert len(read_arms(again)) == 3

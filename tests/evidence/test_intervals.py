@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eqvae.evidence.intervals import mean_difference, percentile_interval, resample
+from eqvae.evidence.intervals import (
+    common_cells,
+    mean_difference,
+    nested_difference,
+    percentile_interval,
+    resample,
+    resample_nested,
+)
 
 
 @pytest.mark.parametrize("num_seeds", [2, 3, 5])
@@ -74,3 +81,101 @@ def test_percentiles_of_bounds_are_open_where_the_bounds_are():
     assert (opened.low, opened.high) == (None, None)
     whole = percentile_interval(values, values, 1.0)
     assert (whole.low, whole.high) == (1.0, 100.0)
+
+
+# Several autoencoders -------------------------------------------------------------------------------------------------
+
+
+def replicates(num_autoencoders: int, num_seeds: int) -> list[tuple[tuple[int, ...], int]]:
+    return [((autoencoder,), seed) for autoencoder in range(num_autoencoders) for seed in range(num_seeds)]
+
+
+def coverage(spread: float, *, is_shared: bool, num_autoencoders: int = 2, num_seeds: int = 3) -> float:
+    """How often the 95% interval holds a difference of 0, where autoencoders spread and the generators' seeds by 1."""
+    random, hits, shape = np.random.default_rng(0), 0, (num_autoencoders, num_seeds)
+    for _ in range(600):
+        arm = random.normal(0, spread, (num_autoencoders, 1)) + random.normal(size=shape)
+        base = random.normal(0, spread, (num_autoencoders, 1)) + random.normal(size=shape)
+        if is_shared:
+            base = np.broadcast_to(random.normal(size=(1, num_seeds)), shape)
+        found = nested_difference(base, arm, is_shared=is_shared).interval
+        hits += found.low <= 0.0 <= found.high
+    return hits / 600
+
+
+@pytest.mark.parametrize("is_shared", [False, True], ids=["twins", "one base"])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 3.0])
+def test_intervals_hold_the_truth_as_often_as_the_docstring_says(spread: float, is_shared: bool):
+    least = 0.95 if spread == 0.0 or is_shared else 0.90
+    assert least - 0.02 <= coverage(spread, is_shared=is_shared) <= 0.99
+
+
+def test_without_looking_at_autoencoders_intervals_would_not_hold():
+    """What the analysis of variance is for: six cells taken for six seeds."""
+    random, hits = np.random.default_rng(0), 0
+    for _ in range(500):
+        table = random.normal(0, 5, (2, 1)) + random.normal(size=(2, 3))
+        found = mean_difference(np.zeros(6), table.flatten(), paired=True).interval
+        hits += found.low <= 0.0 <= found.high
+    assert hits / 500 < 0.6
+
+
+def test_the_larger_mean_square_counts():
+    base = np.zeros((2, 3))
+    apart = np.array([[0.9, 1.0, 1.1], [2.9, 3.0, 3.1]])  # autoencoders differ by 2, seeds by 0.1
+    found = nested_difference(base, apart)
+    rows = stats.ttest_1samp([1.0, 3.0], 0.0).confidence_interval(0.95)
+    assert (found.interval.low, found.interval.high) == pytest.approx((rows.low, rows.high))
+    assert (found.method, found.num_autoencoders, found.num_seeds) == ("nested t", 2, 3)
+    alike = np.array([[0.9, 1.0, 1.1], [1.1, 1.0, 0.9]])  # they don't differ at all: six cells
+    cells = stats.ttest_1samp(alike.flatten(), 0.0).confidence_interval(0.95)
+    assert nested_difference(base, alike).interval.low == pytest.approx(cells.low)
+    once = nested_difference(base[:1], apart[:1])
+    assert (once.method, once.num_autoencoders) == ("paired t", 1)
+    assert nested_difference(base[:, :1], apart[:, :1]).interval.low == pytest.approx(
+        stats.ttest_1samp([0.9, 2.9], 0.0).confidence_interval(0.95).low
+    )
+
+
+def test_the_bases_own_seeds_are_common_to_all_autoencoders():
+    """Two autoencoders that agree exactly tell nothing new of three runs of the base."""
+    base, arm = np.array([[0.0, 1.0, 5.0]] * 2), np.full((2, 3), 4.0)
+    expected = stats.ttest_1samp([4.0, 3.0, -1.0], 0.0).confidence_interval(0.95)
+    found = nested_difference(base, arm, is_shared=True).interval
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert nested_difference(base[:, :1], arm[:, :1], is_shared=True).interval is None
+
+
+def test_cells_are_paired_by_both_seeds():
+    arm = {key: float(place) for place, key in enumerate(replicates(2, 3))}
+    cells = common_cells(arm, {key: value + 1.0 for key, value in arm.items()})
+    np.testing.assert_array_equal(cells.arm - cells.base, np.ones((2, 3)))
+    assert not cells.is_shared
+    base = {((), seed): 10.0 * seed for seed in range(3)}
+    shared = common_cells(base, arm)
+    np.testing.assert_array_equal(shared.base, [[0.0, 10.0, 20.0]] * 2)
+    assert shared.is_shared
+    half = {key: value for key, value in arm.items() if key != ((1,), 2)}
+    assert common_cells(base, half).arm.shape == (2, 2)  # the largest complete table
+    few = {key: value for key, value in arm.items() if key[0] == (0,) or key[1] == 0}
+    assert common_cells(base, few).arm.shape == (1, 3)
+    assert common_cells({((), 7): 1.0}, arm) is None
+
+
+def test_autoencoders_and_seeds_are_drawn_together():
+    draws = resample_nested([((), seed) for seed in range(3)], replicates(2, 3))
+    assert (draws.base.shape, draws.arm.shape) == ((2**2 * 3**3, 3), (2**2 * 3**3, 6))
+    np.testing.assert_allclose(draws.arm.sum(axis=1), 1.0)
+    np.testing.assert_allclose(draws.arm.reshape(-1, 2, 3).sum(axis=1), draws.base)  # a seed counts alike in both
+    assert (draws.arm.reshape(-1, 2, 3).sum(axis=2) == 1.0).any(axis=1).mean() == pytest.approx(0.5)  # one of both
+    twins = resample_nested(replicates(2, 3), replicates(2, 3))
+    np.testing.assert_array_equal(twins.base, twins.arm)
+    apart = resample_nested(replicates(2, 2), replicates(3, 3), num_resamples=300)
+    assert (apart.base.shape, apart.arm.shape) == ((300, 4), (300, 9))
+    np.testing.assert_allclose(apart.arm.sum(axis=1), 1.0)
+    np.testing.assert_allclose(apart.arm.mean(axis=0), 1 / 9, atol=0.03)
+    ragged = resample_nested(replicates(1, 2), [((0,), 0), ((0,), 1), ((1,), 0)], num_resamples=300)
+    np.testing.assert_allclose(ragged.arm.mean(axis=0), [1 / 4, 1 / 4, 1 / 2], atol=0.08)
+    many = resample_nested(replicates(5, 6), replicates(5, 6), num_resamples=200)
+    assert many.base.shape == (200, 30)
+    assert resample_nested([((), 0)], replicates(2, 3)) is None

@@ -27,6 +27,11 @@ EXPLANATION = (
     "has its own base's last value. Bands in the figures: the range of the seeds' values, and the 95% intervals."
 )
 
+TWINS = (
+    "Where an arm has several autoencoders, fine-tuned alike but for the seed, these are resampled too, and the final "
+    "difference's interval is that of a nested analysis of variance."
+)
+
 CAVEAT = (
     "Percentile intervals of a speed-up from few seeds are too narrow: in simulations '95%' held the true one in about "
     "75% of cases with three seeds and 88% with five. An arm with one seed has no interval: the difference may be the "
@@ -60,7 +65,8 @@ def comparison_markdown(comparison: RunComparison) -> str:
     ]
     for item in comparison.comparisons:
         parts += [f"## {item.arm}, speed-up at each quality", _levels_table(comparison, item)]
-    return "\n\n".join([*parts, EXPLANATION, CAVEAT, *(f"- {note}" for note in comparison.notes)]) + "\n"
+    twins = [TWINS] if any(arm.num_autoencoders > 1 for arm in comparison.arms) else []
+    return "\n\n".join([*parts, EXPLANATION, *twins, CAVEAT, *(f"- {note}" for note in comparison.notes)]) + "\n"
 
 
 def shared_curves(trainings: Sequence[Training]) -> list[RunComparison]:
@@ -158,7 +164,12 @@ def _final_line(comparison: RunComparison, arm: str, final: FinalDifference | No
     verdict = "not shown at this scale"
     if final.shown:
         verdict = "better: shown" if final.difference < 0 else "worse: shown"
-    return f"{line} (95%: {with_minus_sign(' to '.join(ends))}, {final.method}, {final.num_seeds} seeds); {verdict}."
+    return f"{line} (95%: {with_minus_sign(' to '.join(ends))}, {final.method}, {_count(final)}); {verdict}."
+
+
+def _count(final: FinalDifference) -> str:
+    seeds = f"{final.num_seeds} seeds"
+    return seeds if final.num_autoencoders == 1 else f"{final.num_autoencoders} autoencoders, {seeds} each"
 
 
 def _arms_table(comparison: RunComparison) -> str:
@@ -169,7 +180,7 @@ def _arms_table(comparison: RunComparison) -> str:
         rows.append(
             (
                 arm.name,
-                ", ".join(map(str, arm.seeds)),
+                _show_seeds(arm),
                 f"{arm.num_images[-1]:,}",
                 f"{arm.by_time().mean().positions[0, -1] / unit.seconds:.1f} {unit.symbol}",
                 f"{mean[-1]:.{digits}f}",
@@ -180,6 +191,12 @@ def _arms_table(comparison: RunComparison) -> str:
     return markdown_table(
         ("arm", "seeds", "images", "training time", f"{label} at the end", "std of seeds", "best"), rows
     )
+
+
+def _show_seeds(arm: Arm) -> str:
+    """List the generators' seeds, and say how many autoencoders they were trained on."""
+    seeds = ", ".join(map(str, dict.fromkeys(arm.seeds)))
+    return seeds if arm.num_autoencoders == 1 else f"{seeds} on {arm.num_autoencoders} autoencoders"
 
 
 def _levels_table(comparison: RunComparison, item: ArmComparison) -> str:

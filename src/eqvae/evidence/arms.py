@@ -1,4 +1,4 @@
-"""Training runs gathered into arms, which differ in more than their seed, and arms compared with the first."""
+"""Training runs gathered into arms, which differ in more than their seeds, and arms compared with the first."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,23 +11,42 @@ from numpy import ndarray
 
 from eqvae.errors import UserError
 from eqvae.evidence.curves import TrainingCurve, read_curve
-from eqvae.evidence.intervals import NUM_RESAMPLES, Difference, mean_difference, resample
+from eqvae.evidence.intervals import (
+    NUM_RESAMPLES,
+    Difference,
+    Replicate,
+    common_cells,
+    mean_difference,
+    nested_difference,
+    resample,
+    resample_nested,
+)
 from eqvae.evidence.speed_up import SeedCurves, SpeedUp, common_levels, headline, speed_ups
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """Runs that differ in their seed alone."""
+    """Runs that differ in their seed alone, or in that of their autoencoder too."""
 
     name: str
 
     runs: tuple[TrainingCurve, ...]
-    """By seed, which rises."""
+    """By autoencoder, by seed, which rise."""
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """One for each run."""
+        """The generator's of each run."""
         return tuple(run.seed for run in self.runs)
+
+    @property
+    def replicates(self) -> tuple[Replicate, ...]:
+        """The autoencoder's and the generator's of each run."""
+        return tuple((run.autoencoder_seed, run.seed) for run in self.runs)
+
+    @property
+    def num_autoencoders(self) -> int:
+        """Twins, which were fine-tuned alike with other seeds."""
+        return len({run.autoencoder_seed for run in self.runs})
 
     @property
     def num_images(self) -> Int64[ndarray, " n"]:
@@ -38,11 +57,17 @@ class Arm:
     def by_images(self) -> SeedCurves:
         """Quality against images seen."""
         images = np.tile(self.num_images.astype(np.float64), (len(self.runs), 1))
-        return SeedCurves(seeds=self.seeds, positions=images, values=self._shared("values"))
+        return SeedCurves(seeds=self._identities(), positions=images, values=self._shared("values"))
 
     def by_time(self) -> SeedCurves:
         """Quality against seconds of training."""
-        return SeedCurves(seeds=self.seeds, positions=self._shared("training_sec"), values=self._shared("values"))
+        return SeedCurves(
+            seeds=self._identities(), positions=self._shared("training_sec"), values=self._shared("values")
+        )
+
+    def _identities(self) -> tuple[Any, ...]:
+        """Name the runs; of one autoencoder it is not asked which seed it had."""
+        return self.seeds if self.num_autoencoders == 1 else self.replicates
 
     def _shared(self, name: str) -> Float64[ndarray, "s n"]:
         return np.stack([getattr(run, name)[np.isin(run.num_images, self.num_images)] for run in self.runs])
@@ -112,7 +137,7 @@ def gather_arms(curves: Sequence[TrainingCurve]) -> tuple[Arm, ...]:
     groups: list[list[TrainingCurve]] = []
     for curve in curves:
         _check_same_measure(curves[0], curve)
-        group = next((group for group in groups if group[0].fields == curve.fields), None)
+        group = next((group for group in groups if _is_same_arm(group[0], curve)), None)
         if group is None:
             groups.append([curve])
         else:
@@ -125,7 +150,7 @@ def gather_arms(curves: Sequence[TrainingCurve]) -> tuple[Arm, ...]:
         )
     names = _names([group[0] for group in groups])
     arms = tuple(
-        Arm(name=name, runs=tuple(sorted(group, key=lambda run: run.seed)))
+        Arm(name=name, runs=tuple(sorted(group, key=lambda run: (run.autoencoder_seed, run.seed))))
         for name, group in zip(names, groups, strict=True)
     )
     for arm in arms:
@@ -166,7 +191,10 @@ def recipes_own_fields(curves: Sequence[TrainingCurve]) -> dict[str, list[Any]]:
 
 
 def _compare(base: Arm, arm: Arm, seed: int, num_resamples: int) -> ArmComparison:
-    draws = resample(base.seeds, arm.seeds, seed=seed, num_resamples=num_resamples)
+    if base.num_autoencoders == arm.num_autoencoders == 1:
+        draws = resample(base.seeds, arm.seeds, seed=seed, num_resamples=num_resamples)
+    else:
+        draws = resample_nested(base.replicates, arm.replicates, seed=seed, num_resamples=num_resamples)
     levels = common_levels(base.by_images(), arm.by_images())
     return ArmComparison(
         base=base.name,
@@ -185,8 +213,23 @@ def _final_difference(base: Arm, arm: Arm) -> FinalDifference | None:
     if not len(shared):
         return None
     ours, theirs = (item.by_images().values[:, item.num_images == shared[-1]][:, 0] for item in (arm, base))
-    found = mean_difference(theirs, ours, paired=base.seeds == arm.seeds)
+    if base.num_autoencoders == arm.num_autoencoders == 1:
+        found = mean_difference(theirs, ours, paired=base.seeds == arm.seeds)
+    elif cells := common_cells(
+        dict(zip(base.replicates, theirs.tolist(), strict=True)), dict(zip(arm.replicates, ours.tolist(), strict=True))
+    ):
+        found = nested_difference(cells.base, cells.arm, is_shared=cells.is_shared)
+    else:
+        found = mean_difference(*(_means(item, values) for item, values in ((base, theirs), (arm, ours))), paired=False)
     return FinalDifference(num_images=int(shared[-1]), **vars(found))
+
+
+def _means(arm: Arm, values: Float64[ndarray, " s"]) -> Float64[ndarray, " a"]:
+    """Average over the generators of each autoencoder."""
+    rows: dict[tuple[int, ...], list[float]] = {}
+    for (autoencoder, _), value in zip(arm.replicates, values.tolist(), strict=True):
+        rows.setdefault(autoencoder, []).append(value)
+    return np.array([np.mean(row) for row in rows.values()])
 
 
 def _notes(arms: Sequence[Arm]) -> list[str]:
@@ -225,6 +268,14 @@ def _differing_fields(curves: Sequence[TrainingCurve]) -> dict[str, list[Any]]:
     return {name: values for name, values in found.items() if any(value != values[0] for value in values)}
 
 
+def _is_same_arm(first: TrainingCurve, other: TrainingCurve) -> bool:
+    """Whether runs differ in seeds alone: on the same latents, or on those of a twin of their autoencoder."""
+    if first.fields == other.fields:
+        return True
+    ours, theirs = ({**curve.fields, "latents_fingerprint": None} for curve in (first, other))
+    return bool(first.autoencoder_recipe) and first.autoencoder_recipe == other.autoencoder_recipe and ours == theirs
+
+
 def _check_same_measure(first: TrainingCurve, other: TrainingCurve) -> None:
     if not measured_alike(first, other):
         name = next(name for name, value in first.measure.items() if other.measure.get(name, value) != value)
@@ -237,13 +288,19 @@ def _check_same_measure(first: TrainingCurve, other: TrainingCurve) -> None:
 
 def _check_same_arm(group: Sequence[TrainingCurve], curve: TrainingCurve) -> None:
     for run in group:
-        if run.seed == curve.seed:
+        is_twin = run.fields != curve.fields
+        if run.seed == curve.seed and (not is_twin or run.autoencoder_seed == curve.autoencoder_seed):
             raise UserError(
                 f"'{run.folder}' and '{curve.folder}' are the same run: equal settings and seed {run.seed}",
                 "Name one of them, or train with another --seed",
             )
         ours, theirs = np.array(run.latents), np.array(curve.latents)
-        if len(ours) and len(theirs) and not (ours.shape == theirs.shape and np.allclose(ours, theirs, 1e-2, 1e-2)):
+        if (
+            not is_twin
+            and len(ours)
+            and len(theirs)
+            and not (ours.shape == theirs.shape and np.allclose(ours, theirs, 1e-2, 1e-2))
+        ):
             raise UserError(
                 f"'{run.folder}' and '{curve.folder}' were trained on different latents of one autoencoder",
                 "Compare runs on the same cache",

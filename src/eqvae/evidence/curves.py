@@ -1,7 +1,8 @@
 """The learning curve of a generator's training run, read from its folder."""
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from jaxtyping import Float64, Int64
 from numpy import ndarray
 
 from eqvae.artifacts.files import read_journal, read_json
-from eqvae.artifacts.names import AUTOENCODER, CONFIG, ENVIRONMENT, GENERATOR, GENERATOR_CARD
+from eqvae.artifacts.names import AUTOENCODER, CACHE_INDEX, CONFIG, ENVIRONMENT, GENERATOR, GENERATOR_CARD, MODEL_CARD
 from eqvae.errors import UserError
 
 CARD = Path(GENERATOR, GENERATOR_CARD)
@@ -29,6 +30,12 @@ FREE = frozenset(
 )  # fmt: skip
 """Fields that do not decide which arm a run belongs to. The latents' fingerprint does, rather than their folder."""
 
+_FREE_FOR_TWINS = frozenset(
+    {"seed", "autoencoder", "out", "device", "num_workers", "log_every", "validate_every", "checkpoint_every",
+     "tensorboard", "dry_run", "compile", "num_statistics_images"}
+)  # fmt: skip
+"""Fields of a fine-tuning in which autoencoders of one recipe may differ; what it began from is told by its weights."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingCurve:
@@ -42,6 +49,12 @@ class TrainingCurve:
 
     autoencoder: str
     """Short name of the latents' autoencoder."""
+
+    autoencoder_recipe: str
+    """How the autoencoder was fine-tuned, but for its seed; empty where nothing says so. See `read_recipe`."""
+
+    autoencoder_seed: tuple[int, ...]
+    """Of the fine-tuning; several where one began from another's end."""
 
     latents: tuple[Any, ...]
     """Mean and deviation that the latents are normalized by; empty where the folder does not say."""
@@ -83,12 +96,15 @@ def read_curve(folder: Path) -> TrainingCurve:
         raise UserError(f"'{folder / CONFIG}' has no batch_size", "Name folders of 'eqvae train'")
     key = _only({_distance_key(record) for record in records}, folder, "distances")
     num_samples = _only({record.get("num_samples") for record in records}, folder, "numbers of samples")
+    recipe, autoencoder_seed = read_recipe(_autoencoder_places(config, card))
     size = {"image_size_px": card["image_size_px"]} if "image_size_px" in card else {}
     return TrainingCurve(
         folder=folder,
         seed=int(config.get("seed", 0)),
         fields={name: value for name, value in config.items() if value is not None and name not in FREE},
         autoencoder=autoencoder_name(config, card),
+        autoencoder_recipe=recipe,
+        autoencoder_seed=autoencoder_seed,
         latents=(*card.get("shift", ()), *card.get("scale", ())),
         measure={name: config.get(name) for name in MEASURE} | {"metric": key, "num_samples": num_samples, **size},
         pace={"device": environment.get("device"), **{name: config.get(name) for name in TIMING}},
@@ -97,6 +113,28 @@ def read_curve(folder: Path) -> TrainingCurve:
         training_sec=np.array([record["training_sec"] for record in records], dtype=np.float64),
         values=np.array([record[key] for record in records], dtype=np.float64),
     )
+
+
+def read_recipe(places: Sequence[Path], known: frozenset[Path] = frozenset()) -> tuple[str, tuple[int, ...]]:
+    """Tell from the first card among folders how an autoencoder was fine-tuned: twins differ in their seeds alone.
+
+    Where it was fine-tuned from another fine-tuned one, that one's recipe and seed are part of its own.
+    """
+    found = [folder / MODEL_CARD for place in places for folder in (place, place / AUTOENCODER)]
+    path = next((path for path in found if path.is_file()), None)
+    card = {} if path is None or path.resolve() in known else read_json(path)
+    if path is None or not isinstance(card.get("recipe"), dict):
+        return "", ()
+    base, base_seeds = read_recipe([Path(str(card.get("base")))], known | {path.resolve()})
+    own = {name: value for name, value in card["recipe"].items() if name not in _FREE_FOR_TWINS}
+    named = {"recipe": own, "num_steps": card.get("num_steps"), "base": base or card.get("base_fingerprint")}
+    return json.dumps(named, sort_keys=True), (*base_seeds, int(card["recipe"].get("seed") or 0))
+
+
+def _autoencoder_places(config: Mapping[str, Any], card: Mapping[str, Any]) -> list[Path]:
+    """Where the autoencoder of a run's latents may lie."""
+    index = read_if_there(Path(str(config.get("latents", ""))) / CACHE_INDEX)
+    return [Path(str(each["autoencoder"])) for each in (config, card, index) if each.get("autoencoder")]
 
 
 def autoencoder_name(config: Mapping[str, Any], card: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ Outside its validations a curve says only that N lies before the first or after 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float64
@@ -52,8 +52,8 @@ class MeanCurves:
 class SeedCurves:
     """The curves of one arm's seeds, validated after the same numbers of steps."""
 
-    seeds: tuple[int, ...]
-    """Rising."""
+    seeds: tuple[Any, ...]
+    """Rising: the generator's, where there are several autoencoders after the autoencoder's."""
 
     positions: Float64[ndarray, "s n"]
     """Images seen or seconds; positive, rising in each row."""

@@ -30,8 +30,8 @@ class CompareConfig:
     """Compare training runs: quality against images and time, the speed-up to a quality, intervals from seeds."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN RUN ...")]
-    """Folders of `eqvae train --reference ...`, finished or not. Those that differ in their seed alone form an arm;
-    the first one's arm is the base."""
+    """Folders of `eqvae train --reference ...`, finished or not. Those that differ in their seed alone form an arm, and
+    so do those on latents of autoencoders that were fine-tuned alike but for the seed. The first one's is the base."""
 
     out: Path
     """Output folder; written anew when the same runs are compared again."""
@@ -116,6 +116,7 @@ def _arm_record(arm: Arm) -> dict[str, Any]:
         "autoencoder": arm.runs[0].autoencoder,
         **{name: arm.runs[0].fields.get(name) for name in ("recipe", "latents_fingerprint", "normalization")},
         "seeds": list(arm.seeds),
+        "num_autoencoders": arm.num_autoencoders,
         "num_images": arm.num_images.tolist(),
         "mean_training_sec": times.positions[0].tolist(),
         "mean": mean.values[0].tolist(),
@@ -123,6 +124,7 @@ def _arm_record(arm: Arm) -> dict[str, Any]:
             {
                 "folder": str(run.folder),
                 "seed": run.seed,
+                "autoencoder_seed": list(run.autoencoder_seed),
                 "is_finished": run.is_finished,
                 **run.pace,
                 "num_images": run.num_images.tolist(),
