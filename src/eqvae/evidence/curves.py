@@ -21,7 +21,7 @@ CARD = Path(GENERATOR, GENERATOR_CARD)
 MEASURE = ("reference", "features", "num_watch_samples", "watch_steps")
 """Fields that say how a curve was measured: they must agree."""
 
-TIMING = ("compile", "gradient_checkpointing", "gradient_accumulation_steps")
+TIMING = ("compile", "gradient_checkpointing", "gradient_accumulation_steps", "shard")
 """Fields that change a run's pace and nothing else."""
 
 FREE = frozenset(

@@ -73,7 +73,7 @@ Config = FinetuneConfig | EvaluateConfig | ReferenceConfig | EncodeConfig | Trai
 
 _CHANGES_NO_FIGURE = frozenset(
     {"out", "device", "num_workers", "log_every", "checkpoint_every", "validate_every", "tensorboard", "compile",
-     "dry_run", "gradient_checkpointing", "cache_teacher"}
+     "dry_run", "gradient_checkpointing", "cache_teacher", "shard"}
 )  # fmt: skip
 """Fields in which a finished run may differ from the plan."""
 

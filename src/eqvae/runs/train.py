@@ -39,6 +39,7 @@ from eqvae.sampling.config import SamplerConfig
 from eqvae.sampling.draw import Drawer, contact_sheet, sheet_indices
 from eqvae.training.generator_step import TrainingBatch, TrainState, build_state, train_step
 from eqvae.training.loop import Loop, Schedule
+from eqvae.training.sharding import shard, whole
 
 _DRAWS, _WEIGHTS = 1, 2  # what a random stream is for
 
@@ -63,6 +64,9 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     """Train, or go on where an earlier call with the same configuration stopped or, with fewer steps, ended."""
     config = config.resolved()
     processes = join_processes(choose_device(config.device))
+    if config.shard and processes.count == 1:
+        mend = "Start the command by torchrun, or leave --shard out"
+        raise UserError("--shard shares weights out among processes, and there is one", mend)
     plan = make_plan(config, processes)
     fingerprint = plan.cache.index.fingerprint
     folder = RunFolder.claim(config.out, "train")
@@ -93,6 +97,8 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     transformer = plan.transformer.build(generator=generator_for(config.seed, _WEIGHTS))
     if config.init is not None and not (config.out / CHECKPOINT).exists():
         begin_from(config.init, transformer, plan)
+    if config.shard:
+        shard(transformer, processes, config.precision)
     state = build_state(transformer, plan.objective, config, processes.device)
     with (
         # Figures of a run that is made longer are not figures of this one.
@@ -115,7 +121,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
             batches=plan.batches(processes),
             watch=SampleWatch(
                 config=config,
-                generator=lambda: build_generator(card, state.average.weights(), source="the averaged weights"),
+                generator=lambda: build_generator(card, whole(state.average.weights()), source="the averaged weights"),
                 autoencoder=place(autoencoder, processes.device),
                 reference=reference,
                 processes=processes,
@@ -197,7 +203,7 @@ class Run:
             learner.transformer.gradient_checkpointing = True
         if self.config.compile:
             learner.transformer.compile()  # in place, so that the weights keep their names
-        if self.processes.count == 1:
+        if self.processes.count == 1 or self.config.shard:  # FSDP averages gradients by itself
             return learner
         # The precision is ours to choose, whatever `accelerate config` says.
         return Accelerator(cpu=self.processes.device.type == "cpu", mixed_precision="no").prepare_model(learner)
@@ -224,14 +230,15 @@ class Run:
 
     def _watch(self, step: int) -> dict[str, float | int]:
         """Write the weights to sample from, with power-function averages a snapshot of them, and look at samples."""
-        if self.processes.is_first:
-            weights: dict[Weights, Mapping[str, Tensor]] = {
-                "ema": self.state.average.weights(),
-                "model": self.state.transformer.state_dict(),
-            }
+        is_first = self.processes.is_first
+        weights: dict[Weights, Mapping[str, Tensor]] = {
+            "ema": whole(self.state.average.weights(), everywhere=False),
+            "model": whole(self.state.transformer.state_dict(), everywhere=False),
+        }
+        if is_first:
             write_generator(self.config.out, replace(self.card, num_steps=step), weights)
-            if self.state.power_averages is not None:
-                self.state.power_averages.write_snapshots(self.config.out / SNAPSHOTS)
+        if self.state.power_averages is not None:
+            self.state.power_averages.write_snapshots(self.config.out / SNAPSHOTS, is_first=is_first)
         self.processes.wait()
         return self.watch(step)
 

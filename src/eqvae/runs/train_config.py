@@ -148,6 +148,10 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, a third more time."""
 
+    shard: bool = False
+    """Share weights, gradients, moments and averages out among the processes (FSDP2): for a generator that does not fit
+    one device. Changes no result but by rounding, and no file."""
+
     dry_run: bool = False
     """Print the resolved configuration, sizes, FLOPs and memory, and stop."""
 
@@ -183,7 +187,7 @@ _RANGES = (
 
 FREE_TO_CHANGE = frozenset(
     {"out", "max_steps", "device", "log_every", "sample_every", "checkpoint_every", "dry_run", "compile", "reference",
-     "features", "num_watch_samples", "watch_steps", "gradient_checkpointing", "gradient_accumulation_steps",
+     "features", "num_watch_samples", "watch_steps", "gradient_checkpointing", "gradient_accumulation_steps", "shard",
      "data", "autoencoder", "cache_teacher"}
 )  # fmt: skip
 """Fields that may differ between a run and its resumption."""

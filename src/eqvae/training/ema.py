@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from eqvae.artifacts.files import read_tensors, write_tensors
 from eqvae.errors import UserError
+from eqvae.training.sharding import like, whole
 
 TRACKED_HORIZONS = (0.05, 0.10)
 """sigma_rel of the two tracked averages in arXiv:2312.02696."""
@@ -96,12 +97,14 @@ class PowerEma:
             beta = (1 - 1 / self.num_updates) ** (gamma + 1)
             _lerp(self.averages[horizon], module, 1.0 - beta)
 
-    def write_snapshots(self, folder: Path) -> list[Snapshot]:
-        """Write each average into a file of its own."""
+    def write_snapshots(self, folder: Path, *, is_first: bool = True) -> list[Snapshot]:
+        """Let the first process write each average into a file of its own; all of them have to come here."""
         written = []
         for horizon, averages in self.averages.items():
             path = folder / f"{self.num_updates:08d}-{horizon:.3f}.safetensors"
-            write_tensors(path, averages, {"sigma_rel": repr(horizon), "step": str(self.num_updates)})
+            tensors = whole(averages, everywhere=False)
+            if is_first:
+                write_tensors(path, tensors, {"sigma_rel": repr(horizon), "step": str(self.num_updates)})
             written.append(Snapshot(path=path, sigma_rel=horizon, step=self.num_updates))
         return written
 
@@ -197,4 +200,4 @@ def _lerp(averages: Mapping[str, Tensor], module: nn.Module, weight: float) -> N
 
 def _restore(averages: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     for name, average in averages.items():
-        average.copy_(values[name])
+        average.copy_(like(values[name], average))

@@ -15,6 +15,7 @@ from eqvae.generators.protocol import Latents, Objective
 from eqvae.runtime.device import Precision, autocast
 from eqvae.training.ema import Ema, PowerEma
 from eqvae.training.loop import load_optimizer_tensors, optimizer_tensors, sub_state
+from eqvae.training.sharding import all_like, whole, whole_tensor
 
 
 @runtime_checkable
@@ -91,11 +92,11 @@ class TrainState:
         named |= {f"ema.{name}": value for name, value in self.average.state_dict().items()}
         if self.power_averages is not None:
             named |= {f"power.{name}": value for name, value in self.power_averages.state_dict().items()}
-        return named | optimizer_tensors(self.optimizer, "optimizer")
+        return whole(named | optimizer_tensors(self.optimizer, "optimizer"), everywhere=False)
 
     def load(self, tensors: dict[str, Tensor], step: int) -> None:
         """Put back what `tensors` collected."""
-        self.transformer.load_state_dict(sub_state(tensors, "model"))
+        self.transformer.load_state_dict(all_like(sub_state(tensors, "model"), self.transformer.state_dict()))
         self.average.load_state_dict(sub_state(tensors, "ema"))
         if self.power_averages is not None:
             self.power_averages.load_state_dict(sub_state(tensors, "power"))
@@ -159,6 +160,7 @@ def _clip(transformer: nn.Module, max_norm: float) -> Tensor:
     """Measure the gradient's norm, and clip it where a limit is set."""
     parameters = [parameter for parameter in transformer.parameters() if parameter.grad is not None]
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    norm = whole_tensor(norm)
     if max_norm > 0:
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm

@@ -17,6 +17,7 @@ from eqvae.artifacts.names import CHECKPOINT
 from eqvae.errors import Interrupted, NotFiniteError, UserError
 from eqvae.runtime.journal import Journal
 from eqvae.runtime.processes import Processes, StopRequest
+from eqvae.training.sharding import like
 
 Batch = TypeVar("Batch")
 
@@ -33,7 +34,7 @@ class State(Protocol):
     step: int
 
     def tensors(self) -> dict[str, Tensor]:
-        """Collect the state for a checkpoint."""
+        """Collect the state for a checkpoint, in all processes at once; the first process's counts."""
         ...
 
     def load(self, tensors: dict[str, Tensor], step: int) -> None:
@@ -158,9 +159,10 @@ class Loop(Generic[Batch]):
 
     def write_checkpoint(self) -> None:
         """Write all that a resume needs."""
+        tensors = self.state.tensors()
         if self.processes.is_first:
             numbers = {"step": self.state.step, **self.numbers, "training_sec": self.training_sec}
-            write_checkpoint(self.out / CHECKPOINT, self.state.tensors(), numbers)
+            write_checkpoint(self.out / CHECKPOINT, tensors, numbers)
         self.processes.wait()
 
     def end_early(self) -> None:
@@ -235,7 +237,8 @@ def load_optimizer_tensors(optimizer: Optimizer, prefix: str, tensors: Mapping[s
             index, key = name[len(prefix) + 1 :].split(".", 1)
             if tensor.shape == parameters[int(index)].shape:
                 # Fused optimizers walk through memory: moments need their parameter's layout, here channels-last.
-                tensor = torch.empty_like(parameters[int(index)], dtype=tensor.dtype).copy_(tensor)
+                own = torch.empty_like(parameters[int(index)], dtype=tensor.dtype)
+                tensor = own.copy_(like(tensor, own))
             state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
