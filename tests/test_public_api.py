@@ -16,8 +16,8 @@ SCRIPT = """
 from pathlib import Path
 
 from eqvae import CompareConfig, ConvertConfig, EncodeConfig, EvaluateConfig, FinetuneConfig, RankConfig, ReportConfig
-from eqvae import ReproduceConfig, SampleConfig, ScoreConfig, TrainConfig
-from eqvae import compare, convert, encode, evaluate, finetune, rank, report, reproduce, sample, score, train
+from eqvae import PushConfig, ReproduceConfig, SampleConfig, ScoreConfig, TrainConfig
+from eqvae import compare, convert, encode, evaluate, finetune, push, rank, report, reproduce, sample, score, train
 
 out = Path("runs")
 finetune(FinetuneConfig(autoencoder="tiny-kl", data="photos", out=out / "eq"))
@@ -31,6 +31,7 @@ rank(RankConfig(autoencoders=("tiny-kl", "runs/eq"), out=out / "ranking"))
 reproduce(ReproduceConfig(items=("table5",), out=out / "paper"))
 report(ReportConfig(folders=(out / "eq",), out=out / "report.html"))
 convert(ConvertConfig(source="runs/eq", destination=out / "vae.safetensors", to="ldm"))
+push(PushConfig(run=out / "eq", name="./model", license="mit"))
 """
 
 

@@ -20,8 +20,7 @@ from eqvae.autoencoders import Autoencoder, LatentStatistics, build_autoencoder,
 from eqvae.autoencoders.presets import PACKAGED, PACKAGED_NAMES
 from eqvae.autoencoders.protocol import DiscreteAutoencoder
 from eqvae.images import evaluation_batches, open_images
-from eqvae.metrics.per_image import token_agreement
-from eqvae.metrics.per_image import psnr_db
+from eqvae.metrics.per_image import psnr_db, token_agreement
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from eqvae.runs.encode import EncodeConfig, encode
     from eqvae.runs.evaluate import EvaluateConfig, evaluate
     from eqvae.runs.finetune import FinetuneConfig, finetune
+    from eqvae.runs.push import PushConfig, push
     from eqvae.runs.rank import RankConfig, rank
     from eqvae.runs.report import ReportConfig, report
     from eqvae.runs.reproduce import ReproduceConfig, reproduce
@@ -63,7 +64,7 @@ _HOMES = {
 } | {
     f"eqvae.runs.{name}": (name, f"{name.title()}Config")
     for name in ("finetune", "evaluate", "encode", "train", "sample", "score", "compare", "rank", "reproduce",
-                 "report", "convert", "demo")
+                 "report", "convert", "push", "demo")
 }  # fmt: skip
 """Where the public names are; imported when first used, since diffusers and torchmetrics take seconds."""
 
@@ -90,6 +91,7 @@ __all__ = [
     "MaskgitConfig",
     "OptimizerConfig",
     "Posterior",
+    "PushConfig",
     "RankConfig",
     "ReconstructionConfig",
     "RepaConfig",
@@ -121,6 +123,7 @@ __all__ = [
     "intrinsic_dimension",
     "load_autoencoder",
     "psnr_db",
+    "push",
     "rank",
     "report",
     "reproduce",

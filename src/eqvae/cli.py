@@ -32,6 +32,7 @@ COMMANDS = {
     "rank": "order autoencoders by how well the same small generator learns their latents",
     "reproduce": "tables and figures of the paper: plan, run or resume, write them",
     "report": "one HTML page from the folders that the other commands wrote",
+    "push": "publish a trained autoencoder or generator on the Hugging Face hub, with its card",
     "convert": "from one published layout to another: autoencoders and generators",
 }
 
