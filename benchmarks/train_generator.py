@@ -31,14 +31,16 @@ import tyro
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from eqvae.generators.families import PUBLISHED_LATENTS, Recipe, find_recipe
+from eqvae.generators.families import find_recipe
 from eqvae.generators.protocol import Objective
+from eqvae.generators.recipes import PUBLISHED_LATENTS, Recipe
 from eqvae.generators.transformer import Transformer, TransformerConfig
 from eqvae.latents.batches import training_batches
 from eqvae.latents.cache import LatentCache
 from eqvae.latents.writing import Coding, collect_index, finish_shard
 from eqvae.latents.writing import Recipe as CacheRecipe
-from eqvae.runs.train_config import TrainConfig, transformer_flops
+from eqvae.runs.train_config import TrainConfig
+from eqvae.runs.train_cost import transformer_flops
 from eqvae.runtime.device import Precision, choose_device, matrix_peak_flops_per_sec, synchronize
 from eqvae.runtime.seeds import generator_for
 from eqvae.training.generator_step import TrainingBatch, build_state, train_step

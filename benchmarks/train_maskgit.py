@@ -34,15 +34,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from train import FilePerImage, PlainAttention
 
-from eqvae.generators.families import Recipe, find_recipe
+from eqvae.generators.families import find_recipe
 from eqvae.generators.maskgit import MaskgitObjective
 from eqvae.generators.maskgit_transformer import MaskTransformer, MaskTransformerConfig
 from eqvae.generators.protocol import LatentSpecification
+from eqvae.generators.recipes import Recipe
 from eqvae.latents.batches import training_batches
 from eqvae.latents.cache import LatentCache
 from eqvae.latents.writing import Coding, collect_index, finish_shard
 from eqvae.latents.writing import Recipe as CacheRecipe
-from eqvae.runs.train_config import TrainConfig, transformer_flops
+from eqvae.runs.train_config import TrainConfig
+from eqvae.runs.train_cost import transformer_flops
 from eqvae.runtime.device import Precision, choose_device, matrix_peak_flops_per_sec, synchronize
 from eqvae.runtime.seeds import generator_for
 from eqvae.training.generator_step import TrainingBatch, build_state, train_step

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from eqvae.equivariance import Decoded, decode_transformed, eq_vae_loss, equivariance_loss, explicit_loss, vae_loss
     from eqvae.errors import Interrupted, UserError
     from eqvae.generators.diffusion import DitConfig
+    from eqvae.generators.gat import GatConfig
     from eqvae.generators.interpolant import SitConfig
     from eqvae.generators.maskgit import MaskgitConfig
+    from eqvae.generators.protocol import ReadingConfig
     from eqvae.generators.repa import RepaConfig
     from eqvae.losses.adversarial import AdversarialConfig
     from eqvae.losses.codebook import CodebookConfig
@@ -57,7 +59,9 @@ _HOMES = {
     "eqvae.losses.codebook": ("CodebookConfig",),
     "eqvae.losses.reconstruction": ("ReconstructionConfig",),
     "eqvae.training.autoencoder_config": ("AutoencoderTraining", "OptimizerConfig", "TransformConfig"),
+    "eqvae.generators.protocol": ("ReadingConfig",),
     "eqvae.generators.diffusion": ("DitConfig",),
+    "eqvae.generators.gat": ("GatConfig",),
     "eqvae.generators.interpolant": ("SitConfig",),
     "eqvae.generators.repa": ("RepaConfig",),
     "eqvae.generators.maskgit": ("MaskgitConfig",),
@@ -87,12 +91,14 @@ __all__ = [
     "EncodeConfig",
     "EvaluateConfig",
     "FinetuneConfig",
+    "GatConfig",
     "Interrupted",
     "MaskgitConfig",
     "OptimizerConfig",
     "Posterior",
     "PushConfig",
     "RankConfig",
+    "ReadingConfig",
     "ReconstructionConfig",
     "RepaConfig",
     "ReportConfig",

@@ -25,7 +25,7 @@ COMMANDS = {
     "finetune": "fine-tune an autoencoder with EQ-VAE",
     "evaluate": "measure an autoencoder: equivariance, reconstruction, latents",
     "encode": "write an autoencoder's latents of images into a cache for generators",
-    "train": "train a generator on a latent cache: DiT, SiT, SiT + REPA, MaskGIT",
+    "train": "train a generator on a latent cache: DiT, SiT, SiT + REPA, GAT, MaskGIT",
     "sample": "draw images from a trained generator",
     "score": "score samples against a reference: FID, sFID, KID, Inception Score, precision, recall",
     "compare": "how much faster a generator learns: curves, time-to-quality speed-up, intervals",

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from eqvae.artifacts.names import GENERATOR, GENERATOR_CARD
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import GeneratorCard, read_generator, write_generator
-from eqvae.generators.families import MASKGIT_SIZES, find_recipe
+from eqvae.generators.families import find_recipe
 from eqvae.generators.interpolant import Interpolant
-from eqvae.generators.maskgit_transformer import MaskTransformer
+from eqvae.generators.maskgit_transformer import MASKGIT_SIZES, MaskTransformer
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.generators.transformer import Transformer
 

@@ -8,10 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eqvae.errors import UserError
 from eqvae.generators.diffusion import DiffusionObjective, DitConfig
-from eqvae.generators.families import FAMILIES, MASKGIT_SIZES, NAMES, PUBLISHED_LATENTS, SIZES, RepaSit, find_recipe
+from eqvae.generators.families import FAMILIES, NAMES, RepaSit, find_recipe
 from eqvae.generators.interpolant import Interpolant, InterpolantObjective, SitConfig
-from eqvae.generators.maskgit_transformer import PUBLISHED_TOKENS
+from eqvae.generators.maskgit_transformer import MASKGIT_SIZES, PUBLISHED_TOKENS
 from eqvae.generators.protocol import LatentSpecification
+from eqvae.generators.recipes import PUBLISHED_LATENTS, SIZES
 from eqvae.generators.repa import RepaConfig, RepaObjective
 from eqvae.generators.transformer import Transformer
 

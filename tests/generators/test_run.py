@@ -12,11 +12,13 @@ from eqvae.artifacts.files import read_journal, read_json, read_tensors
 from eqvae.artifacts.names import CHECKPOINT, SNAPSHOTS
 from eqvae.errors import Interrupted, UserError
 from eqvae.generators.checkpoints import GeneratorCard, read_generator
-from eqvae.generators.families import SIZES, find_recipe
+from eqvae.generators.families import find_recipe
 from eqvae.generators.interpolant import Interpolant, InterpolantObjective
 from eqvae.generators.protocol import LatentSpecification
+from eqvae.generators.recipes import SIZES
 from eqvae.runs.train import Run
-from eqvae.runs.train_config import TrainConfig, transformer_flops
+from eqvae.runs.train_config import TrainConfig
+from eqvae.runs.train_cost import transformer_flops
 from eqvae.runtime.processes import Processes, StopRequest
 from eqvae.runtime.seeds import generator_for
 from eqvae.training.generator_step import TrainingBatch, build_state

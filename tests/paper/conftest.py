@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from eqvae.artifacts.files import write_json
-from eqvae.generators.families import MASKGIT_SIZES, SIZES
+from eqvae.generators.maskgit_transformer import MASKGIT_SIZES
+from eqvae.generators.recipes import SIZES
 from eqvae.networks.features import FeatureExtractor, Features
 from eqvae.paper import execution
 from eqvae.paper.plan import PlannedRun, describe_base

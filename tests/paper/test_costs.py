@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from eqvae.generators.families import PUBLISHED_LATENTS, SIZES, find_recipe
+from eqvae.generators.families import find_recipe
+from eqvae.generators.recipes import PUBLISHED_LATENTS, SIZES
 from eqvae.paper.arms import Arm, equivariant, evaluation, explicit, latents, more_training, reference
 from eqvae.paper.costs import Cost, coding_flops, describe_plan, estimate, generator_size, network_flops
 from eqvae.paper.plan import Plan, PlannedRun

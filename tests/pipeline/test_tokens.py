@@ -16,7 +16,8 @@ from eqvae.generators.checkpoints import read_generator
 from eqvae.latents.cache import LatentCache
 from eqvae.runs.sample import SampleConfig, sample
 from eqvae.runs.train import train
-from eqvae.runs.train_config import TrainConfig, describe_plan
+from eqvae.runs.train_config import TrainConfig
+from eqvae.runs.train_cost import describe_plan
 
 
 @pytest.fixture

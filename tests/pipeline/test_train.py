@@ -20,7 +20,7 @@ from eqvae.metrics.statistics import compute_statistics
 from eqvae.networks.features import load_features
 from eqvae.runs.sample import SampleConfig, sample
 from eqvae.runs.train import train
-from eqvae.runs.train_config import describe_plan
+from eqvae.runs.train_cost import describe_plan
 from eqvae.runtime.processes import Processes
 
 

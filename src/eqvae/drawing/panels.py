@@ -111,6 +111,11 @@ GENERATOR_LOSSES = {
     "repa": ("Alignment with the teacher", "minus mean cosine"),
     "cross_entropy": ("Cross-entropy", "nats per masked token"),
     "accuracy": ("Masked tokens guessed", "share"),
+    "discriminator": ("Discriminator's loss", "nats per pair"),
+    "margin": ("Logit of true latents over that of drawn ones", "difference"),
+    "r1": ("Squared gradient at true latents", "R1"),
+    "r2": ("Squared gradient at drawn latents", "R2"),
+    "discriminator_gradient_norm": ("Discriminator's gradient norm", "norm before clipping"),
 }
 """Titles and axes of known parts of a generator's loss; others are titled by their names."""
 

@@ -14,18 +14,19 @@ from eqvae.evidence.curves import finite, short_name
 
 MAX_TILES = 4
 
-SAMPLER_OF = {"maskgit": "confidence", "dit": "ddpm"}
+SAMPLER_OF = {"maskgit": "confidence", "dit": "ddpm", "gat": "one-pass"}
 """Samplers that `eqvae sample` takes where none is named, by the recipe's family; the others take `sde`."""
 
 DRAWING = {
     "num_samples": "Samples", "num_steps": "Steps", "rtol": "Relative tolerance", "ddim_eta": "Eta",
     "guidance_scale": "Guidance scale", "guidance_low": "Guided from noise", "guidance_high": "Guided up to noise",
-    "guidance_channels": "Guided channels", "guidance_schedule": "Guidance schedule", "weak_run": "Guided away from",
+    "guidance_channels": "Guided channels", "guidance_schedule": "Guidance schedule", "truncation": "Truncation",
+    "weak_run": "Guided away from",
     "weights": "Weights", "sigma_rel": "Averaging horizon", "classes": "Classes", "seed": "Seed",
 }  # fmt: skip
 """What a sample set's configuration says of how it was drawn, and how the page names it."""
 
-SILENT = {"ddim_eta": 0.0, "guidance_scale": 1.0, "guidance_low": 0.0, "guidance_high": 1.0}
+SILENT = {"ddim_eta": 0.0, "guidance_scale": 1.0, "guidance_low": 0.0, "guidance_high": 1.0, "truncation": 0.0}
 """Values that change nothing and are left out."""
 
 

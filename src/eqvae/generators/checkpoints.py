@@ -17,9 +17,10 @@ from torch import Tensor
 from eqvae.artifacts.files import load_strictly, read_json, read_tensors, replace_folder, write_json, write_tensors
 from eqvae.artifacts.names import GENERATOR, GENERATOR_CARD, weights_name
 from eqvae.errors import UserError
-from eqvae.generators.families import FAMILIES, Backbone, BackboneConfig, Recipe
+from eqvae.generators.families import FAMILIES
 from eqvae.generators.interpolant import Interpolant
 from eqvae.generators.maskgit import Schedule
+from eqvae.generators.recipes import Backbone, BackboneConfig, Recipe
 
 Weights = Literal["ema", "model"]
 """Averaged, or in training."""
@@ -38,7 +39,7 @@ class GeneratorCard:
     transformer: BackboneConfig
 
     interpolant: Interpolant | None
-    """SiT's path and prediction; None for DiT's diffusion and MaskGIT."""
+    """SiT's path and prediction; None for DiT's diffusion, GAT and MaskGIT."""
 
     shift: tuple[float, ...]
     """Per channel: `raw latent = normalized * scale + shift`; empty for tokens."""

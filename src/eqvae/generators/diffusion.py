@@ -7,7 +7,7 @@ Steps are counted from 0 as in the published code: `z_t` with t = 0 has been noi
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -19,16 +19,9 @@ from eqvae.generators.protocol import LatentSpecification, Loss, Objective, Pred
 
 @dataclass(frozen=True, kw_only=True)
 class DitConfig:
-    """How DiT is trained; SiT and REPA, the same network on the same latents, share it."""
+    """What DiT's network may have; SiT and REPA, the same network, share it."""
 
     owner: ClassVar[str] = "DiT or SiT"
-
-    normalization: str = "measured"
-    """DiT, SiT: `measured`: by the cache's mean and standard deviation of each channel; `fixed:0.18215`: times that
-    factor."""
-
-    posterior: Literal["sample", "mean"] = "sample"
-    """DiT, SiT: train on a fresh sample of each posterior, or on its mean."""
 
     qk_norm: bool = False
     """DiT, SiT: normalize queries and keys of the attention."""

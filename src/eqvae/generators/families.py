@@ -1,123 +1,34 @@
 """The families of generators, each at its sizes: what to build, what to train it for and with what.
 
     dit-b-2, sit-xl-2, repa-sit-xl-2    family, size and patch size, on latents
+    gat-b-2                             the same, a generator against a discriminator
     maskgit-b                           family and size, on tokens
 
-Sizes are those of Table 1 of arXiv:2212.09748; `ti` is ours, for CPUs. What a family fixes is what its published
-checkpoints were trained with, so that they sample as published.
+Sizes are those of Table 1 of arXiv:2212.09748, which GAT has too; `ti` is ours, for CPUs. What a family fixes is what
+its published checkpoints were trained with, so that they sample as published.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from math import isqrt
-from typing import Any, ClassVar, Literal, NamedTuple, final
+from typing import Any, ClassVar, Literal, final
 
 from torch import Tensor
 
 from eqvae.errors import UserError, nearest_name
 from eqvae.generators.diffusion import DiffusionObjective, DitConfig, GaussianDiffusion
+from eqvae.generators.gat import GatConfig, GatObjective
+from eqvae.generators.gat_transformer import GAT_SIZES, NUM_LEVELS, GatNetworkConfig
 from eqvae.generators.interpolant import Interpolant, InterpolantObjective, SitConfig
 from eqvae.generators.maskgit import MaskgitConfig, MaskgitObjective
-from eqvae.generators.maskgit_transformer import MASKGIT_SIZES, MaskTransformer, MaskTransformerConfig
-from eqvae.generators.protocol import LatentSpecification, Objective
+from eqvae.generators.maskgit_transformer import MASKGIT_SIZES, MaskTransformerConfig
+from eqvae.generators.protocol import LatentSpecification, Objective, ReadingConfig
+from eqvae.generators.recipes import SIZES, FamilyConfig, Published, Recipe
 from eqvae.generators.repa import RepaConfig, RepaObjective
-from eqvae.generators.transformer import Transformer, TransformerConfig
-
-Backbone = Transformer | MaskTransformer
-"""The network of a generator of latents, or of tokens."""
-
-BackboneConfig = TransformerConfig | MaskTransformerConfig
-
-FamilyConfig = DitConfig | SitConfig | RepaConfig | MaskgitConfig
-"""What a user may choose of a family; SiT takes the first two, REPA the first three."""
+from eqvae.generators.transformer import TransformerConfig
 
 PATCH_SIZES = (1, 2, 4, 8)
-
-PUBLISHED_LATENTS = LatentSpecification(channels=4, height=32, width=32, num_classes=1000)
-"""ImageNet at 256 px through SD-VAE: what `Size.num_parameters` refers to."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """A size of DiT's transformer, which SiT and REPA share."""
-
-    depth: int
-    hidden_size: int
-    num_heads: int
-    num_parameters: int
-    """With patch size 2, `PUBLISHED_LATENTS` and learned variances; Table 4 of arXiv:2212.09748 rounds them."""
-    gflops: float
-    """Multiply-adds of one forward pass under the same conditions, 1e9."""
-
-
-# fmt: off
-SIZES = {
-    #          depth  width  heads  parameters   Gflops
-    "ti": Size(6,     192,   3,     4_409_888,   0.83),
-    "s":  Size(12,    384,   6,     32_963_360,  6.06),
-    "b":  Size(12,    768,   12,    130_512_416, 23.01),
-    "l":  Size(24,    1024,  16,    458_102_816, 80.71),
-    "xl": Size(28,    1152,  16,    675_129_632, 118.64),
-}
-# fmt: on
-
-
-class Published(NamedTuple):
-    """Values of `eqvae train` that were published with a family, where families differ; `watch_steps` is ours."""
-
-    adam_beta2: float = 0.999
-    weight_decay: float = 0.0
-    max_grad_norm: float = 0.0
-    lr_warmup_steps: int = 0
-    watch_steps: int = 50
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe(ABC):
-    """A family at one of its sizes, with what a user chose of it."""
-
-    size: str
-
-    family: ClassVar[str]
-    """How its names begin."""
-
-    models: ClassVar[Literal["moments", "tokens"]]
-    """The kind of latent cache that it is trained on."""
-
-    mend: ClassVar[str]
-    """What to do with a cache of the other kind."""
-
-    published: ClassVar[Published]
-
-    samplers: ClassVar[dict[str, int]]
-    """What it can be sampled by, each with its published number of steps."""
-
-    sampler: ClassVar[str]
-    """The published one."""
-
-    backbone_config: ClassVar[type[TransformerConfig] | type[MaskTransformerConfig]]
-
-    @abstractmethod
-    def __str__(self) -> str:
-        """The name that `find_recipe` reads."""
-
-    @abstractmethod
-    def transformer(self, latents: LatentSpecification) -> BackboneConfig:
-        """Describe the network."""
-
-    @abstractmethod
-    def objective(self, latents: LatentSpecification, *, label_dropout: float = 0.1) -> Objective:
-        """Build what it is trained for."""
-
-    @abstractmethod
-    def fit(self, weights: Mapping[str, Tensor], *, codebook_size: int | None) -> BackboneConfig:
-        """Describe the network that published weights are of: what a name leaves open follows from their shapes."""
-
-    @property
-    def interpolant(self) -> Interpolant | None:
-        """The path between data and noise; None for a diffusion and for tokens."""
-        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,15 +38,21 @@ class LatentRecipe(Recipe):
     patch_size: int
     """Cells."""
 
+    reading: ReadingConfig = field(default_factory=ReadingConfig)
+
     dit: DitConfig = field(default_factory=DitConfig)
 
     models: ClassVar[Literal["moments"]] = "moments"
     mend: ClassVar[str] = "Train a MaskGIT on it, or encode with a KL model"
+    draws: ClassVar[Literal["process"]] = "process"
     published: ClassVar[Published] = Published()
     backbone_config: ClassVar[type[TransformerConfig]] = TransformerConfig
 
     def __str__(self) -> str:
         return f"{self.family}-{self.size}-{self.patch_size}"
+
+    @abstractmethod
+    def objective(self, latents: LatentSpecification, *, label_dropout: float = 0.1) -> Objective: ...
 
     def transformer(self, latents: LatentSpecification) -> TransformerConfig:
         """Describe the network; REPA's projector is as wide as a teacher that is not known yet."""
@@ -254,6 +171,76 @@ class RepaSit(InterpolantRecipe):
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class Gat(Recipe):
+    """A GAN of transformers, Hyun et al., arXiv:2509.24935; the rate falls with the networks' width."""
+
+    patch_size: int
+    """Cells."""
+
+    reading: ReadingConfig = field(default_factory=ReadingConfig)
+
+    gat: GatConfig = field(default_factory=GatConfig)
+
+    family: ClassVar[str] = "gat"
+    models: ClassVar[Literal["moments"]] = "moments"
+    mend: ClassVar[str] = LatentRecipe.mend
+    draws: ClassVar[Literal["pass"]] = "pass"
+    published: ClassVar[Published] = Published(
+        learning_rate=2e-4, adam_beta1=0.0, adam_beta2=0.99, max_grad_norm=1.0, ema_decay=0.999, label_dropout=0.0,
+        watch_steps=1,
+    )  # fmt: skip
+    samplers: ClassVar[dict[str, int]] = {"one-pass": 1}
+    sampler: ClassVar[str] = "one-pass"
+    backbone_config: ClassVar[type[GatNetworkConfig]] = GatNetworkConfig
+
+    def __str__(self) -> str:
+        return f"{self.family}-{self.size}-{self.patch_size}"
+
+    def values(self) -> Published:
+        """See `Recipe`: the published rate is that of width 768."""
+        rate = self.published.learning_rate * GAT_SIZES["b"].hidden_size / GAT_SIZES[self.size].hidden_size
+        return self.published._replace(learning_rate=rate)
+
+    def transformer(self, latents: LatentSpecification) -> GatNetworkConfig:
+        size = GAT_SIZES[self.size]
+        return GatNetworkConfig(
+            latents=latents,
+            depth=size.depth,
+            hidden_size=size.hidden_size,
+            num_heads=size.num_heads,
+            patch_size=self.patch_size,
+            class_size=size.class_size,
+        )
+
+    def fit(self, weights: Mapping[str, Tensor], *, codebook_size: int | None) -> GatNetworkConfig:
+        """See `Recipe`; one class is taken for none."""
+        del codebook_size
+        side = isqrt(weights["pos_embed"].shape[1]) * self.patch_size
+        num_rows = len(weights["y_embedder.embedding_table.weight"])
+        return self.transformer(
+            LatentSpecification(
+                channels=len(weights[f"final_layers.{NUM_LEVELS - 1}.linear.bias"]) // self.patch_size**2,
+                height=side,
+                width=side,
+                num_classes=num_rows if num_rows > 1 else 0,
+            )
+        )
+
+    def objective(self, latents: LatentSpecification, *, label_dropout: float = 0.0) -> GatObjective:
+        """See `Recipe`: styles are guided without a "no class"."""
+        del latents
+        if label_dropout:
+            raise UserError(f"--label-dropout {label_dropout} is not for '{self}'", "Leave it out")
+        return GatObjective(
+            r1_weight=self.gat.r1_weight,
+            r2_weight=self.gat.r2_weight,
+            penalty_every=self.gat.penalty_every,
+            augment=self.gat.augment,
+        )
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Maskgit(Recipe):
     """Masked tokens, Chang et al., arXiv:2202.04200, as Besnier & Chen trained it, arXiv:2310.14400.
 
@@ -265,6 +252,7 @@ class Maskgit(Recipe):
     family: ClassVar[str] = "maskgit"
     models: ClassVar[Literal["tokens"]] = "tokens"
     mend: ClassVar[str] = "Train a DiT or SiT on it, or encode with a discrete autoencoder"
+    draws: ClassVar[Literal["tokens"]] = "tokens"
     published: ClassVar[Published] = Published(
         adam_beta2=0.96, weight_decay=1e-5, max_grad_norm=1.0, lr_warmup_steps=2500, watch_steps=8
     )
@@ -304,13 +292,17 @@ class Maskgit(Recipe):
         )
 
 
-FAMILIES: dict[str, type[Recipe]] = {family.family: family for family in (Dit, Sit, RepaSit, Maskgit)}
+FAMILIES: dict[str, type[Recipe]] = {family.family: family for family in (Dit, Sit, RepaSit, Gat, Maskgit)}
 
-PARTS: dict[type, str] = {DitConfig: "dit", SitConfig: "sit", RepaConfig: "repa", MaskgitConfig: "maskgit"}
+PARTS: dict[type, str] = {
+    ReadingConfig: "reading", DitConfig: "dit", SitConfig: "sit", RepaConfig: "repa", GatConfig: "gat",
+    MaskgitConfig: "maskgit",
+}  # fmt: skip
 """The fields of recipes, and of `eqvae train`'s configuration, that hold a family's choices."""
 
 NAMES: tuple[str, ...] = (
     *(f"{family}-{size}-{patch}" for family in ("dit", "sit", "repa-sit") for size in SIZES for patch in PATCH_SIZES),
+    *(f"gat-{size}-{patch}" for size in GAT_SIZES for patch in PATCH_SIZES),
     *(f"maskgit-{size}" for size in MASKGIT_SIZES),
 )
 """All presets."""

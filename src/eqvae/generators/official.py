@@ -17,7 +17,7 @@ from eqvae.artifacts.names import GENERATOR, weights_name
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import GeneratorCard, Weights, load_transformer, read_card
-from eqvae.generators.families import Recipe
+from eqvae.generators.recipes import Recipe
 from eqvae.runtime.journal import installed_version
 
 _WRAPPERS = ("module.", "_orig_mod.")

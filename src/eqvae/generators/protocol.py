@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -16,6 +17,20 @@ Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 The times are those of the process that the backbone was trained for: steps 0 ... 999 of a diffusion, or an
 interpolant's t in [0, 1] in the interpolant's own direction. The label `num_classes` means "no class"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingConfig:
+    """How a generator of latents reads its cache."""
+
+    owner: ClassVar[str] = "generator of latents"
+
+    normalization: str = "measured"
+    """Latents: `measured`: by the cache's mean and standard deviation of each channel; `fixed:0.18215`: times that
+    factor."""
+
+    posterior: Literal["sample", "mean"] = "sample"
+    """Latents: train on a fresh sample of each posterior, or on its mean."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,9 @@ import torchvision
 from eqvae.autoencoders import build_autoencoder
 from eqvae.autoencoders.presets import UNTRAINED
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
-from eqvae.generators.families import Recipe, RepaSit
+from eqvae.generators.families import RepaSit
 from eqvae.generators.protocol import LatentSpecification
+from eqvae.generators.recipes import Recipe
 from eqvae.networks.features import INCEPTION
 from eqvae.networks.pretrained import EFFICIENTNET_LITE0
 from eqvae.networks.teachers import DINOV2_B

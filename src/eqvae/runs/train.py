@@ -16,20 +16,16 @@ from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import Generator, GeneratorCard, Weights, build_generator, write_generator
+from eqvae.generators.gat import GatObjective
+from eqvae.generators.gat_transformer import GatGenerator
 from eqvae.generators.protocol import Objective
+from eqvae.generators.recipes import Backbone
 from eqvae.images.image_sets import open_reference
 from eqvae.metrics.frechet import FeatureMoments, frechet_distance
 from eqvae.metrics.statistics import FeatureStatistics, compute_statistics, holds_statistics
 from eqvae.networks.features import FeatureExtractor, load_features, metric_key
-from eqvae.runs.train_config import (
-    FREE_TO_CHANGE,
-    Batches,
-    TrainConfig,
-    begin_from,
-    describe_plan,
-    make_plan,
-    transformer_flops,
-)
+from eqvae.runs.train_config import FREE_TO_CHANGE, Batches, Plan, TrainConfig, begin_from, make_plan
+from eqvae.runs.train_cost import describe_plan, training_flops
 from eqvae.runtime.device import choose_device, matrix_peak_flops_per_sec, place
 from eqvae.runtime.journal import Journal
 from eqvae.runtime.processes import Processes, StopRequest, join_processes, stop_on_signals
@@ -37,11 +33,12 @@ from eqvae.runtime.run_folder import RunFolder
 from eqvae.runtime.seeds import generator_for
 from eqvae.sampling.config import SamplerConfig
 from eqvae.sampling.draw import Drawer, contact_sheet, sheet_indices
-from eqvae.training.generator_step import TrainingBatch, TrainState, build_state, train_step
+from eqvae.training.adversarial_step import AdversarialState, adversarial_step, build_adversarial_state
+from eqvae.training.generator_step import GeneratorState, TrainingBatch, TrainState, build_state, train_step
 from eqvae.training.loop import Loop, Schedule
 from eqvae.training.sharding import shard, whole
 
-_DRAWS, _WEIGHTS = 1, 2  # what a random stream is for
+_DRAWS, _WEIGHTS, _OPPOSED_WEIGHTS = 1, 2, 3  # what a random stream is for
 
 _WATCH_BATCH_SIZE = 50
 
@@ -99,7 +96,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
         begin_from(config.init, transformer, plan)
     if config.shard:
         shard(transformer, processes, config.precision)
-    state = build_state(transformer, plan.objective, config, processes.device)
+    state = first_state(transformer, plan, processes.device)
     with (
         # Figures of a run that is made longer are not figures of this one.
         folder.hold(
@@ -132,22 +129,33 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     return figures if processes.is_first else None
 
 
+def first_state(transformer: Backbone, plan: Plan, device: torch.device) -> GeneratorState:
+    """Set up training from first weights; a discriminator's are drawn here."""
+    config, objective = plan.config, plan.objective
+    if isinstance(objective, GatObjective):
+        assert isinstance(transformer, GatGenerator)  # its family has no other
+        weights = generator_for(config.seed, _OPPOSED_WEIGHTS)
+        discriminator = transformer.config.build_discriminator(generator=weights)
+        return build_adversarial_state(transformer, discriminator, objective, config, device)
+    return build_state(transformer, objective, config, device)
+
+
 @dataclass(kw_only=True)
 class Run:
     """One process's part of a run."""
 
     config: TrainConfig
     processes: Processes
-    state: TrainState
-    objective: Objective
+    state: GeneratorState
+    objective: Objective | GatObjective
     card: GeneratorCard
     batches: Batches
     watch: Callable[[int], dict[str, float | int]]
     """Samples from the exported weights after a step, draws pictures, and measures what it was asked to."""
     stop: StopRequest
     loop: Loop[TrainingBatch] = field(init=False)
-    shared: nn.Module = field(init=False)
-    """The learner as all processes train it."""
+    shared: nn.Module | None = field(init=False, default=None)
+    """The learner as all processes train it; a discriminator's and its generator's gradients are averaged otherwise."""
 
     def __post_init__(self) -> None:
         """Set up the loop."""
@@ -177,7 +185,7 @@ class Run:
         self.shared = self._share()
         if state.step < config.max_steps:
             peak = matrix_peak_flops_per_sec(self.processes.device, config.precision) * self.processes.count
-            share_per_rate = 3.0 * transformer_flops(state.transformer.config) / peak
+            share_per_rate = training_flops(state.transformer.config, self.objective) / peak
             loop.figures_of_rate = lambda images_per_sec: {"share_of_peak": images_per_sec * share_per_rate}
         loop.train()
         return self._finish()
@@ -196,13 +204,16 @@ class Run:
         self.processes.wait()
         return metrics
 
-    def _share(self) -> nn.Module:
+    def _share(self) -> nn.Module | None:
         """The learner, compiled where asked for, wrapped where several processes average their gradients."""
+        for network in self.state.networks:
+            if self.config.gradient_checkpointing:
+                network.gradient_checkpointing = True
+            if self.config.compile:
+                network.compile()  # in place, so that the weights keep their names
+        if not isinstance(self.state, TrainState):
+            return None
         learner = self.state.learner
-        if self.config.gradient_checkpointing:
-            learner.transformer.gradient_checkpointing = True
-        if self.config.compile:
-            learner.transformer.compile()  # in place, so that the weights keep their names
         if self.processes.count == 1 or self.config.shard:  # FSDP averages gradients by itself
             return learner
         # The precision is ours to choose, whatever `accelerate config` says.
@@ -216,17 +227,16 @@ class Run:
         )
         first = self.processes.rank * len(batch.latents)
         own = {name: value[first : first + len(batch.latents)] for name, value in draws.items()} | batch.draws
-        return train_step(
-            state,
-            replace(
-                batch,
-                latents=batch.latents.to(device, non_blocking=True),
-                labels=batch.labels.to(device, non_blocking=True),
-                draws={name: value.to(device, non_blocking=True) for name, value in own.items()},
-            ),
-            self.config,
-            self.shared,
+        placed = replace(
+            batch,
+            latents=batch.latents.to(device, non_blocking=True),
+            labels=batch.labels.to(device, non_blocking=True),
+            draws={name: value.to(device, non_blocking=True) for name, value in own.items()},
         )
+        if isinstance(state, AdversarialState):
+            return adversarial_step(state, placed, self.config, self.processes)
+        assert isinstance(state, TrainState) and self.shared is not None
+        return train_step(state, placed, self.config, self.shared)
 
     def _watch(self, step: int) -> dict[str, float | int]:
         """Write the weights to sample from, with power-function averages a snapshot of them, and look at samples."""

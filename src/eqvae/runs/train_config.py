@@ -14,23 +14,22 @@ from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import GeneratorCard, read_generator
 from eqvae.generators.diffusion import DitConfig
-from eqvae.generators.families import PARTS, Backbone, BackboneConfig, Recipe, find_recipe
+from eqvae.generators.families import PARTS, find_recipe
+from eqvae.generators.gat import GatConfig, GatObjective
 from eqvae.generators.interpolant import SitConfig
 from eqvae.generators.maskgit import MaskgitConfig
-from eqvae.generators.protocol import LatentSpecification, Objective
+from eqvae.generators.protocol import LatentSpecification, Objective, ReadingConfig
+from eqvae.generators.recipes import Backbone, BackboneConfig, Recipe
 from eqvae.generators.repa import TEACHER_TOKENS, RepaConfig
 from eqvae.generators.transformer import TransformerConfig
 from eqvae.latents.batches import training_batches
 from eqvae.latents.cache import MEASURED, LatentCache
 from eqvae.latents.teaching import TeacherTokens, teach
-from eqvae.runtime.device import Precision, choose_device, count_flops
+from eqvae.runtime.device import Precision
 from eqvae.runtime.journal import installed_version, say
-from eqvae.runtime.processes import Processes, join_processes
-from eqvae.runtime.run_folder import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, check_ranges, flat
+from eqvae.runtime.processes import Processes
+from eqvae.runtime.run_folder import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, check_ranges
 from eqvae.training.generator_step import TrainingBatch
-
-_BYTES_PER_PARAMETER = 4 + 4 + 8 + 4
-"""Weight, gradient, two moments of AdamW, moving average; all fp32."""
 
 _MODELLED = {"moments": "latents", "tokens": "tokens"}
 
@@ -40,10 +39,10 @@ Batches = Callable[[int, int], Generator[TrainingBatch, None, None]]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Train a generator on a latent cache: DiT, SiT, or SiT with REPA; MaskGIT on one of tokens."""
+    """Train a generator on a latent cache: DiT, SiT, SiT with REPA, or GAT; MaskGIT on one of tokens."""
 
     recipe: Annotated[str, Positional, arg(metavar="RECIPE")]
-    """`dit-{ti,s,b,l,xl}-{1,2,4,8}`, `sit-...` or `repa-sit-...`: objective, size and patch size; for tokens
+    """`dit-{ti,s,b,l,xl}-{1,2,4,8}`, `sit-...`, `repa-sit-...` or `gat-...`: objective, size and patch size; for tokens
     `maskgit-{ti,s,b,l,h}`."""
 
     latents: Path
@@ -64,38 +63,41 @@ class TrainConfig:
     gradient_accumulation_steps: int = 1
     """Parts into which a process's share of the batch is split to save memory; changes no result."""
 
-    learning_rate: float = 1e-4
-    """Of AdamW, constant after its warm-up; DiT's, SiT's and REPA's value."""
+    learning_rate: float | None = None
+    """Of AdamW, constant after its warm-up; None: for GAT 2e-4 times 768 over its width, else 1e-4, as published."""
 
     lr_warmup_steps: int | None = None
     """Steps of linear warm-up; None: 2,500 for MaskGIT, else 0, as published."""
 
-    adam_beta1: float = 0.9
-    """The published recipes' value."""
+    adam_beta1: float | None = None
+    """None: 0 for GAT, else 0.9, as published."""
 
     adam_beta2: float | None = None
-    """None: 0.96 for MaskGIT, else 0.999, as published."""
+    """None: 0.96 for MaskGIT, 0.99 for GAT, else 0.999, as published."""
 
     weight_decay: float | None = None
     """Decoupled weight decay; None: 1e-5 for MaskGIT, else 0, as published."""
 
     max_grad_norm: float | None = None
-    """Largest norm of the gradient; 0 does not clip; None: 1 for REPA and MaskGIT, else 0, as published."""
+    """Largest norm of the gradient; 0 does not clip; None: 1 for REPA, GAT and MaskGIT, else 0, as published."""
 
-    ema_decay: float = 0.9999
-    """Decay of the averaged weights, which are sampled from."""
+    ema_decay: float | None = None
+    """Decay of the averaged weights, which are sampled from; None: 0.999 for GAT, else 0.9999, as published."""
 
     posthoc_ema: bool = False
     """Also keep two power-function averages, from which any horizon can be chosen afterwards (arXiv:2312.02696)."""
 
-    label_dropout: float = 0.1
-    """Probability of training without the label, for classifier-free guidance."""
+    label_dropout: float | None = None
+    """Probability of training without the label, for classifier-free guidance; None: 0.1, and none for GAT."""
 
     flip: bool = True
     """Mirror half of the images, where the cache has mirror images."""
 
     # What some families have and others don't. The command line takes all of these flags, since it knows them before it
     # has read the recipe; `resolved` keeps what is the recipe's, refuses what would change nothing, and leaves None.
+
+    reading: Annotated[ReadingConfig | None, OmitArgPrefixes, AvoidSubcommands] = field(default_factory=ReadingConfig)
+    """All generators of latents."""
 
     dit: Annotated[DitConfig | None, OmitArgPrefixes, AvoidSubcommands] = field(default_factory=DitConfig)
     """DiT, and SiT and REPA, which are the same network."""
@@ -105,6 +107,9 @@ class TrainConfig:
 
     repa: Annotated[RepaConfig | None, OmitArgPrefixes, AvoidSubcommands] = field(default_factory=RepaConfig)
     """REPA."""
+
+    gat: Annotated[GatConfig | None, OmitArgPrefixes, AvoidSubcommands] = field(default_factory=GatConfig)
+    """GAT."""
 
     maskgit: Annotated[MaskgitConfig | None, OmitArgPrefixes, AvoidSubcommands] = field(default_factory=MaskgitConfig)
     """MaskGIT."""
@@ -125,7 +130,7 @@ class TrainConfig:
     """Samples for each measurement during the run."""
 
     watch_steps: int | None = None
-    """Sampling steps for them, without guidance; None: 8 for MaskGIT, else 50."""
+    """Sampling steps for them, without guidance; None: 8 for MaskGIT, 1 for GAT, which knows no other, else 50."""
 
     checkpoint_every: int = 1000
     """Steps between checkpoints; one is also written when the run is interrupted."""
@@ -159,12 +164,18 @@ class TrainConfig:
         """Fill in what follows from other fields and check what can be checked without reading the cache."""
         check_ranges(self, _RANGES)
         recipe = self.find_recipe()
-        if self.label_dropout > 1:
+        if recipe.draws == "pass" and self.watch_steps not in (None, 1):
+            raise UserError(f"--watch-steps {self.watch_steps} is not for '{recipe}'", "It draws in one pass")
+        if recipe.draws == "pass" and self.shard:
+            raise UserError(f"--shard is not for '{recipe}', whose two networks take turns", "Leave it out")
+        if recipe.draws != "pass" and self.watch_steps == 1:
+            raise UserError("--watch-steps is 1", "Give a number in 2 ... 1000")
+        if self.label_dropout is not None and self.label_dropout > 1:
             raise UserError(f"--label-dropout is {self.label_dropout}", "A probability lies in [0, 1]")
         if self.reference is not None and self.num_watch_samples < 2:
             raise UserError(f"--num-watch-samples is {self.num_watch_samples}", "A distance takes at least 2")
         follows: dict[str, Any] = {part: getattr(recipe, part, None) for part in PARTS.values()}
-        for name, value in recipe.published._asdict().items():
+        for name, value in recipe.values()._asdict().items():
             follows[name] = value if getattr(self, name) is None else getattr(self, name)
         if self.sample_every is None:
             follows["sample_every"] = max(self.max_steps // 10, 1)
@@ -172,16 +183,18 @@ class TrainConfig:
 
     def find_recipe(self) -> Recipe:
         """Read the recipe's name, with what was chosen of its family."""
-        return find_recipe(self.recipe, self.dit, self.sit, self.repa, self.maskgit)
+        return find_recipe(self.recipe, self.reading, self.dit, self.sit, self.repa, self.gat, self.maskgit)
 
 
 _RANGES = (
     (AT_LEAST_1,
      ("max_steps", "batch_size", "gradient_accumulation_steps", "log_every", "checkpoint_every", "sample_every",
-      "num_watch_samples", "repa_depth")),
-    (("in 2 ... 1000", lambda value: 2 <= value <= 1000), ("watch_steps",)),
+      "num_watch_samples", "repa_depth", "penalty_every")),
+    (("in 1 ... 1000", lambda value: 1 <= value <= 1000), ("watch_steps",)),
     (POSITIVE, ("learning_rate",)),
-    (NOT_NEGATIVE, ("seed", "lr_warmup_steps", "weight_decay", "max_grad_norm", "label_dropout", "repa_weight")),
+    (NOT_NEGATIVE,
+     ("seed", "lr_warmup_steps", "weight_decay", "max_grad_norm", "label_dropout", "repa_weight", "r1_weight",
+      "r2_weight")),
     (BELOW_1, ("adam_beta1", "adam_beta2", "ema_decay", "label_smoothing")),
 )  # fmt: skip
 
@@ -200,7 +213,7 @@ class Plan:
     config: TrainConfig
     recipe: Recipe
     cache: LatentCache
-    objective: Objective
+    objective: Objective | GatObjective
     transformer: BackboneConfig
     teacher: TeacherTokens | None
 
@@ -232,7 +245,7 @@ class Plan:
                 first_step=first_step,
                 num_steps=num_steps,
                 flip=config.flip,
-                sample=config.dit is not None and config.dit.posterior == "sample",
+                sample=config.reading is not None and config.reading.posterior == "sample",
                 rank=processes.rank,
                 count=processes.count,
             ):
@@ -268,7 +281,7 @@ class Plan:
 def make_plan(config: TrainConfig, processes: Processes) -> Plan:
     """Open the cache and resolve the recipe against it."""
     recipe = config.find_recipe()
-    cache = LatentCache.open(config.latents, normalization=config.dit.normalization if config.dit else MEASURED)
+    cache = LatentCache.open(config.latents, normalization=config.reading.normalization if config.reading else MEASURED)
     if recipe.models != cache.index.kind:
         holds = _MODELLED[cache.index.kind]
         raise UserError(f"'{recipe}' models {_MODELLED[recipe.models]}; '{config.latents}' holds {holds}", recipe.mend)
@@ -285,7 +298,8 @@ def make_plan(config: TrainConfig, processes: Processes) -> Plan:
         width=width,
         num_classes=cache.index.num_classes or 0,
     )
-    objective = recipe.objective(latents, label_dropout=config.label_dropout)
+    label_dropout = recipe.values().label_dropout if config.label_dropout is None else config.label_dropout
+    objective = recipe.objective(latents, label_dropout=label_dropout)
     transformer, teacher = recipe.transformer(latents), None
     if config.repa is not None:
         teacher = teach(config.repa, cache, transformer.grid, processes)
@@ -293,30 +307,6 @@ def make_plan(config: TrainConfig, processes: Processes) -> Plan:
     return Plan(
         config=config, recipe=recipe, cache=cache, objective=objective, transformer=transformer, teacher=teacher
     )
-
-
-def describe_plan(config: TrainConfig) -> dict[str, Any]:
-    """Work out what a run would do and cost: `--dry-run`."""
-    config = config.resolved()
-    plan = make_plan(config, join_processes(choose_device(config.device)))
-    with torch.device("meta"):
-        num_parameters = plan.transformer.build().num_parameters()
-    flops_per_step = 3 * transformer_flops(plan.transformer) * config.batch_size
-    rows, columns = plan.transformer.grid
-    latents = plan.transformer.latents
-    return {
-        "config": flat(config),
-        "num_parameters": num_parameters,
-        "latent_size": [plan.cache.index.latent_channels, latents.height, latents.width],
-        "codebook_size": plan.cache.index.codebook_size,
-        "num_tokens": rows * columns,
-        "num_classes": latents.num_classes,
-        "num_images": len(plan.cache),
-        "epochs": config.max_steps * config.batch_size / len(plan.cache),
-        "tflops_per_step": flops_per_step / 1e12,
-        "tflops_total": flops_per_step * config.max_steps / 1e12,
-        "state_gib": _BYTES_PER_PARAMETER * num_parameters / 2**30,
-    }
 
 
 def begin_from(run: Path, transformer: Backbone, plan: Plan) -> None:
@@ -342,9 +332,3 @@ def begin_from(run: Path, transformer: Backbone, plan: Plan) -> None:
 
 def _describe_path(interpolant: Any) -> str:
     return "no path" if interpolant is None else f"path {interpolant.path} and {interpolant.prediction}"
-
-
-def transformer_flops(config: BackboneConfig) -> int:
-    """Count the operations of one image's forward pass, on the meta device."""
-    with torch.device("meta"):
-        return count_flops(config.build(), *config.example())

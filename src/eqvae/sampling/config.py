@@ -11,7 +11,7 @@ from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, check_r
 from eqvae.sampling.sde import DiffusionForm, LastStep
 from eqvae.sampling.tokens import GuidanceSchedule
 
-Sampler = Literal["ddpm", "ddim", "euler", "heun", "dopri5", "sde", "confidence", "halton"]
+Sampler = Literal["ddpm", "ddim", "euler", "heun", "dopri5", "sde", "confidence", "halton", "one-pass"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,8 @@ class SamplerConfig:
     """A sampler, what it is guided by, and the classes and noise of its images."""
 
     num_steps: int | None = None
-    """Sampling steps; None: 250, or for MaskGIT 8 with `confidence` and 32 with `halton`, as published."""
+    """Sampling steps; None: 250, or for MaskGIT 8 with `confidence` and 32 with `halton`, as published; GAT
+    takes 1."""
 
     seed: int = 0
     """With an image's index, of its noise."""
@@ -46,8 +47,8 @@ class SamplerConfig:
     """Autoguidance: guide away from this smaller or less trained generator instead (arXiv:2406.02507)."""
 
     sampler: Sampler | None = None
-    """`ddpm` or `ddim` for DiT; `euler`, `heun`, `dopri5` or `sde` for SiT; `confidence` or `halton` for MaskGIT. None:
-    `ddpm`, `sde`, and `confidence`, as published."""
+    """`ddpm` or `ddim` for DiT; `euler`, `heun`, `dopri5` or `sde` for SiT; `confidence` or `halton` for MaskGIT;
+    `one-pass` for GAT. None: `ddpm`, `sde`, `confidence` and `one-pass`, as published."""
 
     ddim_eta: float = 0.0
     """DDIM: 0 is deterministic, 1 as noisy as DDPM."""
@@ -82,6 +83,9 @@ class SamplerConfig:
     choice_temperature: float = 4.5
     """MaskGIT: noise in the choice of the tokens to fill at the first step, with `confidence`; 0 for none."""
 
+    truncation: float = 0.0
+    """GAT: share of the way by which styles move towards their class's mean; 0.3 in its code, 0 for none."""
+
     precision: Precision = "bf16"
     """Of the transformer; samplers and decoder compute in fp32."""
 
@@ -95,6 +99,8 @@ class SamplerConfig:
                 (NOT_NEGATIVE, ("seed", "guidance_scale", "ddim_eta", "diffusion_norm", "choice_temperature")),
             ),
         )
+        if not 0.0 <= self.truncation <= 1.0:
+            raise UserError(f"--truncation is {self.truncation}", "A share lies in [0, 1]")
         if not 0.0 <= self.guidance_low <= self.guidance_high <= 1.0:
             raise UserError(
                 f"--guidance-low {self.guidance_low} and --guidance-high {self.guidance_high} are no interval",

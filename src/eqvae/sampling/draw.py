@@ -16,6 +16,7 @@ from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import Generator, GeneratorCard
 from eqvae.generators.diffusion import GaussianDiffusion
+from eqvae.generators.gat_transformer import STYLE_SIZE
 from eqvae.generators.protocol import Latents
 from eqvae.runtime.device import Precision, autocast
 from eqvae.sampling.config import SamplerConfig
@@ -26,12 +27,17 @@ from eqvae.sampling.ode import dopri5, euler, heun
 from eqvae.sampling.sde import euler_maruyama
 from eqvae.sampling.tokens import TokenDecoding, confidence, halton
 
-_ONLY_TOKENS = ("guidance_schedule", "schedule", "temperature", "top_k", "choice_temperature")
-_ONLY_LATENTS = (
+_OF_TOKENS = ("guidance_schedule", "schedule", "temperature", "top_k", "choice_temperature")
+_OF_PROCESSES = (
     "guidance_low", "guidance_high", "guidance_channels", "weak_run", "ddim_eta", "diffusion_form", "diffusion_norm",
     "last_step", "last_step_size", "rtol", "atol",
 )  # fmt: skip
-"""Flags that would change nothing with the other kind of generator."""
+_FOREIGN = {
+    "process": (*_OF_TOKENS, "truncation"),
+    "tokens": (*_OF_PROCESSES, "truncation"),
+    "pass": (*_OF_PROCESSES, *_OF_TOKENS),
+}
+"""Flags that would change nothing, by how a generator draws."""
 
 _SHEET_SIDE = 10
 
@@ -61,7 +67,7 @@ class Drawer:
             raise UserError(
                 f"--sampler {self.config.sampler} is not for '{card.recipe}'", f"Use {' or '.join(fitting)}"
             )
-        for name in _ONLY_LATENTS if card.models_tokens else _ONLY_TOKENS:
+        for name in _FOREIGN[card.kind.draws]:
             if getattr(self.config, name) != getattr(SamplerConfig, name):
                 flag = name.replace("_", "-")
                 raise UserError(f"--{flag} {getattr(self.config, name)} is not for '{card.recipe}'", "Leave it out")
@@ -74,7 +80,10 @@ class Drawer:
                     f"--weak-run is a '{weak.recipe}' of other latents or another process", "Train both alike"
                 )
         self.labels([0])
-        if card.models_tokens:
+        if card.kind.draws == "pass":
+            if self.config.num_steps not in (None, 1):
+                raise UserError(f"--num-steps {self.config.num_steps} is not for '{card.recipe}'", "It takes one pass")
+        elif card.models_tokens:
             self._decoding()
         elif self.config.sampler != "dopri5":  # whose tolerances the configuration has checked
             # Each sampler knows what it can't do: drawing no images, it says so before a folder is begun.
@@ -108,10 +117,17 @@ class Drawer:
         """Draw normalized latents, or tokens."""
         if self.generator.card.models_tokens:
             return self._tokens(_predict(self.generator, self.device, self.config.precision), indices)
-        z = self._solve(self._guided(), indices)
+        z = self._pass(indices) if self.generator.card.kind.draws == "pass" else self._solve(self._guided(), indices)
         if not bool(z.isfinite().all()):
             raise UserError("the sampler's latents became NaN or infinite", "Try --precision fp32 or more --num-steps")
         return z
+
+    def _pass(self, indices: Sequence[int]) -> Float[Tensor, "n c h w"]:
+        """Draw latents at once, from a style for each image."""
+        noise = ImageNoise(self.config.seed, indices, (STYLE_SIZE, 1, 1), device=self.device).next().flatten(1)
+        predict = _predict(self.generator, self.device, self.config.precision)
+        labels = self.labels(indices).to(self.device)
+        return predict(noise, labels, self.config.truncation, self.config.guidance_scale)[-1]
 
     @torch.no_grad()
     def images(self, indices: Sequence[int]) -> UInt8[Tensor, "n 3 h w"]:
@@ -223,7 +239,7 @@ def _predict_nothing(z: Tensor, t: Tensor, labels: Tensor) -> Tensor:
 
 
 def _predict(generator: Generator, device: torch.device, precision: Precision) -> Callable[..., Tensor]:
-    def predict(*inputs: Tensor) -> Tensor:
+    def predict(*inputs: Any) -> Tensor:
         with autocast(device, precision):
             return generator.transformer(*inputs)
 

@@ -1,6 +1,7 @@
 """One optimizer step of a generator as a function of an explicit state."""
 
 import contextlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from eqvae.errors import NotFiniteError
-from eqvae.generators.checkpoints import Backbone
+from eqvae.generators.gat_transformer import GatDiscriminator
 from eqvae.generators.protocol import Latents, Objective
+from eqvae.generators.recipes import Backbone
 from eqvae.runtime.device import Precision, autocast
 from eqvae.training.ema import Ema, PowerEma
 from eqvae.training.loop import load_optimizer_tensors, optimizer_tensors, sub_state
@@ -25,11 +27,11 @@ class GeneratorTraining(Protocol):
     @property
     def gradient_accumulation_steps(self) -> int: ...
     @property
-    def learning_rate(self) -> float: ...
+    def learning_rate(self) -> float | None: ...
     @property
     def lr_warmup_steps(self) -> int | None: ...
     @property
-    def adam_beta1(self) -> float: ...
+    def adam_beta1(self) -> float | None: ...
     @property
     def adam_beta2(self) -> float | None: ...
     @property
@@ -37,7 +39,7 @@ class GeneratorTraining(Protocol):
     @property
     def max_grad_norm(self) -> float | None: ...
     @property
-    def ema_decay(self) -> float: ...
+    def ema_decay(self) -> float | None: ...
     @property
     def posthoc_ema(self) -> bool: ...
     @property
@@ -72,19 +74,23 @@ class Learner(nn.Module):
 
 
 @dataclass(kw_only=True)
-class TrainState:
+class GeneratorState(ABC):
     """All that a resume needs; all other randomness follows from seed and step."""
 
-    learner: Learner
     optimizer: Optimizer
     average: Ema
     power_averages: PowerEma | None
     step: int = 0
 
     @property
+    @abstractmethod
     def transformer(self) -> Backbone:
         """The weights in training."""
-        return self.learner.transformer
+
+    @property
+    def networks(self) -> tuple[Backbone | GatDiscriminator, ...]:
+        """All that is trained."""
+        return (self.transformer,)
 
     def tensors(self) -> dict[str, Tensor]:
         """Collect the state for a checkpoint."""
@@ -103,25 +109,49 @@ class TrainState:
         load_optimizer_tensors(self.optimizer, "optimizer", tensors)
         self.step = step
 
+    def end_step(self) -> None:
+        """Count the step and average what it made of the weights."""
+        self.step += 1
+        self.average.update(self.transformer)
+        if self.power_averages is not None:
+            self.power_averages.update(self.transformer)
+
+
+@dataclass(kw_only=True)
+class TrainState(GeneratorState):
+    """That of a generator with an objective of its own."""
+
+    learner: Learner
+
+    @property
+    def transformer(self) -> Backbone:
+        return self.learner.transformer
+
 
 def build_state(
     transformer: Backbone, objective: Objective, config: GeneratorTraining, device: torch.device
 ) -> TrainState:
     """Set up training from first weights."""
-    assert config.adam_beta2 is not None and config.weight_decay is not None  # it is resolved
+    assert config.ema_decay is not None  # it is resolved
     learner = Learner(transformer.to(device).train(), objective, config.precision)
-    optimizer = AdamW(
-        learner.parameters(),
+    return TrainState(
+        learner=learner,
+        optimizer=build_optimizer(learner, config, device),
+        average=Ema(transformer, decay=config.ema_decay),
+        power_averages=PowerEma(transformer) if config.posthoc_ema else None,
+    )
+
+
+def build_optimizer(network: nn.Module, config: GeneratorTraining, device: torch.device) -> Optimizer:
+    """Set up AdamW for all weights of a network."""
+    assert config.learning_rate is not None and config.weight_decay is not None  # it is resolved
+    assert config.adam_beta1 is not None and config.adam_beta2 is not None
+    return AdamW(
+        network.parameters(),
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         weight_decay=config.weight_decay,
         fused=device.type in ("cpu", "cuda"),
-    )
-    return TrainState(
-        learner=learner,
-        optimizer=optimizer,
-        average=Ema(transformer, decay=config.ema_decay),
-        power_averages=PowerEma(transformer) if config.posthoc_ema else None,
     )
 
 
@@ -143,17 +173,24 @@ def train_step(
             (losses["loss"].sum() / len(batch.latents)).backward()
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value.detach().sum() / len(batch.latents)
-    sums["gradient_norm"] = _clip(state.transformer, config.max_grad_norm or 0.0)
-    # The only wait for the device in a step: weights must not change before this is known.
-    if not bool(torch.isfinite(sums["loss"]) & torch.isfinite(sums["gradient_norm"])):
-        raise NotFiniteError(f"loss {float(sums['loss'])}, gradient norm {float(sums['gradient_norm'])}")
-    _warm_up(state.optimizer, state.step, config)
-    state.optimizer.step()
-    state.step += 1
-    state.average.update(state.transformer)
-    if state.power_averages is not None:
-        state.power_averages.update(state.transformer)
+    sums["gradient_norm"] = take_optimizer_step(
+        state.transformer, state.optimizer, config, step=state.step, loss=sums["loss"]
+    )
+    state.end_step()
     return sums
+
+
+def take_optimizer_step(
+    network: nn.Module, optimizer: Optimizer, config: GeneratorTraining, *, step: int, loss: Tensor
+) -> Tensor:
+    """Clip the gradient and follow it, unless it or its loss is not finite; returns its norm as it was before."""
+    norm = _clip(network, config.max_grad_norm or 0.0)
+    # The only wait for the device in a step: weights must not change before this is known.
+    if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
+        raise NotFiniteError(f"loss {float(loss)}, gradient norm {float(norm)}")
+    _warm_up(optimizer, step, config)
+    optimizer.step()
+    return norm
 
 
 def _clip(transformer: nn.Module, max_norm: float) -> Tensor:
@@ -168,6 +205,7 @@ def _clip(transformer: nn.Module, max_norm: float) -> Tensor:
 
 def _warm_up(optimizer: Optimizer, step: int, config: GeneratorTraining) -> None:
     """Constant rate after a linear warm-up."""
+    assert config.learning_rate is not None
     factor = min((step + 1) / config.lr_warmup_steps, 1.0) if config.lr_warmup_steps else 1.0
     for group in optimizer.param_groups:
         group["lr"] = factor * config.learning_rate
