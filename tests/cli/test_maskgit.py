@@ -182,7 +182,7 @@ def test_the_two_samplers_draw_other_images_and_each_of_them_again_the_same(samp
      ("dit-ti-2", "dit-ti-2", ("--schedule", "cosine"), "--schedule cosine is MaskGIT's, and 'dit-ti-2' is no MaskGIT"),
      ("dit-ti-2", "dit-ti-2", ("--label-smoothing", 0), "--label-smoothing 0.0 is MaskGIT's"),
      ("sit-ti-2", "dit-ti-2", ("--loss-tokens", "all"), "--loss-tokens all is MaskGIT's"),
-     ("maskgit-ti", "maskgit-ti", ("--posterior", "mean"), "--posterior mean is DiT or SiT's"),
+     ("maskgit-ti", "maskgit-ti", ("--posterior", "mean"), "--posterior mean is DiT, SiT or GAT's"),
      ("maskgit-ti", "maskgit-ti", ("--path", "gvp"), "--path gvp is SiT's"),
      ("maskgit-ti", "maskgit-ti", ("--repa-weight", 1), "--repa-weight 1.0 is REPA's"),
      ("maskgit-ti", "maskgit-ti", ("--schedule", "cosin"), "cosin"),

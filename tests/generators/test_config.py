@@ -73,7 +73,7 @@ def test_resolving_twice_changes_nothing():
      ({"schedule": "cosine"}, "--schedule cosine is MaskGIT's, and 'dit-ti-4'"),
      ({"recipe": "maskgit-ti", "repa_weight": 1.0}, "--repa-weight 1.0 is REPA's, and 'maskgit-ti' is no REPA"),
      ({"recipe": "maskgit-ti", "path": "gvp"}, "--path gvp is SiT's"),
-     ({"recipe": "maskgit-ti", "posterior": "mean"}, "--posterior mean is DiT or SiT's"),
+     ({"recipe": "maskgit-ti", "posterior": "mean"}, "--posterior mean is DiT, SiT or GAT's"),
      ({"recipe": "maskgit-ti", "label_smoothing": 1.0}, "--label-smoothing is 1.0"),
      ({"recipe": "maskgit-tu"}, "Did you mean 'maskgit-ti'"),
      ({"recipe": "dit-ti-3"}, "Did you mean 'dit-ti-"), ({"recipe": "unet"}, "there is no generator 'unet'")],

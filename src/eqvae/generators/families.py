@@ -19,12 +19,13 @@ from torch import Tensor
 from eqvae.errors import UserError, nearest_name
 from eqvae.generators.diffusion import DiffusionObjective, DitConfig, GaussianDiffusion
 from eqvae.generators.gat import GatConfig, GatObjective
+from eqvae.generators.gat_published import from_published, to_published
 from eqvae.generators.gat_transformer import GAT_SIZES, NUM_LEVELS, GatNetworkConfig
 from eqvae.generators.interpolant import Interpolant, InterpolantObjective, SitConfig
 from eqvae.generators.maskgit import MaskgitConfig, MaskgitObjective
 from eqvae.generators.maskgit_transformer import MASKGIT_SIZES, MaskTransformerConfig
 from eqvae.generators.protocol import LatentSpecification, Objective, ReadingConfig
-from eqvae.generators.recipes import SIZES, FamilyConfig, Published, Recipe
+from eqvae.generators.recipes import SIZES, BackboneConfig, FamilyConfig, Published, Recipe
 from eqvae.generators.repa import RepaConfig, RepaObjective
 from eqvae.generators.transformer import TransformerConfig
 
@@ -225,6 +226,15 @@ class Gat(Recipe):
                 num_classes=num_rows if num_rows > 1 else 0,
             )
         )
+
+    @classmethod
+    def from_published(cls, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return from_published(weights)
+
+    @classmethod
+    def to_published(cls, network: BackboneConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        assert isinstance(network, GatNetworkConfig)
+        return to_published(network, weights)
 
     def objective(self, latents: LatentSpecification, *, label_dropout: float = 0.0) -> GatObjective:
         """See `Recipe`: styles are guided without a "no class"."""

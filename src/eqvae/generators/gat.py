@@ -15,7 +15,7 @@ R1 and R2 are the squared gradients of D at x and x', estimated by a difference 
 alignment of D with DINOv2, which the authors' best models have besides, is not here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,7 +25,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from eqvae.generators.augmentation import NUM_DRAWS, Augmentation
-from eqvae.generators.gat_transformer import NUM_LEVELS, STYLE_SIZE, GatDiscriminator, GatGenerator
+from eqvae.generators.gat_transformer import NUM_LEVELS, STYLE_SIZE
 from eqvae.generators.protocol import LatentSpecification, Loss
 
 _LEAST_INFORMATION = 1 / 8
@@ -57,7 +57,11 @@ class GatConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GatObjective:
-    """Both sides of the game, for one batch of pairs: the generator's latents have the labels of the true ones."""
+    """Both sides of the game, for one batch of pairs: the generator's latents have the labels of the true ones.
+
+    The generator makes levels (4, n, c, h, w) of styles (n, 64) and labels, the discriminator logits (n,) of levels and
+    labels.
+    """
 
     r1_weight: float = 0.1
     r2_weight: float = 0.1
@@ -76,8 +80,8 @@ class GatObjective:
 
     def discriminator_loss(
         self,
-        generator: GatGenerator,
-        discriminator: GatDiscriminator,
+        generator: Callable[..., Tensor],
+        discriminator: Callable[..., Tensor],
         latents: Float[Tensor, "n c h w"],
         labels: Int64[Tensor, " n"],
         draws: Mapping[str, Tensor],
@@ -110,8 +114,8 @@ class GatObjective:
 
     def generator_loss(
         self,
-        generator: GatGenerator,
-        discriminator: GatDiscriminator,
+        generator: Callable[..., Tensor],
+        discriminator: Callable[..., Tensor],
         latents: Float[Tensor, "n c h w"],
         labels: Int64[Tensor, " n"],
         draws: Mapping[str, Tensor],

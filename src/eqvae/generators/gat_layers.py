@@ -163,6 +163,11 @@ def _normalize(tokens: Tensor) -> Tensor:
     return F.rms_norm(tokens, tokens.shape[-1:], eps=1e-6)
 
 
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Go on in float32 where the layers autocast: sums of levels and differences of logits need its digits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def unit(x: Float[Tensor, "n size"]) -> Float[Tensor, "n size"]:
     """Scale a vector to a mean square of 1."""
     return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()

@@ -26,6 +26,7 @@ from eqvae.generators.gat_layers import (
     ModulatedOutput,
     Norm,
     ScaledBlock,
+    at_least_fp32,
     initialize,
     rotation_of,
     slow_layers,
@@ -174,7 +175,7 @@ class GatGenerator(nn.Module):
             else:
                 tokens = block(tokens, style, rotation)
             if number % every == 0:
-                output = self._unpatchify(self.final_layers[number // every - 1](tokens, style).float())
+                output = self._unpatchify(at_least_fp32(self.final_layers[number // every - 1](tokens, style)))
                 latents = output + latents.to(output)
                 levels.append(latents)
         return torch.stack(levels)
@@ -249,7 +250,7 @@ class GatDiscriminator(nn.Module):
             else:
                 tokens = block(tokens, rotation)
         classes = self.y_embedder.latent_embedder(self.y_embedder(labels))
-        return (self.final_layer(tokens[:, 0]).float() * classes.float()).sum(1)
+        return (at_least_fp32(self.final_layer(tokens[:, 0])) * at_least_fp32(classes)).sum(1)
 
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())

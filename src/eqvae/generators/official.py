@@ -1,7 +1,7 @@
-"""Official files of DiT, SiT, REPA and MaskGIT, which torch.save has written: read without running anything in them.
+"""Official files of DiT, SiT, REPA, GAT and MaskGIT, which torch.save wrote: read without running anything in them.
 
-A file holds a state dict, or what a training code keeps: `model`, `ema`, `opt`, `args` (DiT, fast-DiT, SiT, REPA), or
-`model_state_dict` (MaskGIT). Parameters have the names that they have here.
+A file holds a state dict, or what a training code keeps: `model`, `ema`, `opt`, `args` (DiT, fast-DiT, SiT, REPA),
+`generator`, `ema` (GAT), or `model_state_dict` (MaskGIT). Parameters have the names that they have here.
 """
 
 import pickle
@@ -32,14 +32,19 @@ _INERT_GLOBALS: list[Any] = [(_Inert, "argparse.Namespace")]
 
 
 def read_official(path: Path) -> dict[Weights, dict[str, Tensor]]:
-    """Read an official file of DiT, SiT, REPA or MaskGIT: a state dict, or a training checkpoint with one or two.
+    """Read an official file of DiT, SiT, REPA, GAT or MaskGIT: a state dict, or a training checkpoint with one or two.
 
     Where there is one set of weights only, it is `ema`, which is sampled from.
     """
     content: Any = read_tensors(path)[0] if path.suffix == ".safetensors" else _read_pickle(path)
     content = content if isinstance(content, Mapping) else {}
     found: dict[Weights, dict[str, Tensor]] = {}
-    names: tuple[tuple[str, Weights], ...] = (("model", "model"), ("model_state_dict", "ema"), ("ema", "ema"))
+    names: tuple[tuple[str, Weights], ...] = (
+        ("model", "model"),
+        ("generator", "model"),
+        ("model_state_dict", "ema"),
+        ("ema", "ema"),
+    )
     for name, which in names:
         if isinstance(content.get(name), Mapping):
             found[which] = _named_tensors(content[name])
@@ -139,7 +144,11 @@ def write_official(run: Path, path: Path) -> GeneratorCard:
     """
     card, kinds = read_card(run), ("ema", "model")
     files = {kind: run / GENERATOR / weights_name(kind) for kind in kinds}
-    states = {kind: read_tensors(file)[0] for kind, file in files.items() if file.is_file()}
+    states = {
+        kind: card.kind.to_published(card.transformer, read_tensors(file)[0])
+        for kind, file in files.items()
+        if file.is_file()
+    }
     if card.models_tokens:
         content: Any = {"model_state_dict": states["ema"]}
     else:

@@ -23,7 +23,7 @@ interpolant's t in [0, 1] in the interpolant's own direction. The label `num_cla
 class ReadingConfig:
     """How a generator of latents reads its cache."""
 
-    owner: ClassVar[str] = "generator of latents"
+    owner: ClassVar[str] = "DiT, SiT or GAT"
 
     normalization: str = "measured"
     """Latents: `measured`: by the cache's mean and standard deviation of each channel; `fixed:0.18215`: times that

@@ -116,6 +116,17 @@ class Recipe(ABC):
     def fit(self, weights: Mapping[str, Tensor], *, codebook_size: int | None) -> BackboneConfig:
         """Describe the network that published weights are of: what a name leaves open follows from their shapes."""
 
+    @classmethod
+    def from_published(cls, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Take of the published code's weights what the network here has."""
+        return dict(weights)
+
+    @classmethod
+    def to_published(cls, network: BackboneConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Make of a network's weights those that the published code loads."""
+        del network
+        return dict(weights)
+
     @property
     def interpolant(self) -> Interpolant | None:
         """The path between data and noise; None for a diffusion and for tokens."""

@@ -27,8 +27,8 @@ class ConvertConfig:
     """Write an autoencoder or a generator in another published layout; weights stay what they are."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """An autoencoder: preset, hub id or path. Or a generator: an official file of DiT, SiT, REPA or MaskGIT, or a run
-    of `eqvae train`."""
+    """An autoencoder: preset, hub id or path. Or a generator: an official file of DiT, SiT, REPA, GAT or MaskGIT,
+    or a run of `eqvae train`."""
 
     destination: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DESTINATION")]
     """What is not there yet: a folder for `diffusers` and for an official generator, a `.safetensors` file for `ldm`, a
@@ -36,8 +36,8 @@ class ConvertConfig:
 
     to: Literal["diffusers", "ldm", "official", "run"] = "run"
     """`diffusers`: a folder that `from_pretrained` loads. `ldm`: a file with the names of CompVis' latent-diffusion
-    and taming-transformers, without prefix. `official`: a generator as DiT's, SiT's, REPA's or MaskGIT's code loads it.
-    `run`: an official generator as a run that `eqvae sample` and `eqvae train --init` take."""
+    and taming-transformers, without prefix. `official`: a generator as the code of DiT, SiT, REPA, GAT or MaskGIT loads
+    it. `run`: an official generator as a run that `eqvae sample` and `eqvae train --init` take."""
 
     recipe: str | None = None
     """What an official generator is, for example `dit-xl-2`."""
@@ -88,7 +88,8 @@ def _import_generator(config: ConvertConfig) -> Converted:
     if config.autoencoder is None:
         raise UserError("--autoencoder is missing", "Name the one whose latents the generator models")
     _check_destination(config.destination)
-    weights, autoencoder = read_official(Path(config.source)), load_autoencoder(config.autoencoder)
+    found, autoencoder = read_official(Path(config.source)), load_autoencoder(config.autoencoder)
+    weights = {which: recipe.from_published(state) for which, state in found.items()}
     shift, scale = _normalization(config.normalization, autoencoder)
     card = describe_official(weights, recipe, autoencoder, shift=shift, scale=scale, source=config.source)
 

@@ -169,7 +169,7 @@ class TrainConfig:
         if recipe.draws == "pass" and self.shard:
             raise UserError(f"--shard is not for '{recipe}', whose two networks take turns", "Leave it out")
         if recipe.draws != "pass" and self.watch_steps == 1:
-            raise UserError("--watch-steps is 1", "Give a number in 2 ... 1000")
+            raise UserError("--watch-steps is 1", "It must be in 2 ... 1000")
         if self.label_dropout is not None and self.label_dropout > 1:
             raise UserError(f"--label-dropout is {self.label_dropout}", "A probability lies in [0, 1]")
         if self.reference is not None and self.num_watch_samples < 2:
