@@ -29,6 +29,19 @@ class NotFiniteError(ArithmeticError):
     """A loss or a gradient became NaN or infinite; the state was left as it was before the step."""
 
 
+def printable(name: str) -> str:
+    """Write a name that may hold any bytes, with escapes for those that are no text or would act on a terminal.
+
+    Names of files are bytes; Python keeps those that are no UTF-8 as lone surrogates, which nothing can print.
+    """
+    return "".join(char if char.isprintable() else _escape(char) for char in name)
+
+
+def _escape(char: str) -> str:
+    byte = ord(char) - 0xDC00
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else char.encode("unicode_escape").decode()
+
+
 def nearest_name(name: str, known: Iterable[str]) -> str:
     """Say which known name was probably meant."""
     names = sorted(known)

@@ -75,7 +75,7 @@ def test_a_reference_may_have_a_broken_image_in_a_hundred(tmp_path, images):
     (tmp_path / "005.png").write_bytes(b"no image")
     image_set = open_reference(str(tmp_path), image_size_px=16)
     assert len(read_all(image_set)) == 99
-    assert image_set.broken == [str(tmp_path / "005.png")]
+    assert [image.name for image in image_set.broken] == [str(tmp_path / "005.png")]
     (tmp_path / "006.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="2 of 100 images"):
         read_all(open_reference(str(tmp_path), image_size_px=16))
@@ -176,10 +176,10 @@ def test_a_broken_sample_is_no_detail(tmp_path, images):
         Image.fromarray(images[index % 7]).save(tmp_path / f"{index:03}.png")
     content = (tmp_path / "100.png").read_bytes()
     (tmp_path / "100.png").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"100.png' can't be decoded"):
+    with pytest.raises(UserError, match=r"100.png' .*cannot be decoded"):
         read_all(open_samples(tmp_path))
     (tmp_path / "100.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"100.png' can't be decoded"):
+    with pytest.raises(UserError, match=r"100.png' .*cannot be decoded"):
         open_samples(tmp_path)
 
 

@@ -121,7 +121,7 @@ def test_broken_image_is_replaced_by_the_next_and_named_once(tmp_path: Path) -> 
     assert 99 not in visited
     for epoch in (visited[:100], visited[100:]):
         assert sorted(epoch) == sorted([*range(99), 0])  # the next of the last is the first
-    assert [name for batch in batches for name in batch.broken] == [str(tmp_path / "0099.png")]
+    assert [image.name for batch in batches for image in batch.broken] == [str(tmp_path / "0099.png")]
     healthy = write_images(tmp_path / "healthy", 100)  # the others are cropped as ever
     for batch, expected in zip(batches, train(healthy, num_steps=50), strict=True):
         kept = [place for place, index in enumerate(expected.indices) if index != 99]
@@ -155,7 +155,7 @@ def test_broken_image_is_left_out_of_evaluation(tmp_path: Path, broken: int, bat
     batches = evaluate(write_images(tmp_path, 100, broken=(broken,)), batch_size=batch_size)
     assert [index for batch in batches for index in batch.indices] == [n for n in range(100) if n != broken]
     assert all(len(batch.images) == len(batch.indices) > 0 for batch in batches)
-    assert [name for batch in batches for name in batch.broken] == [str(tmp_path / f"{broken:04}.png")]
+    assert [image.name for batch in batches for image in batch.broken] == [str(tmp_path / f"{broken:04}.png")]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

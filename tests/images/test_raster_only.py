@@ -96,7 +96,7 @@ def test_samples_and_their_reference(eps: bytes, tmp_path: Path, started: Path) 
     folder = tmp_path / "samples"
     folder.mkdir()
     (folder / "0.png").write_bytes(eps)
-    with pytest.raises(UserError, match=r"0\.png' can't be decoded"):
+    with pytest.raises(UserError, match=r"0\.png' cannot be decoded"):
         open_samples(folder)
     with pytest.raises(UserError, match="1 of 1 images"):
         list(open_reference(str(folder), image_size_px=SIDE_PX).batches(range(1), batch_size=1, num_workers=0))

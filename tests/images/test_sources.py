@@ -180,7 +180,9 @@ def test_parquet_that_was_rewritten_is_read_anew(tmp_path: Path) -> None:
 def test_parquet_rows_that_are_broken_or_empty(tmp_path: Path) -> None:
     write_parquet(tmp_path / "x.parquet", {"image": [None, b"broken", png(COLOURS[0])]})
     source = open_images(str(tmp_path / "x.parquet"))
-    with pytest.raises(BrokenImageError, match=r"x\.parquet\[0\]' cannot be read: the row is empty"):
+    with pytest.raises(
+        BrokenImageError, match=r"x\.parquet\[0\]' cannot be decoded: it cannot be read \(the cell is empty\)"
+    ):
         source.read(0)
     with pytest.raises(BrokenImageError, match=r"x\.parquet\[1\]' cannot be decoded"):
         source.read(1)

@@ -1,11 +1,20 @@
 """Images: sources, decoding, crops and batches."""
 
 from eqvae.images.data import open_images
-from eqvae.images.decoding import BrokenImageError, adm_crop, decode_image, ldm_random_crop, open_picture, to_images
+from eqvae.images.decoding import (
+    BrokenImage,
+    BrokenImageError,
+    adm_crop,
+    decode_image,
+    ldm_random_crop,
+    open_picture,
+    to_images,
+)
 from eqvae.images.loader import ImageBatch, check_broken, encoding_batches, evaluation_batches, training_batches
 from eqvae.images.sources import ImageSource
 
 __all__ = [
+    "BrokenImage",
     "BrokenImageError",
     "ImageBatch",
     "ImageSource",

@@ -1,20 +1,26 @@
 """Encoded images to 8-bit RGB, to crops, to what a network sees.
 
-Raster formats alone are decoded, in every mode that Pillow reads, upright, transparency on white. Two crops are usual:
+Raster formats alone are decoded, in every mode that Pillow reads, upright, transparency on white; what the metadata
+hold does not matter, and memory is bounded. Two crops are usual:
 for evaluation and latents ADM's centre crop (openai/guided-diffusion, `center_crop_arr`), as DiT, SiT and REPA use it;
 for training the random crop of latent diffusion (CompVis/latent-diffusion, `ImageNetSR`).
 """
 
 import io
+import struct
 import warnings
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
+
+from eqvae.errors import printable
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif")
@@ -23,6 +29,34 @@ IMAGE_SUFFIXES = frozenset(
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 """What Pillow may recognize, whatever a file is called: for PostScript it would start Ghostscript."""
+
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+
+_MAGIC = (
+    _PNG, _JPEG, b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+",
+    b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"Pf", b"PF", b"Py", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51",
+)  # fmt: skip
+"""First bytes of those formats; AVIF has `ftyp` after four others."""
+
+_NUM_HEAD_BYTES = 32
+
+MAX_DECODING_BYTES = 2**30
+"""What decoding one picture may take at its peak: 89 megapixels of a PNG or JPEG."""
+
+_BYTES_PER_PIXEL = {"TIFF": 16, "AVIF": 20, "WEBP": 24, "JPEG2000": 32}
+"""What decoding takes at its peak, measured with Pillow 12."""
+
+_USUAL_BYTES_PER_PIXEL = 12
+
+MAX_SIDE_PX = 1_000_000
+"""Pillow keeps a pointer for each row."""
+
+MAX_ENCODED_BYTES = 2**29
+"""Larger files are no pictures that anybody trains on."""
+
+_MAX_EXIF_BYTES = 2**16
+
+_PIXELS_AT_A_TIME = 2**22
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -35,59 +69,198 @@ _UPRIGHT = {
 }
 """EXIF orientation to the transposition that undoes it."""
 
+_MAX_ELONGATION = 16
+"""Where the longer side is more than this many times the shorter one, the crop is made without the rest."""
+
 MIN_CROP_FRACTION = 0.5
 """Smallest side of a training crop, as a fraction of the image's short side; the largest is the short side itself."""
 
 
+class BrokenImage(NamedTuple):
+    """An image that cannot be decoded, on record."""
+
+    name: str
+
+    reason: str
+
+    def __str__(self) -> str:
+        """Name it and say why."""
+        return f"'{self.name}' ({self.reason})"
+
+
 class BrokenImageError(Exception):
     """An image that cannot be decoded; the line names it and says why."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        """Keep both apart, too: a journal has a field for each."""
+        self.image = BrokenImage(printable(name), printable(reason))
+        super().__init__(f"'{self.image.name}' cannot be decoded: {self.image.reason}")
 
 
 def open_picture(content: bytes | Path) -> Image.Image:
     """Open a picture by its header, not yet decoded; every picture that this package reads goes through here."""
     Image.init()
     formats = [name for name in _FORMATS if name in Image.OPEN]  # Pillow before 11.3 has no AVIF
+    if isinstance(content, Path) and not content.is_file():  # opening a pipe would wait for its writer
+        raise FileNotFoundError("it is no file" if content.exists() else "there is no such file")
     return Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=formats)
 
 
 def decode_image(content: bytes | Path, name: str) -> Image.Image:
-    """Decode one image to 8-bit RGB, upright."""
+    """Decode one image to 8-bit RGB, upright, in at most 1 GiB."""
     # A decoder fed with damaged bytes raises almost anything (OSError, SyntaxError, struct.error, zlib.error, ...),
     # and PIL warns about damaged metadata and large images: neither may end a run.
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with open_picture(content) as image:
-                image.load()
-                return _to_rgb(_to_upright(image))
-    except Exception as error:
-        raise BrokenImageError(f"'{name}' cannot be decoded: {str(error) or type(error).__name__}") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return _decode(content)
+        except Exception as error:
+            reason = _reason(error, content)
+            bare = None if isinstance(error, _TooLargeError) else without_metadata(content)
+        try:
+            if bare is not None:
+                return _decode(bare)
+        except Exception as error:
+            reason = _reason(error, content)
+    raise BrokenImageError(name, reason)
+
+
+class _TooLargeError(ValueError):
+    """A picture beyond what may be decoded."""
+
+
+def _decode(content: bytes | Path) -> Image.Image:
+    with open_picture(content) as image:
+        check_pixels(image)
+        image.load()
+        return _to_rgb(_to_upright(image))
+
+
+def check_pixels(image: Image.Image) -> None:
+    """Refuse a picture by its header where decoding it would take more than 1 GiB."""
+    limit = MAX_DECODING_BYTES // _BYTES_PER_PIXEL.get(image.format or "", _USUAL_BYTES_PER_PIXEL)
+    width, height = image.size
+    if width * height > limit:
+        what = f"{width * height / 1e6:,.0f} megapixels, and a {image.format} picture may have {limit / 1e6:.0f}"
+        raise _TooLargeError(f"{width:,} x {height:,} px are {what}")
+    if max(width, height) > MAX_SIDE_PX:
+        raise _TooLargeError(f"{width:,} x {height:,} px: a side may have {MAX_SIDE_PX:,}")
+
+
+def _reason(error: Exception, content: bytes | Path) -> str:
+    """Say why in words that are the same each time; PIL names the address of its buffer."""
+    if not isinstance(error, UnidentifiedImageError):
+        return str(error) or type(error).__name__
+    head = _head(content)
+    if not head:
+        return "it is empty"
+    if head.startswith(_MAGIC):
+        return "its header is damaged"
+    return f"it is no {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} (it begins with {head[:12]!r})"
+
+
+def _head(content: bytes | Path) -> bytes:
+    """Read the bytes that tell a format."""
+    if isinstance(content, bytes):
+        return content[:_NUM_HEAD_BYTES]
+    with content.open("rb") as file:
+        return file.read(_NUM_HEAD_BYTES)
 
 
 def is_image(content: bytes | Path) -> bool:
     """Tell from the header alone whether this is a picture of a format that we read."""
     try:
+        if isinstance(content, Path) and not may_be_image(_head(content)):
+            return False
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with open_picture(content):
                 return True
+    except Image.DecompressionBombError:  # a picture all the same, to be refused as one
+        return True
     except Exception:
-        return False
+        bare = without_metadata(content)
+        return bare is not None and is_image(bare)
+
+
+def may_be_image(head: bytes) -> bool:
+    """Tell by the first bytes whether it is worth a closer look."""
+    return head.startswith(_MAGIC) or head[4:8] == b"ftyp"
+
+
+def without_metadata(content: bytes | Path) -> bytes | None:
+    """Leave out a PNG's or a JPEG's texts, profiles and thumbnails, over which Pillow can stumble before the pixels.
+
+    The orientation stays. None where there is nothing to leave out.
+    """
+    if isinstance(content, Path):
+        try:
+            if not _head(content).startswith((_PNG, _JPEG)) or content.stat().st_size > MAX_ENCODED_BYTES:
+                return None
+            content = content.read_bytes()
+        except OSError:
+            return None
+    parts = _png_parts(content) if content.startswith(_PNG) else _jpeg_parts(content)
+    bare = b"".join(parts)
+    return bare if bare and len(bare) < len(content) else None
+
+
+def _png_parts(content: bytes) -> Iterator[bytes]:
+    """List the signature and the chunks that make pixels."""
+    yield content[: len(_PNG)]
+    place = len(_PNG)
+    while place + 12 <= len(content):
+        length, kind = struct.unpack(">I4s", content[place : place + 8])
+        chunk = content[place : place + 12 + length]
+        is_sound = len(chunk) == 12 + length and zlib.crc32(chunk[4:-4]) == struct.unpack(">I", chunk[-4:])[0]
+        # A critical chunk's name begins with a capital letter.
+        if kind[:1].isupper() or kind == b"tRNS" or (kind == b"eXIf" and is_sound and length <= _MAX_EXIF_BYTES):
+            yield chunk
+        place += 12 + length
+
+
+def _jpeg_parts(content: bytes) -> Iterator[bytes]:
+    """List the segments of the first picture, without applications' own; those of JFIF, EXIF and Adobe stay."""
+    if not content.startswith(_JPEG):
+        return
+    yield content[:2]
+    place = 2
+    while place + 4 <= len(content) and content[place] == 0xFF:
+        marker = content[place + 1]
+        if marker == 0xDA:  # pixels follow, up to the end
+            break
+        length = 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+        if not (0xE2 <= marker <= 0xED or marker in (0xEF, 0xFE)):
+            yield content[place : place + length]
+        place += length
+    yield content[place:]
 
 
 def _to_upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation; PIL has already done so for TIFF, and removed the tag."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
+        turn = _UPRIGHT.get(int(orientation or 1))
     except Exception:  # damaged metadata around sound pixels
-        orientation = None
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to 8-bit RGB."""
+    """Convert any mode to 8-bit RGB, some rows at a time: the whole is never there three times."""
     if image.mode == "F":
         raise ValueError("floating-point pixels have no fixed range")
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image.copy()  # the opened one keeps its decoder's buffers
+    converted = Image.new("RGB", image.size)
+    num_rows = max(1, _PIXELS_AT_A_TIME // image.width)
+    for top in range(0, image.height, num_rows):
+        rows = image.crop((0, top, image.width, min(top + num_rows, image.height)))
+        converted.paste(_rows_to_rgb(rows), (0, top))
+    return converted
+
+
+def _rows_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         return _grey16_to_rgb(image)
     if image.has_transparency_data:
@@ -113,9 +286,26 @@ def adm_crop(image: Image.Image, image_size_px: int) -> UInt8[np.ndarray, "size 
     while min(image.size) >= 2 * image_size_px:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = image_size_px / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    width, height = round(image.width * scale), round(image.height * scale)
+    if max(width, height) > _MAX_ELONGATION * image_size_px:
+        return _elongated_crop(image, (width, height), image_size_px)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (image.width - image_size_px) // 2, (image.height - image_size_px) // 2
     return np.array(image.crop((left, top, left + image_size_px, top + image_size_px)))
+
+
+def _elongated_crop(
+    image: Image.Image, resized: tuple[int, int], image_size_px: int
+) -> UInt8[np.ndarray, "size size 3"]:
+    """Make the centre square of a resized image alone: the whole of a thin image, enlarged, can take gigabytes."""
+    box: list[float] = []
+    for length, length_after in zip(image.size, resized, strict=True):
+        first = (length_after - image_size_px) // 2
+        box.append(first * length / length_after)
+        box.append(min((first + image_size_px) * length / length_after, length))
+    left, right, top, bottom = box
+    side = (image_size_px, image_size_px)
+    return np.array(image.resize(side, Image.Resampling.BICUBIC, box=(left, top, right, bottom)))
 
 
 def ldm_random_crop(

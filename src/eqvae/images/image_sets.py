@@ -12,7 +12,8 @@ from torch import Tensor
 from eqvae.artifacts.names import SAMPLE_SET
 from eqvae.artifacts.sample_sets import IMAGES_KEY, check_header, moments_in, open_member, read_header, reading, skip
 from eqvae.errors import UserError
-from eqvae.images import BrokenImageError, ImageSource, encoding_batches, open_images, open_picture
+from eqvae.images import ImageSource, encoding_batches, open_images, open_picture
+from eqvae.images.decoding import BrokenImage, BrokenImageError, check_pixels
 
 
 @final
@@ -22,7 +23,7 @@ class NpzImages:
     def __init__(self, path: Path) -> None:
         """Read the header."""
         self.path, self.name = path, str(path)
-        self.broken: list[str] = []
+        self.broken: list[BrokenImage] = []
         self.shape = check_header(path)
         self.image_size_px = self.shape[1]
 
@@ -54,7 +55,7 @@ class SourceImages:
 
     def __init__(self, source: ImageSource, image_size_px: int, *, cropped: bool) -> None:
         self.source, self.name, self.image_size_px, self._cropped = source, source.name, image_size_px, cropped
-        self.broken: list[str] = []
+        self.broken: list[BrokenImage] = []
 
     def __len__(self) -> int:
         return len(self.source)
@@ -65,7 +66,7 @@ class SourceImages:
             self.source, image_size_px=self.image_size_px, parts=parts, num_workers=num_workers
         ):
             if batch.broken and not self._cropped:
-                raise UserError(f"The sample '{batch.broken[0]}' can't be decoded", "Write it again or remove it")
+                raise UserError(f"The sample {batch.broken[0]} cannot be decoded", "Write it again or remove it")
             self.broken.extend(batch.broken)
             if batch.indices:
                 yield batch.crops.permute(0, 3, 1, 2)
@@ -96,7 +97,7 @@ def open_reference(reference: str, *, image_size_px: int) -> ImageSet:
     path = Path(reference).expanduser()
     npz = path / SAMPLE_SET if (path / SAMPLE_SET).is_file() else path
     if npz.suffix != ".npz":
-        return SourceImages(open_images(reference, split="train"), image_size_px, cropped=True)
+        return SourceImages(open_images(reference), image_size_px, cropped=True)
     if not npz.is_file():
         raise UserError(f"--reference '{npz}' does not exist", "Check the path")
     images = NpzImages(npz)
@@ -130,12 +131,11 @@ def _common_size_px(source: ImageSource) -> int:
 
 
 def _size_px(source: ImageSource, index: int) -> tuple[int, int]:
-    """Find an image's size, from the header alone where the image is a file of its own."""
-    label = source.label(index)
-    if not Path(label).is_file():
-        return source.read(index).size
+    """Find an image's size, from the header alone where that is enough."""
+    content = source.content(index)
     try:
-        with open_picture(Path(label)) as image:
+        with open_picture(content) as image:
+            check_pixels(image)
             return image.size
-    except Exception as error:  # a damaged header raises almost anything
-        raise BrokenImageError(f"'{label}' can't be decoded: {error}") from None
+    except Exception:  # metadata may stand before the size
+        return source.read(index).size

@@ -20,9 +20,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from eqvae.errors import UserError
-from eqvae.images.decoding import BrokenImageError, adm_crop, ldm_random_crop, to_images
+from eqvae.errors import UserError, printable
+from eqvae.images.decoding import BrokenImage, BrokenImageError, adm_crop, ldm_random_crop, to_images
 from eqvae.images.sources import ImageSource
+from eqvae.runtime.journal import say
 
 MAX_BROKEN_PERCENT = 1
 """More distinct broken images than this share of the data end the run."""
@@ -41,8 +42,8 @@ class ImageBatch:
     indices: tuple[int, ...]
     """Where each image stands in its source."""
 
-    broken: tuple[str, ...]
-    """Names of the images found broken while making this batch, and not before in this run."""
+    broken: tuple[BrokenImage, ...]
+    """Images found broken while making this batch, and not before in this run."""
 
     @cached_property
     def images(self) -> Float[Tensor, "n 3 size size"]:
@@ -57,8 +58,11 @@ class _Crops:
 
     crops: UInt8[np.ndarray, "n size size 3"]
     indices: tuple[int, ...]
-    broken: tuple[tuple[int, str], ...]
-    """Index and name."""
+    broken: tuple[tuple[int, BrokenImage], ...]
+    """With their indices."""
+
+    small: tuple[int, int, int] | None
+    """Index and size in px of an image that is smaller than its crop, and enlarged for it."""
 
 
 @final
@@ -118,7 +122,8 @@ def _read_crops(
     limit = _max_broken(len(source))
     arrays: list[UInt8[np.ndarray, "size size 3"]] = []
     indices: list[int] = []
-    broken: dict[int, str] = {}
+    broken: dict[int, BrokenImage] = {}
+    small: tuple[int, int, int] | None = None
     for position, index in enumerate(visited):
         image = _read(source, index, broken)
         while image is None and replaces_broken and len(broken) <= limit:
@@ -127,20 +132,21 @@ def _read_crops(
         if image is not None:
             arrays.append(crop(image, position))
             indices.append(index)
+            small = (index, *image.size) if small is None and min(image.size) < image_size_px else small
         elif len(broken) > limit:
             break
     crops = np.stack(arrays) if arrays else np.empty((0, image_size_px, image_size_px, 3), np.uint8)
-    return _Crops(crops=crops, indices=tuple(indices), broken=tuple(broken.items()))
+    return _Crops(crops=crops, indices=tuple(indices), broken=tuple(broken.items()), small=small)
 
 
-def _read(source: ImageSource, index: int, broken: dict[int, str]) -> Image.Image | None:
+def _read(source: ImageSource, index: int, broken: dict[int, BrokenImage]) -> Image.Image | None:
     """Decode an image; None where it is broken, which is then on record."""
     if index in broken:
         return None
     try:
         return source.read(index)
-    except BrokenImageError:
-        broken[index] = source.label(index)
+    except BrokenImageError as error:
+        broken[index] = error.image
         return None
 
 
@@ -220,21 +226,26 @@ def _batches(
     steps: Dataset[_Crops], order: Sequence[int], source: ImageSource, num_workers: int, num_broken: int = 0
 ) -> Iterator[ImageBatch]:
     """Run steps in order, ahead of their use where there are workers, and hold the broken images to the limit."""
-    broken: dict[int, str] = {}
+    broken: dict[int, BrokenImage] = {}
     for read in _load(steps, order, num_workers):
-        found = {index: name for index, name in read.broken if index not in broken}
+        found = {index: image for index, image in read.broken if index not in broken}
         broken |= found
         if broken:
             check_broken(source.name, len(source), num_broken + len(broken), next(iter(broken.values())))
+        if read.small is not None and not source.is_small_said:
+            source.is_small_said = True
+            index, width, height = read.small
+            side = f"{read.crops.shape[1]} px"
+            say(f"'{source.label(index)}' has {width} x {height} px: images smaller than {side} are enlarged to them")
         yield ImageBatch(crops=torch.from_numpy(read.crops), indices=read.indices, broken=tuple(found.values()))
 
 
-def check_broken(source_name: str, num_images: int, num_broken: int, first: str) -> None:
+def check_broken(source_name: str, num_images: int, num_broken: int, first: BrokenImage | str) -> None:
     """Refuse data of which more than 1% is broken."""
     if num_broken > _max_broken(num_images):
         raise UserError(
-            f"{num_broken} of {num_images} images of '{source_name}' are broken so far, more than "
-            f"{MAX_BROKEN_PERCENT}%; the first is '{first}'",
+            f"{num_broken} of {num_images} images of '{printable(source_name)}' are broken so far, more than "
+            f"{MAX_BROKEN_PERCENT}%; the first is {first}",
             "Mend or remove them",
         )
 

@@ -1,102 +1,442 @@
-"""Images in tables: parquet files and data sets of the Hugging Face hub."""
+"""Images in tables: parquet files, read in place, and data sets of the Hugging Face hub."""
 
-import glob
+import contextlib
+import hashlib
+import itertools
+import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, final
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from eqvae.errors import UserError, nearest_name
+from eqvae.artifacts.files import write_atomically
+from eqvae.errors import UserError, nearest_name, printable
+from eqvae.images.archives import USUAL_NAMES
 from eqvae.images.decoding import is_image
-from eqvae.images.sources import NO_LABELS, ImageSource, LabelColumn, Split, num_bytes
+from eqvae.images.labels import NO_LABELS, LabelColumn, can_label, is_text, to_labels
+from eqvae.images.sources import Aside, ImageSource, Split, num_bytes
+from eqvae.runtime.journal import say
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "fine_labels", "class", "class_label", "target", "cls")
 """Names under which a table's labels are looked for, the likeliest first."""
 
 _EVALUATION_SPLITS = ("validation", "valid", "val", "test")
-_NUM_PROBED_ROWS = 16
+_NUM_PROBED_CELLS = 16
+
+_MAX_KEPT_BYTES = 2**28
+"""Of decoded row groups, in each process."""
+
+_MAX_GROUP_BYTES = 2**26
+"""A table that holds more in one row group, and more than may be kept, is unpacked once: to read one image of it would
+be to read that group."""
+
+_UNPACKED_ROWS = 64
+
+
+class _Groups:
+    """One table's image column by row groups."""
+
+    def __init__(self, path: Path, column: str) -> None:
+        self._file: Any = None
+        self.path, self.column = path, column
+
+    def open(self) -> Any:
+        """Open it in the process that reads."""
+        if self._file is None:
+            if self.path.suffix == ".arrow":
+                self._file = pa.ipc.open_file(pa.memory_map(str(self.path)))
+            else:
+                self._file = pq.ParquetFile(self.path, memory_map=True)
+        return self._file
+
+    def counts(self) -> list[int]:
+        """Rows of each group."""
+        file = self.open()
+        if isinstance(file, pq.ParquetFile):
+            return [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
+        return [file.get_batch(index).num_rows for index in range(file.num_record_batches)]
+
+    def read(self, group: int) -> pa.ChunkedArray | pa.Array:
+        file = self.open()
+        if isinstance(file, pq.ParquetFile):
+            return file.read_row_group(group, columns=[self.column], use_threads=False).column(0)
+        return file.get_batch(group).column(0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the open file behind: a worker opens its own."""
+        return vars(self) | {"_file": None}
 
 
 @final
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """The image column of one or several tables."""
+@dataclass(kw_only=True)
+class ParquetRows:
+    """The image column of parquet files, which are read where they lie; the row groups read last are kept."""
 
-    table: datasets.Dataset
-    """That column alone, not decoded."""
+    tables: tuple[_Groups, ...]
 
     parts: tuple[str, ...]
-    """Names of the tables that were joined."""
+    """Names of the files."""
 
     ends: tuple[int, ...]
-    """Row after the last of each part."""
+    """Row after the last of each file."""
 
     sizes: tuple[int, ...]
-    """Bytes of each part; 0 where that is not known."""
+    """Bytes of each file."""
+
+    group_ends: tuple[tuple[int, ...], ...]
+    """Of each file, row after the last of each group."""
+
+    _kept: OrderedDict[tuple[int, int], Any] = field(default_factory=OrderedDict)
 
     def __len__(self) -> int:
-        return len(self.table)
+        return self.ends[-1]
 
     def content(self, index: int) -> bytes | Path:
-        content = _value_to_content(self.table[index][self.table.column_names[0]])
-        if content is None:
-            raise ValueError("the row is empty")
-        return content
+        part, row = self._place(index)
+        group = bisect_right(self.group_ends[part], row)
+        row -= self.group_ends[part][group - 1] if group else 0
+        return _filled(_cell_to_content(self._group(part, group)[row].as_py(), Path(self.parts[part]).parent))
 
     def label(self, index: int) -> str:
-        part = bisect_right(self.ends, index)
-        return f"{self.parts[part]}[{index - (self.ends[part - 1] if part else 0)}]"
+        part, row = self._place(index)
+        return f"{self.parts[part]}[{row}]"
 
     def identities(self) -> Iterator[str]:
         for part, end, size in zip(self.parts, self.ends, self.sizes, strict=True):
             yield f"{Path(part).name} {end} {size}"
 
+    def _place(self, index: int) -> tuple[int, int]:
+        part = bisect_right(self.ends, index)
+        return part, index - (self.ends[part - 1] if part else 0)
 
-def open_parquet(data: str, files: Sequence[Path], label_column: str | None) -> ImageSource:
-    """Open parquet files through `datasets`, whose cache goes by path and modification time."""
-    for file in files:
-        _check_parquet(file)
-    # One split for each file: only so are their numbers of rows known afterwards.
-    splits = {f"file{index}": [glob.escape(str(file.absolute()))] for index, file in enumerate(files)}
-    try:
-        builder = datasets.load_dataset_builder("parquet", data_files=splits)
-        builder.download_and_prepare()
-        lengths = [builder.info.splits[name].num_examples for name in splits]
-        # An empty split cannot be opened.
-        tables = [builder.as_dataset(split=name) for name, length in zip(splits, lengths, strict=True) if length]
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        reason = str(error.__cause__ or error)
-        raise UserError(f"'{data}' cannot be read as parquet ({reason})", "Do its files share one schema?") from None
-    if not tables:
-        raise UserError(f"'{data}' has no rows", "Give a table with images")
-    table = datasets.concatenate_datasets(tables)
-    rows = Column(
-        table=_select_images(data, table),
-        parts=tuple(map(str, files)),
-        ends=tuple(accumulate(lengths)),
-        sizes=tuple(map(num_bytes, files)),
+    def _group(self, part: int, group: int) -> Any:
+        if (part, group) not in self._kept:
+            self._kept[part, group] = self.tables[part].read(group)
+            while len(self._kept) > 1 and sum(cells.nbytes for cells in self._kept.values()) > _MAX_KEPT_BYTES:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end((part, group))
+        return self._kept[part, group]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave what was read behind."""
+        return vars(self) | {"_kept": OrderedDict()}
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class HubRows:
+    """The image column of a data set of the hub."""
+
+    table: datasets.Dataset
+    """That column alone, not decoded."""
+
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def content(self, index: int) -> bytes | Path:
+        return _filled(_cell_to_content(self.table[index][self.table.column_names[0]], Path()))
+
+    def label(self, index: int) -> str:
+        return f"{self.name}[{index}]"
+
+    def identities(self) -> Iterator[str]:
+        yield f"{Path(self.name).name} {len(self.table)} 0"
+
+
+def open_parquet(
+    data: str,
+    files: Sequence[Path],
+    label_column: str | None,
+    image_column: str | None = None,
+    left_out: Mapping[str, int] | None = None,
+) -> ImageSource:
+    """Open parquet files in place."""
+    opened = [(file, _open_table(file)) for file in files]
+    filled = [(file, table) for file, table in opened if table.metadata.num_rows]
+    if not filled:
+        raise UserError(f"'{printable(data)}' has no rows", "Give a table with images")
+    with _reading(data):
+        columns = _Columns.of_parquet(filled)
+        column, choice = _choose_images(data, columns, image_column)
+        _check_alike([table for _, table in filled], column)
+        labels, unlabelled, label_choice = choose_labels(data, columns, label_column)
+        tables = [_in_place(file, table, column) for file, table in filled]
+        counts = [table.counts() for table in tables]
+    rows = ParquetRows(
+        tables=tuple(tables),
+        parts=tuple(str(file) for file, _ in filled),
+        ends=tuple(accumulate(map(sum, counts))),
+        sizes=tuple(num_bytes(file) for file, _ in filled),
+        group_ends=tuple(tuple(accumulate(each)) for each in counts),
     )
-    return ImageSource(data, rows, find_label_column(data, table, label_column))
+    choice = "; ".join(filter(None, (choice, label_choice)))
+    return ImageSource(data, rows, labels, Aside(left_out=left_out or {}, unlabelled=unlabelled, choice=choice))
 
 
-def _check_parquet(file: Path) -> None:
-    """Refuse truncated files by name; `datasets` would not say which of them it is."""
+@contextlib.contextmanager
+def _reading(data: str) -> Iterator[None]:
+    """Turn what damaged or differing tables raise into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = printable(str(error) or type(error).__name__)
+        raise UserError(
+            f"'{printable(data)}' cannot be read as parquet ({reason})", "Do its files share one schema?"
+        ) from None
+
+
+def _open_table(file: Path) -> pq.ParquetFile:
+    """Open one file, or refuse it by name."""
     try:
         with file.open("rb") as opened:
             head = opened.read(4)
             opened.seek(max(0, file.stat().st_size - 4))
             tail = opened.read(4)
     except OSError as error:
-        raise UserError(f"'{file}' cannot be read ({error.strerror})", "Check its permissions") from None
+        raise UserError(
+            f"'{printable(str(file))}' cannot be read ({error.strerror})", "Check its permissions"
+        ) from None
     if head != b"PAR1" or tail != b"PAR1":
-        raise UserError(f"'{file}' is truncated or no parquet file", "Fetch or write it again")
+        raise UserError(f"'{printable(str(file))}' is truncated or no parquet file", "Fetch or write it again")
+    with _reading(str(file)):
+        return pq.ParquetFile(file, memory_map=True)
 
 
-def open_hub(data: str, split: Split, label_column: str | None) -> ImageSource:
+def _check_alike(tables: Sequence[pq.ParquetFile], column: str) -> None:
+    """Hold the image column of every file to one kind; a file in which all of it is empty has none."""
+    for schema in (table.schema_arrow for table in tables):
+        if column not in schema.names:
+            raise ValueError(f"a file has no column '{column}'")
+        kind = schema.field(column).type
+        if not (_is_encoded(kind) or pa.types.is_null(kind)):
+            raise ValueError(f"column '{column}' holds {kind} in a file")
+
+
+def _in_place(file: Path, table: pq.ParquetFile, column: str) -> _Groups:
+    """Read a file where it lies, unless to read one image of it were to read gigabytes: then it is unpacked once."""
+    groups = [table.metadata.row_group(index) for index in range(table.metadata.num_row_groups)]
+    sizes = [_num_column_bytes(group, column) for group in groups]
+    if max(sizes) <= _MAX_GROUP_BYTES or sum(sizes) <= _MAX_KEPT_BYTES:
+        return _Groups(file, column)
+    status = file.stat()
+    # Where it lies does not matter: a file that was moved is not unpacked again.
+    identity = f"{status.st_size} {status.st_mtime_ns} {column} {table.metadata.to_dict()}"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eqvae" / "tables"
+    unpacked = home / f"{hashlib.sha256(identity.encode(errors='replace')).hexdigest()[:32]}.arrow"
+    if not unpacked.exists():
+        say(f"'{printable(str(file))}' has row groups of {max(sizes) / 1e6:,.0f} MB: unpacked once, to '{unpacked}'")
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            write_atomically(unpacked, partial(_unpack, table, column))
+        except OSError as error:
+            raise UserError(
+                f"'{printable(str(file))}' cannot be unpacked to '{home}' ({error.strerror})",
+                "Make room, set XDG_CACHE_HOME, or write it with row groups of some hundred images",
+            ) from None
+    return _Groups(unpacked, column)
+
+
+def _num_column_bytes(group: Any, column: str) -> int:
+    chunks = (group.column(index) for index in range(group.num_columns))
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
+
+
+def _unpack(table: pq.ParquetFile, column: str, path: Path) -> None:
+    batches = table.iter_batches(batch_size=_UNPACKED_ROWS, columns=[column], use_threads=False)
+    first = next(batches)
+    with pa.ipc.new_file(str(path), first.schema) as writer:
+        for batch in itertools.chain((first,), batches):
+            writer.write_batch(batch)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Columns:
+    """Columns of one or several tables, whatever they are stored in."""
+
+    kinds: Mapping[str, pa.DataType]
+
+    declared: Mapping[str, tuple[str, ...]]
+    """Names of the integers of a column, where the table says them."""
+
+    contents: Callable[[str], Iterator[bytes | Path | None]]
+    """What the cells of one column hold, read as they are asked for."""
+
+    read: Callable[[str], list[pa.ChunkedArray]]
+    """One column of each table."""
+
+    @classmethod
+    def of_parquet(cls, files: Sequence[tuple[Path, pq.ParquetFile]]) -> "_Columns":
+        """See the columns of parquet files, which must have the same."""
+        schemas = [table.schema_arrow for _, table in files]
+        kinds: dict[str, pa.DataType] = {}
+        for name in schemas[0].names:
+            found = [schema.field(name).type for schema in schemas if name in schema.names]
+            kinds[name] = next((kind for kind in found if not pa.types.is_null(kind)), found[0])
+
+        def contents(name: str) -> Iterator[bytes | Path | None]:
+            for file, table in files:
+                for batch in table.iter_batches(batch_size=_NUM_PROBED_CELLS, columns=[name], use_threads=False):
+                    yield from (_cell_to_content(cell, file.parent) for cell in batch.column(0).to_pylist())
+
+        def read(name: str) -> list[pa.ChunkedArray]:
+            return [table.read(columns=[name], use_threads=False).column(0) for _, table in files]
+
+        names = [_declared_names(schema) for schema in schemas]
+        return cls(
+            kinds=kinds,
+            declared=names[0] if all(each == names[0] for each in names) else {},
+            contents=contents,
+            read=read,
+        )
+
+    @classmethod
+    def of_hub(cls, table: datasets.Dataset) -> "_Columns":
+        """See the columns of a data set."""
+
+        def contents(name: str) -> Iterator[bytes | Path | None]:
+            feature, column = table.features[name], table.select_columns([name])
+            if isinstance(feature, datasets.Image):
+                column = column.cast_column(name, datasets.Image(decode=False))
+            return (_cell_to_content(row[name], Path()) for row in column)
+
+        def read(name: str) -> list[pa.ChunkedArray]:
+            return [table.select_columns([name]).with_format("arrow")[:].column(0)]
+
+        schema = table.features.arrow_schema
+        return cls(
+            kinds={name: schema.field(name).type for name in schema.names}, declared=_class_names(table.features),
+            contents=contents, read=read,
+        )  # fmt: skip
+
+
+def _declared_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
+    """Find the class names that `datasets` wrote beside a table's schema."""
+    try:
+        return _class_names(datasets.Features.from_arrow_schema(schema))
+    except Exception:  # metadata of another program, or damaged: the columns are there all the same
+        return {}
+
+
+def _class_names(features: datasets.Features) -> dict[str, tuple[str, ...]]:
+    labels = {name: feature for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)}
+    return {name: tuple(map(str, label.names or ())) for name, label in labels.items()}
+
+
+def _choose_images(data: str, columns: _Columns, wanted: str | None) -> tuple[str, str]:
+    """Choose the image column: the one that is asked for, else one that holds images, the usual names first."""
+    able = [name for name, kind in columns.kinds.items() if _is_encoded(kind)]
+    if wanted is not None and wanted not in columns.kinds:
+        raise UserError(f"'{printable(data)}' has no column '{wanted}'", nearest_name(wanted, able or columns.kinds))
+    found = [name for name in able if wanted in (None, name) and _holds_images(columns, name)]
+    if not found:
+        what = "no image column" if wanted is None else f"no images in --image-column '{wanted}'"
+        raise UserError(
+            f"'{printable(data)}' has {what} (columns: {', '.join(columns.kinds)})",
+            "Images are encoded bytes, plain or in a struct with `bytes` and `path`",
+        )
+    usual = {name: place for place, name in enumerate(USUAL_NAMES)}
+    chosen = min(found, key=lambda name: usual.get(name.lower(), len(usual)))
+    others = ", ".join(f"'{name}'" for name in found if name != chosen)
+    return chosen, f"images of '{chosen}', not of {others} (--image-column chooses)" if others else ""
+
+
+def _is_encoded(kind: pa.DataType) -> bool:
+    """Tell whether a column's type can hold encoded images."""
+    if pa.types.is_struct(kind):
+        return bool({field.name for field in kind} & {"bytes", "path"})
+    types = pa.types
+    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+
+
+def _holds_images(columns: _Columns, name: str) -> bool:
+    """Look at the first cells that are not empty."""
+    filled = itertools.islice((content for content in columns.contents(name) if content is not None), _NUM_PROBED_CELLS)
+    return any(is_image(content) for content in filled)
+
+
+def _cell_to_content(cell: Any, folder: Path) -> bytes | Path | None:
+    """Take the bytes, or else the path, out of a cell."""
+    if not isinstance(cell, dict):
+        return cell
+    if cell.get("bytes") is not None:
+        return cell["bytes"]
+    path = cell.get("path")
+    if not path:
+        return None
+    beside = folder / path
+    return beside if os.path.exists(beside) else Path(path)  # noqa: PTH110 (`Path.exists` raises for odd names)
+
+
+def _filled(content: bytes | Path | None) -> bytes | Path:
+    if content is None:
+        raise ValueError("the cell is empty")
+    return content
+
+
+def choose_labels(data: str, columns: _Columns, wanted: str | None) -> tuple[LabelColumn | None, str, str]:
+    """Find a table's labels: the column that is asked for, else a known name, else the only column of class labels.
+
+    Returns the labels, or why there are none, and which column was taken of several.
+    """
+    if wanted == NO_LABELS:
+        return None, "as asked", ""
+    able = [name for name, kind in columns.kinds.items() if can_label(kind)]
+    if wanted is not None:
+        if wanted not in columns.kinds:
+            raise UserError(f"'{printable(data)}' has no column '{wanted}'", nearest_name(wanted, columns.kinds))
+        if isinstance(labels := _read_labels(columns, wanted), str):
+            what = "holds neither integers nor strings" if wanted not in able else labels
+            raise UserError(f"--label-column '{wanted}' of '{printable(data)}' {what}", nearest_name("", able))
+        return labels, "", ""
+    known = [name for name in LABEL_COLUMNS if name in columns.kinds]
+    candidates = known or (list(columns.declared) if len(columns.declared) == 1 else [])
+    if not candidates:
+        return None, "no column is called label; --label-column names one" if able else "no column of labels", ""
+    unusable = ""
+    for name in candidates:
+        labels = _read_labels(columns, name)
+        if isinstance(labels, str):
+            unusable = unusable or f"column '{name}' {labels}"
+            continue
+        others = ", ".join(f"'{other}'" for other in candidates if other != name)
+        return labels, "", f"labels of '{name}', not of {others} (--label-column chooses)" if others else ""
+    return None, unusable, ""
+
+
+def _read_labels(columns: _Columns, name: str) -> LabelColumn | str:
+    """Read a column as labels, or say why it holds none."""
+    if not (can_label(columns.kinds[name]) or is_text(columns.kinds[name])):
+        return f"holds {columns.kinds[name]}"
+    parts = [to_labels(part) for part in columns.read(name)]
+    usable = [part for part in parts if not isinstance(part, str)]
+    if len(usable) < len(parts) and (not usable or any(part != "is empty" for part in parts if isinstance(part, str))):
+        return next(part for part in parts if isinstance(part, str))
+    kinds = {part.type for part in usable}
+    if len(kinds) > 1:
+        return "holds numbers here, text there"
+    (kind,) = kinds
+    lengths = [len(part) for part in columns.read(name)]
+    chunks = [
+        pa.nulls(length, kind) if isinstance(part, str) else part.combine_chunks()
+        for part, length in zip(parts, lengths, strict=True)
+    ]
+    return LabelColumn(values=pa.chunked_array(chunks, kind), names=columns.declared.get(name) or None)
+
+
+def open_hub(data: str, split: Split, label_column: str | None, image_column: str | None = None) -> ImageSource:
     """Open a data set of the hub, or of its local cache."""
     name, _, hub_split = data.removeprefix("hf:").partition(":")
     try:
@@ -113,9 +453,15 @@ def open_hub(data: str, split: Split, label_column: str | None) -> ImageSource:
         ) from None
     except (datasets.exceptions.DatasetsError, OSError, RuntimeError, ValueError) as error:
         raise UserError(f"'{data}' cannot be opened ({error})", "DATA is hf:NAME[:SPLIT]") from None
-    part = f"hf:{name}:{hub_split}"
-    rows = Column(table=_select_images(data, table), parts=(part,), ends=(len(table),), sizes=(0,))
-    return ImageSource(data, rows, find_label_column(data, table, label_column))
+    columns = _Columns.of_hub(table)
+    column, choice = _choose_images(data, columns, image_column)
+    labels, unlabelled, label_choice = choose_labels(data, columns, label_column)
+    images = table.select_columns([column])
+    if isinstance(table.features[column], datasets.Image):
+        images = images.cast_column(column, datasets.Image(decode=False))
+    choice = "; ".join(filter(None, (choice, label_choice)))
+    rows = HubRows(table=images, name=f"hf:{name}:{hub_split}")
+    return ImageSource(data, rows, labels, Aside(unlabelled=unlabelled, choice=choice))
 
 
 def _choose_split(data: str, names: Sequence[str], split: Split) -> str:
@@ -124,71 +470,3 @@ def _choose_split(data: str, names: Sequence[str], split: Split) -> str:
         if name in names:
             return name
     raise UserError(f"'{data}' has no split for {split}", f"Name one of: {', '.join(f'{data}:{n}' for n in names)}")
-
-
-def _select_images(data: str, table: datasets.Dataset) -> datasets.Dataset:
-    """Keep the image column alone, not decoded. It is found by its content, not by its name."""
-    for column, feature in table.features.items():
-        if isinstance(feature, datasets.Image):
-            table = table.cast_column(column, datasets.Image(decode=False))
-        elif not _is_encoded(feature):
-            continue
-        candidate = table.select_columns([column])
-        probed = candidate[:_NUM_PROBED_ROWS][column]
-        if any(content is not None and is_image(content) for content in map(_value_to_content, probed)):
-            return candidate
-    raise UserError(
-        f"'{data}' has no image column (columns: {', '.join(table.column_names)})",
-        "Images are encoded bytes, plain or in a struct with `bytes` and `path`",
-    )
-
-
-def _is_encoded(feature: Any) -> bool:
-    """Tell whether a column's type can hold encoded images."""
-    if isinstance(feature, dict):
-        return "bytes" in feature or "path" in feature
-    return isinstance(feature, datasets.Value) and "binary" in feature.dtype
-
-
-def _value_to_content(value: Any) -> bytes | Path | None:
-    """Take the bytes, or else the path, out of a cell."""
-    if isinstance(value, dict):
-        if value.get("bytes") is not None:
-            return value["bytes"]
-        return Path(value["path"]) if value.get("path") else None
-    return value
-
-
-def find_label_column(data: str, table: datasets.Dataset, wanted: str | None) -> LabelColumn | None:
-    """Find a table's labels: the column that is asked for, else a known name, else the only column of class labels."""
-    if wanted == NO_LABELS:
-        return None
-    if wanted is not None:
-        if wanted not in table.features:
-            raise UserError(f"'{data}' has no column '{wanted}'", nearest_name(wanted, table.column_names))
-        if not _can_label(table.features[wanted]):
-            raise UserError(
-                f"--label-column '{wanted}' of '{data}' holds neither integers nor strings",
-                nearest_name("", [name for name, feature in table.features.items() if _can_label(feature)]),
-            )
-        return _take_column(table, wanted)
-    usable = [name for name in LABEL_COLUMNS if name in table.features and _can_label(table.features[name])]
-    declared = [name for name, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
-    name = usable[0] if usable else declared[0] if len(declared) == 1 else None
-    if name is None:
-        return None
-    column = _take_column(table, name)
-    is_empty = column.values.data.column(0).null_count == len(table) if len(table) else True
-    return None if is_empty else column
-
-
-def _can_label(feature: object) -> bool:
-    if isinstance(feature, datasets.ClassLabel):
-        return True
-    return isinstance(feature, datasets.Value) and ("int" in feature.dtype or "string" in feature.dtype)
-
-
-def _take_column(table: datasets.Dataset, name: str) -> LabelColumn:
-    feature = table.features[name]
-    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) and feature.names else None
-    return LabelColumn(values=table.select_columns([name]), names=names)

@@ -291,8 +291,8 @@ class EncodeRun:
 
     def _encode(self, batch: ImageBatch) -> _Encoded:
         """Encode images and mirror images; what comes back may still be under way on the device."""
-        for name in batch.broken:
-            self.journal.write("broken_image", name=name)
+        for broken in batch.broken:
+            self.journal.write("broken_image", **broken._asdict())
         device, precision = self.processes.device, self.config.precision
         return batch, encode_crops(self.autoencoder, batch.crops, device, precision, self.config.mirror)
 
@@ -310,7 +310,7 @@ class EncodeRun:
                 {name: torch.cat([kept[name] for kept in full]) for name in full[0]},
                 source_indices=indices,
                 labels=[self.source.class_of(index) or 0 for index in indices] if labelled else None,
-                broken=[name for batch, _ in made for name in batch.broken],
+                broken=[broken.name for batch, _ in made for broken in batch.broken],
             )
             self.journal.write("shard", file=path.name, num_images=len(indices))
         except OSError as error:

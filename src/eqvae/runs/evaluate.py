@@ -14,7 +14,7 @@ from eqvae.artifacts.names import METRICS, PICTURES, SPECTRUM
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import Interrupted, UserError
-from eqvae.images import ImageSource, check_broken, encoding_batches, open_images, to_images
+from eqvae.images import BrokenImage, ImageSource, check_broken, encoding_batches, open_images, to_images
 from eqvae.metrics.autoencoder import check_image_size, evaluate_autoencoder
 from eqvae.metrics.measures import LatentGeometry, LatentSpectrum, Measure, ReconstructionDistance, TransformedDistance
 from eqvae.metrics.per_image import evaluation_transforms
@@ -132,7 +132,7 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
     processes = join_processes(device)
     measures = choose_measures(config, processes.device)
     lpips = lpips_is_cached() if config.lpips is None else config.lpips
-    parts, own_broken = batches[processes.own_part(len(batches))], list[str]()
+    parts, own_broken = batches[processes.own_part(len(batches))], list[BrokenImage]()
     with (
         notice_lost_process("the same command measures anew"),
         stop_on_signals() as stop,
@@ -155,7 +155,7 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
             measures=measures,
             on_batch=progress.advance if progress is not None else lambda num_images: None,
         )
-    broken = [name for names in processes.gather(own_broken) for name in names]
+    broken = [image for images in processes.gather(own_broken) for image in images]
     if broken:
         check_broken(source.name, len(source), len(broken), broken[0])
     with folder.hold(config, processes, seed=None, anew=(METRICS, SPECTRUM), fingerprint=fingerprint):
@@ -163,8 +163,8 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
             return None
         pictures.write(config.out / PICTURES)
         journal = Journal(config.out, keep_up_to_step=-1)
-        for name in broken:
-            journal.write("broken_image", name=name)
+        for image in broken:
+            journal.write("broken_image", **image._asdict())
         for measure in measures:
             if isinstance(measure, LatentSpectrum):
                 write_json(config.out / SPECTRUM, measure.curves())
@@ -176,10 +176,10 @@ def _read(
     config: EvaluateConfig,
     source: ImageSource,
     parts: Sequence[range],
-    broken: list[str],
+    broken: list[BrokenImage],
     before_batch: Callable[[int], None],
 ) -> Iterator[Tensor]:
-    """Read images in [-1, 1], a part at a time, and note the names of those that can't be read."""
+    """Read images in [-1, 1], a part at a time, and note those that can't be read."""
     batches = encoding_batches(source, image_size_px=config.image_size, parts=parts, num_workers=config.num_workers)
     for index, batch in enumerate(batches):
         before_batch(index)

@@ -13,7 +13,7 @@ from eqvae.artifacts.files import replace_folder, write_atomically, write_json
 from eqvae.artifacts.names import AUTOENCODER, METRICS, TENSORBOARD, VALIDATION
 from eqvae.artifacts.records import ModelCard, Pictures
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, LatentStatistics
-from eqvae.images import ImageBatch, ImageSource, evaluation_batches, training_batches
+from eqvae.images import BrokenImage, ImageBatch, ImageSource, evaluation_batches, training_batches
 from eqvae.losses.adversarial import Watchdog
 from eqvae.losses.reconstruction import ReconstructionLoss
 from eqvae.metrics.autoencoder import LatentMoments, evaluate_autoencoder
@@ -42,7 +42,7 @@ class FinetuneRun:
     loop: Loop[ImageBatch] = field(init=False)
     journal: Journal = field(init=False)
     watchdog: Watchdog = field(default_factory=Watchdog)
-    named: set[str] = field(default_factory=set)
+    named: set[BrokenImage] = field(default_factory=set)
     """Broken images that this process has named already."""
     board: Any = None
     """TensorBoard's writer, where it is asked for."""
@@ -216,8 +216,8 @@ class FinetuneRun:
                 self.board.add_scalar(f"{kind}/{name}", value, self.state.step)
 
     def _name_broken(self, batch: ImageBatch) -> None:
-        for name in set(batch.broken) - self.named:
-            self.journal.write("broken_image", step=self.state.step, name=name)
+        for image in sorted(set(batch.broken) - self.named):
+            self.journal.write("broken_image", step=self.state.step, **image._asdict())
         self.named |= set(batch.broken)
 
 

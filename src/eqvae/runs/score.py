@@ -10,6 +10,7 @@ from eqvae.artifacts.files import check_writable, to_plain, write_json
 from eqvae.artifacts.names import CONFIG, METRICS
 from eqvae.artifacts.sample_sets import has_images, moments_in
 from eqvae.errors import UserError
+from eqvae.images import BrokenImage
 from eqvae.images.image_sets import ImageSet, open_reference, open_samples
 from eqvae.metrics.comparison import check_comparable, check_enough, score_features
 from eqvae.metrics.statistics import (
@@ -133,7 +134,7 @@ def score(config: ScoreConfig) -> dict[str, Any] | None:
         check_enough(reference.name, len(reference_indices), config.num_neighbours)
     check_enough(samples.name, len(sample_indices), config.num_neighbours)
     extractor = place(load_features(config.features, weights=config.weights), processes.device)
-    broken: list[str] = []
+    broken: list[BrokenImage] = []
     if isinstance(reference, FeatureStatistics):
         check_comparable(samples=_expected(config, samples, extractor), reference=reference.provenance)
         known = reference
@@ -160,8 +161,8 @@ def score(config: ScoreConfig) -> dict[str, Any] | None:
     write_json(config.out / CONFIG, to_plain(config) | {"command": "score"})
     write_environment(config.out, device=processes.device, seed=config.seed, num_processes=processes.count)
     journal = Journal(config.out, keep_up_to_step=-1)
-    for name in broken:
-        journal.write("broken_image", name=name)
+    for image in broken:
+        journal.write("broken_image", **image._asdict())
     write_json(config.out / METRICS, figures)
     return figures
 
