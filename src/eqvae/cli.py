@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from eqvae.errors import Interrupted, ProcessLost, UserError, nearest_name
+from eqvae.runtime.signals import StopRequest, terminated_by_signal
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -54,24 +55,42 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command, given what follows `eqvae` on the command line; returns the exit code."""
+    asked = StopRequest()
     try:
-        return _dispatch(list(arguments))
-    except UserError as error:
-        _complain(str(error))
-        return 2
-    except OSError as error:
-        where = f": '{error.filename}'" if error.filename else ""
-        mend = "Check the path, its permissions and the space left" if error.errno else ""
-        _complain(str(UserError(f"{error.strerror or error}{where}", mend)))
-        return 2
+        with terminated_by_signal() as asked:
+            return _dispatch(list(arguments))
     except Interrupted as stop:
         # Processes that stop together say it once; one that was left alone says it itself.
         if isinstance(stop, ProcessLost) or os.environ.get("RANK", "0") == "0":
             _complain(f"interrupted, {stop}")
         return 130
-    except KeyboardInterrupt:
-        _complain("interrupted")
+    except Exception as error:
+        if asked:  # compiled code may turn the interruption into an error of its own, as safetensors' reader does
+            _complain(f"interrupted, {asked.signal_name}; the same command goes on")
+            return 130
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    """Say in one line what the user can mend, and raise what is our fault; returns the exit code."""
+    if isinstance(error, UserError):
+        _complain(str(error))
+        return 2
+    if isinstance(error, OSError):
+        where = f": '{error.filename}'" if error.filename else ""
+        mend = "Check the path, its permissions and the space left" if error.errno else ""
+        _complain(str(UserError(f"{error.strerror or error}{where}", mend)))
+        return 2
+    if isinstance(error, RuntimeError) and _is_lost_process(error):
+        _complain("interrupted, another process ended; the same command goes on")
         return 130
+    raise error
+
+
+def _is_lost_process(error: RuntimeError) -> bool:
+    from eqvae.runtime.processes import is_lost_process
+
+    return is_lost_process(error)
 
 
 def _complain(line: str) -> None:

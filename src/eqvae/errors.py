@@ -13,6 +13,7 @@ class UserError(Exception):
 
     def __init__(self, what: str, mend: str = "") -> None:
         """Join the two halves to one line."""
+        self.what = " ".join(what.split())
         line = f"{what}. {mend}" if mend else what
         super().__init__(" ".join(line.split()))
 

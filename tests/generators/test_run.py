@@ -19,8 +19,9 @@ from eqvae.generators.recipes import SIZES
 from eqvae.runs.train import Run
 from eqvae.runs.train_config import TrainConfig
 from eqvae.runs.train_cost import transformer_flops
-from eqvae.runtime.processes import Processes, StopRequest
+from eqvae.runtime.processes import Processes
 from eqvae.runtime.seeds import generator_for
+from eqvae.runtime.signals import StopRequest
 from eqvae.training.generator_step import TrainingBatch, build_state
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from eqvae.artifacts.files import read_journal, read_json
 from eqvae.errors import Interrupted, UserError
 from eqvae.latents.cache import LatentCache
 from eqvae.latents.index import INDEX
-from eqvae.runs import encode as encode_module
+from eqvae.runs import encode_run as encode_module
 from eqvae.runs.encode import EncodeConfig, encode
 
 Configure = Callable[..., EncodeConfig]
@@ -253,6 +253,64 @@ def test_another_autoencoder_or_data(config_for: Configure, tmp_path: Path, data
     (data / "a" / "000.png").unlink()
     with pytest.raises(UserError, match="a latent cache of data '.*', which has changed since"):
         encode(config_for(tmp_path / "whole"), small_autoencoder)
+
+
+def test_a_longer_cache_keeps_whole_shards(config_for: Configure, tmp_path: Path, small_autoencoder, whole):
+    config = config_for(tmp_path / "out", num_images=6)
+    encode(config, small_autoencoder)
+    before = (config.out / SHARDS[0]).stat().st_mtime_ns
+    encode(config_for(tmp_path / "out", num_images=10), small_autoencoder)
+    assert {name: (config.out / name).read_bytes() for name in SHARDS} == {name: whole[name] for name in SHARDS}
+    assert (config.out / SHARDS[0]).stat().st_mtime_ns == before
+    assert LatentCache.open(config.out).index.num_images == 10
+
+
+@pytest.mark.parametrize("num_whole", [0, 2])
+def test_refused_and_then_run_as_advised(
+    config_for: Configure, tmp_path: Path, write_images, small_autoencoder, capsys, num_whole: int
+):
+    data = write_images(tmp_path / "few", broken=(9,) if num_whole else (0,))
+    config = config_for(tmp_path / "out", data=str(data))
+    with pytest.raises(UserError, match="broken so far"):
+        encode(config, small_autoencoder)
+    (broken,) = [path for path in data.rglob("*.png") if path.read_bytes() == b"broken"]
+    broken.unlink()
+    encode(config, small_autoencoder)
+    assert LatentCache.open(config.out).index.num_images == 9
+    LatentCache.open(config.out).verify()
+    assert ("has changed since: the shards" in capsys.readouterr().err) == (num_whole > 0)
+
+
+def test_shards_that_vanish_are_made_again(
+    config_for: Configure, tmp_path: Path, small_autoencoder, whole, monkeypatch
+):
+    config, plain = config_for(tmp_path / "out"), encode_module.finish_shard
+
+    def vanish(folder: Path, recipe, number: int, *arguments, **options) -> Path:
+        path = plain(folder, recipe, number, *arguments, **options)
+        if number == 2:
+            (folder / SHARDS[0]).unlink(missing_ok=True)
+        return path
+
+    monkeypatch.setattr(encode_module, "finish_shard", vanish)
+    encode(config, small_autoencoder)
+    assert contents(config.out) == whole
+    assert {"kind": "vanished_shard", "file": SHARDS[0]} in read_journal(config.out)
+
+
+def test_shards_that_vanish_for_ever_end_the_encoding(
+    config_for: Configure, tmp_path: Path, small_autoencoder, monkeypatch
+):
+    plain = encode_module.finish_shard
+
+    def vanish(*arguments, **options) -> Path:
+        path = plain(*arguments, **options)
+        path.unlink()
+        return path
+
+    monkeypatch.setattr(encode_module, "finish_shard", vanish)
+    with pytest.raises(UserError, match="Shards vanish"):
+        encode(config_for(tmp_path / "out"), small_autoencoder)
 
 
 def test_moved_data_are_the_same_data(config_for: Configure, tmp_path: Path, data: Path, small_autoencoder, whole):

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -284,6 +285,70 @@ def test_a_truncated_checkpoint_is_named(configure, new_autoencoder):
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"checkpoint\.safetensors.*truncated"):
         finetune(config, new_autoencoder())
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda content: content[:-9] + b"-damaged-"])
+def test_the_checkpoint_before_a_damaged_one_is_taken(configure, new_autoencoder, capsys, damage):
+    changes = {"max_steps": 5, "checkpoint_every": 2}
+    whole, broken = configure("whole", **changes), configure("broken", **changes)
+    finetune(whole, new_autoencoder())
+    interrupt(broken, new_autoencoder(), 3)
+    checkpoint = broken.out / CHECKPOINT
+    checkpoint.write_bytes(damage(checkpoint.read_bytes()))
+    finetune(broken, new_autoencoder())
+    (record,) = [record for record in read_journal(broken.out) if record["kind"] == "damaged_checkpoint"]
+    assert record["step"] == 2
+    assert "going on from the checkpoint before it, of step 2" in record["message"]
+    assert record["message"] in capsys.readouterr().err
+    ours, theirs = (read_tensors(config.out / CHECKPOINT)[0] for config in (broken, whole))
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert train_records(broken.out) == train_records(whole.out)
+
+
+def test_the_last_two_checkpoints_and_milestones_are_kept(configure, new_autoencoder):
+    config = configure(max_steps=5, checkpoint_every=1, keep_every=2)
+    finetune(config, new_autoencoder())
+    kept = {str(path.relative_to(config.out)) for path in config.out.rglob("*.safetensors")}
+    assert kept == {"checkpoint.safetensors", "checkpoint.before.safetensors", "milestones/step_0000002.safetensors",
+                    "milestones/step_0000004.safetensors"}  # fmt: skip
+    before, milestone = (read_tensors(config.out / name)[0] for name in sorted(kept)[0::3])
+    assert all(torch.equal(before[name], milestone[name]) for name in before)
+
+
+def test_a_finished_run_is_made_longer(configure, new_autoencoder):
+    changes = {"lr_scheduler": "constant", "lr_warmup_steps": 0}
+    straight = configure("straight", max_steps=40, **changes)
+    finetune(straight, new_autoencoder())
+    finetune(configure("run", max_steps=25, **changes), new_autoencoder())
+    longer = configure("run", max_steps=40, **changes | {"lr_warmup_steps": None})  # as the run chose it
+    assert finetune(longer, new_autoencoder())["num_steps"] == 40
+    assert read_json(longer.out / "config.json")["max_steps"] == 40
+    ours, theirs = (read_tensors(config.out / CHECKPOINT)[0] for config in (longer, straight))
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    with pytest.raises(UserError, match="has taken 40 steps, more than --max-steps 25"):
+        finetune(configure("run", max_steps=25, **changes), new_autoencoder())
+
+
+def test_a_longer_cosine_is_said(configure, new_autoencoder, capsys):
+    finetune(configure(), new_autoencoder())
+    finetune(configure(max_steps=4), new_autoencoder())
+    assert "--max-steps was 3: the rate goes on along the cosine of 4 steps" in capsys.readouterr().err
+
+
+def test_a_removed_folder_ends_the_run_in_one_line(configure, new_autoencoder, monkeypatch):
+    config, real = configure(), loop.train_step
+
+    def remove(state, *arguments):
+        if state.step == 1:
+            shutil.rmtree(config.out)
+        return real(state, *arguments)
+
+    monkeypatch.setattr(loop, "train_step", remove)
+    with pytest.raises(UserError, match="was removed or replaced"):
+        finetune(config, new_autoencoder())
+    assert not config.out.exists()
+    monkeypatch.setattr(loop, "train_step", real)
+    assert finetune(config, new_autoencoder())["num_steps"] == 3
 
 
 def test_resuming_from_another_base_is_refused(configure, new_autoencoder, small_autoencoder):

@@ -1,25 +1,37 @@
 """Atomic writes, checkpoints, journals, seeds, signals, progress."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from eqvae.artifacts.files import read_journal, read_json, write_atomically, write_json, write_tensors
-from eqvae.artifacts.names import CONFIG, JOURNAL
+from eqvae.artifacts.files import read_journal, read_json, replace_folder, write_atomically, write_json, write_tensors
+from eqvae.artifacts.names import CHECKPOINT, CHECKPOINT_BEFORE, CONFIG, JOURNAL
 from eqvae.errors import UserError, nearest_name
 from eqvae.runtime.journal import Journal, Progress, say, write_environment
-from eqvae.runtime.processes import stop_on_signals
+from eqvae.runtime.processes import ALONE
 from eqvae.runtime.run_folder import RunFolder, hold_output_folder
 from eqvae.runtime.seeds import generator_for
-from eqvae.training.loop import load_optimizer_tensors, optimizer_tensors, read_checkpoint, sub_state, write_checkpoint
+from eqvae.runtime.signals import stop_on_signals
+from eqvae.training.checkpoints import (
+    load_optimizer_tensors,
+    optimizer_tensors,
+    read_checkpoint,
+    read_latest_checkpoint,
+    sub_state,
+    write_checkpoint,
+)
 
 # Atomic writes ------------------------------------------------------------------------------------------------------
 
@@ -88,10 +100,9 @@ def test_a_checkpoint_brings_back_the_next_step_bit_for_bit(tmp_path):
         take_step(model, optimizer, step)
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors |= optimizer_tensors(optimizer, "optimizer")
-    path = tmp_path / "checkpoint.safetensors"
-    write_checkpoint(path, tensors, {"step": 3, "before": {"psnr_db": 20.5}})
+    write_checkpoint(tmp_path, tensors, {"step": 3, "before": {"psnr_db": 20.5}}, rotate=True)
 
-    loaded, numbers = read_checkpoint(path)
+    loaded, numbers = read_checkpoint(tmp_path / CHECKPOINT)
     assert numbers == {"step": 3, "before": {"psnr_db": 20.5}}
     assert loaded.keys() == tensors.keys()
     assert all(torch.equal(loaded[name], value) for name, value in tensors.items())
@@ -124,11 +135,58 @@ def test_prefixes_that_begin_alike_are_kept_apart():
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -20])
 def test_a_truncated_checkpoint_is_named(tmp_path, keep):
-    path = tmp_path / "checkpoint.safetensors"
-    write_checkpoint(path, {"a": torch.zeros(100)}, {"step": 1})
+    path = tmp_path / CHECKPOINT
+    write_checkpoint(tmp_path, {"a": torch.zeros(100)}, {"step": 1}, rotate=True)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UserError, match="checkpoint.safetensors.*truncated"):
         read_checkpoint(path)
+
+
+def write_two_checkpoints(folder: Path) -> tuple[bytes, bytes]:
+    """Write those of steps 1 and 2; returns the files' bytes, the latest first."""
+    for step in (1, 2):
+        write_checkpoint(folder, {"a": torch.full((100,), float(step))}, {"step": step}, rotate=True)
+    return (folder / CHECKPOINT).read_bytes(), (folder / CHECKPOINT_BEFORE).read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "empty", *(f"bit {place}" for place in range(-400, 0, 57))])
+def test_the_one_before_a_damaged_checkpoint_is_taken(tmp_path, damage):
+    latest, _ = write_two_checkpoints(tmp_path)
+    found = read_latest_checkpoint(tmp_path)
+    assert (found.numbers["step"], found.tensors["a"][0], found.damage) == (2, 2.0, None)
+    damaged = bytearray(latest if damage != "empty" else b"")
+    if damage == "missing":
+        (tmp_path / CHECKPOINT).unlink()
+    elif damage.startswith("bit"):
+        damaged[int(damage.split()[1])] ^= 16
+        (tmp_path / CHECKPOINT).write_bytes(damaged)
+    else:
+        (tmp_path / CHECKPOINT).write_bytes(damaged[:-1])
+    found = read_latest_checkpoint(tmp_path)
+    assert (found.numbers["step"], found.tensors["a"][0]) == (1, 1.0)
+    assert "checkpoint.safetensors' is " in found.damage
+
+
+def test_every_flipped_bit_of_a_checkpoint_is_found(tmp_path):
+    latest, _ = write_two_checkpoints(tmp_path)
+    for place in range(len(latest)):
+        damaged = bytearray(latest)
+        damaged[place] ^= 1 << place % 8
+        (tmp_path / CHECKPOINT).write_bytes(damaged)
+        assert read_latest_checkpoint(tmp_path).numbers["step"] == 1, place
+
+
+def test_two_damaged_checkpoints_are_named(tmp_path):
+    write_two_checkpoints(tmp_path)
+    for name in (CHECKPOINT, CHECKPOINT_BEFORE):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=r"checkpoint\.safetensors' is truncated.* and .*before\.safetensors' is trunc"):
+        read_latest_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_without_a_digest_is_read(tmp_path):
+    write_tensors(tmp_path / CHECKPOINT, {"a": torch.ones(3)}, {"numbers": '{"step": 7}'})
+    assert read_latest_checkpoint(tmp_path).numbers == {"step": 7}
 
 
 def test_weights_without_numbers_are_no_checkpoint(tmp_path):
@@ -313,7 +371,86 @@ def test_a_new_and_an_empty_folder_are_free(tmp_path):
 
 def test_a_folder_of_the_same_command_is_its_own(tmp_path):
     write_json(tmp_path / CONFIG, {"command": "finetune", "seed": 3})
+    (tmp_path / CHECKPOINT).touch()
     assert RunFolder.claim(tmp_path, "finetune").saved == {"command": "finetune", "seed": 3}
+
+
+def test_a_folder_without_a_result_is_nobodys(tmp_path):
+    write_json(tmp_path / CONFIG, {"command": "train", "seed": 3})
+    Journal(tmp_path).write("broken_image", name="a.png")
+    for name in (".config.json.x1.part", "parts/.0.safetensors.x2.part", ".generator.part/ema.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    folder = RunFolder.claim(tmp_path, "finetune")
+    assert folder.saved is None
+    with folder.hold(NoConfig(), ALONE, seed=None):
+        assert {path.name for path in tmp_path.iterdir()} == {CONFIG, "environment.json", "parts"}
+        assert read_json(tmp_path / CONFIG) == {"command": "finetune"}
+
+
+def test_a_kill_during_the_first_write_leaves_a_free_folder(tmp_path):
+    (tmp_path / ".config.json.abc.part").write_text('{"comm')
+    assert RunFolder.claim(tmp_path, "finetune").saved is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoConfig:
+    """A command's configuration without a field."""
+
+
+def test_a_folder_that_is_removed_is_not_made_again(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="out' was removed or replaced while this run wrote into it"):  # noqa: SIM117
+        with RunFolder.claim(out, "train").hold(NoConfig(), ALONE, seed=None):
+            journal = Journal(out)
+            shutil.rmtree(out)
+            for write in (
+                lambda: journal.write("train", step=1),
+                lambda: write_json(out / "deep" / "metrics.json", {}),
+                lambda: replace_folder(out / "generator", lambda part: None),
+            ):
+                with pytest.raises(UserError, match="was removed"):
+                    write()
+            assert not out.exists()
+            out.mkdir()  # somebody else's
+            write_json(out / "metrics.json", {})
+    assert not any(out.iterdir())
+    write_json(out / "metrics.json", {})  # nobody holds it any more
+
+
+def test_a_folder_that_another_process_filled_meanwhile(tmp_path):
+    folder = RunFolder.claim(tmp_path, "train")
+    write_json(tmp_path / CONFIG, {"command": "train"})
+    (tmp_path / CHECKPOINT).touch()
+    with pytest.raises(UserError, match="Another process has been writing"), folder.hold(NoConfig(), ALONE, seed=None):
+        pass
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, capsys):
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with hold_output_folder(tmp_path):
+        pass
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "lies on a file system without locks (No locks available)" in line
+
+
+def test_workers_of_a_killed_holder_keep_nothing(tmp_path):
+    ready, go_on = os.pipe(), os.pipe()
+    with hold_output_folder(tmp_path):
+        pid = os.fork()
+        if pid == 0:  # a worker that outlives the lock
+            os.write(ready[1], b"x")
+            os.read(go_on[0], 1)
+            os._exit(0)
+        os.read(ready[0], 1)
+    began_sec = time.monotonic()
+    with hold_output_folder(tmp_path):
+        assert time.monotonic() - began_sec < 0.2
+    os.write(go_on[1], b"x")
+    os.waitpid(pid, 0)
 
 
 def test_a_folder_is_held_by_one_and_waited_for(tmp_path):
@@ -351,6 +488,7 @@ with hold_output_folder(Path(sys.argv[1])):
 )
 def test_a_folder_of_another_command_is_refused(tmp_path, content, says):
     write_json(tmp_path / CONFIG, content)
+    (tmp_path / "result").touch()
     with pytest.raises(UserError, match=says):
         RunFolder.claim(tmp_path, "finetune")
 

@@ -12,7 +12,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from eqvae.artifacts.files import read_json, write_json
+from eqvae.artifacts.files import read_journal, read_json, write_json
 from eqvae.artifacts.names import SAMPLE_PARTS, SAMPLE_SET, SAMPLE_SHEET
 from eqvae.errors import Interrupted, UserError
 from eqvae.generators.checkpoints import Generator, GeneratorCard
@@ -150,6 +150,66 @@ def test_killed_while_the_parts_are_joined(drawer, monkeypatch):
     assert again.drawn == []
 
 
+@pytest.mark.parametrize("die_after", [None, 10, 1])
+@pytest.mark.parametrize("num_before", [19, 24])
+def test_a_set_is_made_longer(drawer, num_before: int, die_after: int | None):
+    straight = drawer("straight")
+    sample(straight, ALONE)
+    sample(drawer(num_samples=num_before), ALONE)
+    if die_after is not None:
+        with pytest.raises(KilledError):
+            sample(drawer(die_after=die_after), ALONE)
+        assert (drawer().config.out / SAMPLE_SET).exists()
+    longer = drawer()
+    assert sample(longer, ALONE)["num_samples"] == 40
+    assert min(longer.drawn) >= num_before
+    assert archive_of(longer) == archive_of(straight)
+    assert (longer.config.out / SAMPLE_SHEET).read_bytes() == (straight.config.out / SAMPLE_SHEET).read_bytes()
+    assert not (longer.config.out / SAMPLE_PARTS).exists()
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-3], lambda content: content[:-3] + b"xyz"])
+def test_a_damaged_part_is_drawn_again(drawer, capsys, damage):
+    straight = drawer("straight")
+    sample(straight, ALONE)
+    with pytest.raises(KilledError):
+        sample(drawer("broken", die_after=20), ALONE)
+    path = drawer("broken").config.out / SAMPLE_PARTS / "00000008.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    resumed = drawer("broken")
+    sample(resumed, ALONE)
+    assert sorted(resumed.drawn) == list(range(8, 40))
+    assert archive_of(resumed) == archive_of(straight)
+    assert "00000008.safetensors' is damaged: its samples are drawn again" in capsys.readouterr().err
+    assert read_journal(resumed.config.out) == [{"kind": "damaged_part", "file": "00000008.safetensors"}]
+
+
+def test_an_archive_is_what_numpy_writes(drawer, tmp_path: Path):
+    sample(drawer(), ALONE)
+    with np.load(drawer().config.out / SAMPLE_SET) as archive:
+        np.savez(tmp_path / "numpy.npz", **archive)
+    assert archive_of(drawer()) == (tmp_path / "numpy.npz").read_bytes()
+
+
+def test_a_signal_during_the_join(drawer, monkeypatch):
+    def read(path: Path) -> tuple:
+        if joining:
+            signal.raise_signal(signal.SIGTERM)
+        return original(path)
+
+    joining, original = [], run_module.read_tensors
+    plain = run_module._join_parts
+    monkeypatch.setattr(run_module, "read_tensors", read)
+    monkeypatch.setattr(run_module, "_join_parts", lambda *given: joining.append(1) or plain(*given))
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        sample(drawer(), ALONE)
+    joining.clear()
+    monkeypatch.setattr(run_module, "_join_parts", plain)
+    resumed = drawer()
+    sample(resumed, ALONE)
+    assert resumed.drawn == []
+
+
 def test_a_signal_keeps_whole_parts(drawer, monkeypatch):
     one = drawer()
     original = NumberDrawer.images
@@ -167,7 +227,7 @@ def test_a_signal_keeps_whole_parts(drawer, monkeypatch):
 
 def test_the_same_folder_for_something_else(drawer):
     sample(drawer(), ALONE)
-    for options, what in [({"seed": 1}, "--seed 0, not 1"), ({"num_samples": 41}, "--num-samples 40, not 41"),
+    for options, what in [({"seed": 1}, "--seed 0, not 1"), ({"num_samples": 39}, "more than --num-samples 39"),
                           ({"num_steps": 2}, "at step 1, not 2")]:  # fmt: skip
         with pytest.raises(UserError, match=what):
             sample(drawer(**options), ALONE)

@@ -1,11 +1,13 @@
 """Files: written atomically, readable as text or as safetensors, never pickled; weights fit exactly or not at all."""
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,19 @@ from eqvae.errors import UserError
 _NUM_NAMED = 3
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, sync it to disk and rename it into place."""
+_DIGEST = "sha256"
+"""Entry of a safetensors file's metadata: SHA-256 over names, types, shapes, bytes and all other metadata."""
+
+_guarded: dict[Path, tuple[int, int]] = {}
+"""Device and inode of the folders that this process holds."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], object], *, former: Path | None = None) -> None:
+    """Let `write` fill a temporary file beside `path`, sync it to disk and rename it into place.
+
+    What it replaces goes, or is kept as `former`.
+    """
+    check_still_there(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
@@ -33,22 +46,79 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.chmod(0o644)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        if former is not None and path.exists():
+            path.replace(former)
         temporary.replace(path)
+    except OSError as error:
+        check_still_there(path)
+        if error.errno and error.filename is None:  # a full disk names no file
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     """Let `fill` write a folder beside its final place and rename it there; an error leaves nothing half-written."""
-    part = folder.with_name(f".{folder.name}.part")
+    check_still_there(folder)
+    part, former = (folder.with_name(f".{folder.name}.{kind}part") for kind in ("", "former."))
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
         fill(part)
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(former, ignore_errors=True)
+        if folder.exists():
+            folder.rename(former)
         part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        if former.exists() and not folder.exists():
+            former.rename(folder)
+        shutil.rmtree(former, ignore_errors=True)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file or folder is what a killed process had begun to write."""
+    return path.name.startswith(".") and path.name.endswith(".part")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes had begun to write into a folder that this process holds."""
+    for path in list(folder.rglob(".*.part")):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def guard_folder(folder: Path) -> Iterator[None]:
+    """Write into a folder as long as it is the same one: somebody may remove it, and even begin another of its name.
+
+    The caller keeps it open, so that no other folder gets its inode.
+    """
+    key, status = folder.absolute(), folder.stat()
+    _guarded[key] = (status.st_dev, status.st_ino)
+    try:
+        yield
+    finally:
+        _guarded.pop(key, None)
+
+
+def check_still_there(path: Path) -> None:
+    """Refuse to write into a guarded folder that was removed or replaced."""
+    for folder in path.absolute().parents if _guarded else ():
+        if folder not in _guarded:
+            continue
+        try:
+            status = folder.stat()
+            is_same = _guarded[folder] == (status.st_dev, status.st_ino)
+        except FileNotFoundError:
+            is_same = False
+        if not is_same:
+            raise UserError(
+                f"'{folder}' was removed or replaced while this run wrote into it", "Run the same command to begin anew"
+            )
 
 
 def to_plain(value: Any) -> Any:
@@ -114,21 +184,57 @@ def check_writable(folder: Path, flag: str) -> None:
         ) from None
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically."""
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    digest: bool = False,
+    former: Path | None = None,
+) -> None:
+    """Write a safetensors file atomically; with a digest, a damaged one is found when it is read."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(plain, temporary, metadata=dict(metadata or {})))
+    said = dict(metadata or {})
+    if digest:
+        said[_DIGEST] = _digest(plain, said)
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(plain, temporary, metadata=said)
+        except SafetensorError as error:  # says in words what the system said in numbers
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+
+    write_atomically(path, write, former=former)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file."""
+    """Read a safetensors file, and hold it against its digest where it has one."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
     except FileNotFoundError:
         raise UserError(f"'{path}' does not exist", "Check the path") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"'{path}' is truncated or no safetensors file ({error})", "Fetch or write it again") from None
+    digest = metadata.pop(_DIGEST, None)
+    if digest is None and any(re.fullmatch("[0-9a-f]{64}", value) for value in metadata.values()):
+        digest = "one bit of whose name is flipped"
+    if digest is not None and digest != _digest(tensors, metadata):
+        raise UserError(f"'{path}' is damaged (its digest differs)", "Fetch or write it again")
+    return tensors, metadata
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)  # a scalar can't be viewed as bytes
+    return digest.hexdigest()
 
 
 def load_strictly(

@@ -8,6 +8,12 @@ METRICS = "metrics.json"
 
 # Training of an autoencoder or a generator.
 CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT_BEFORE = "checkpoint.before.safetensors"
+"""The one before, taken where the latest is damaged."""
+MILESTONES = "milestones"
+"""Folder of the checkpoints that `--keep-every` keeps, see `milestone_name`."""
+DIVERGED = "diverged.json"
+"""What a step was made of that did not go well."""
 SNAPSHOTS = "snapshots"
 """Folder of the power-function averages from which `eqvae sample --ema-sigma-rel` rebuilds weights."""
 VALIDATION = "validation"
@@ -51,6 +57,11 @@ def shard_name(number: int) -> str:
 def contact_sheet_name(step: int) -> str:
     """Name the contact sheet of one step of a generator's training."""
     return f"step_{step:07d}.png"
+
+
+def milestone_name(step: int) -> str:
+    """Name the checkpoint that is kept of one step."""
+    return f"step_{step:07d}.safetensors"
 
 
 def weights_name(kind: str) -> str:

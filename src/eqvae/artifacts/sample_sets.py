@@ -4,9 +4,10 @@
 of a larger set: `mu` and `sigma` of pooled features, `mu_s` and `sigma_s` of spatial ones.
 """
 
+import math
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,13 +27,53 @@ def write_sample_set(
     path: Path, images: UInt8[np.ndarray, "n h w 3"], labels: Int64[np.ndarray, " n"] | None = None
 ) -> None:
     """Write an `.npz` in ADM's layout, which ADM's evaluator reads as it is; atomic, not compressed."""
-    arrays = {IMAGES_KEY: images} | ({} if labels is None else {LABELS_KEY: labels})
+    stream_sample_set(path, [images], images.shape, labels)
+
+
+def stream_sample_set(
+    path: Path,
+    blocks: Iterable[UInt8[np.ndarray, "_ h w 3"]],
+    shape: tuple[int, ...],
+    labels: Int64[np.ndarray, " n"] | None = None,
+) -> None:
+    """Write what `numpy.savez` would write of all blocks together, one after the other: no set has to fit memory."""
 
     def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            with archive.open(f"{IMAGES_KEY}.npy", "w", force_zip64=True) as file:
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for block in blocks:
+                    file.write(np.ascontiguousarray(block).data)
+            if labels is not None:
+                with archive.open(f"{LABELS_KEY}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, labels, allow_pickle=False)
 
     write_atomically(path, write)
+
+
+def read_blocks(path: Path, num_rows: int = 256) -> Iterator[UInt8[np.ndarray, "_ h w 3"]]:
+    """Read the images of a set, some at a time; whoever reads to the end has the archive's checksum compared."""
+    num_images, *size = check_header(path)
+    with reading(path), open_member(path, IMAGES_KEY) as file:
+        read_header(file)
+        for first in range(0, num_images, num_rows):
+            count = min(num_rows, num_images - first)
+            content = file.read(count * math.prod(size))
+            yield np.frombuffer(content, np.uint8).reshape(count, *size)
+
+
+def pick_images(path: Path, indices: Sequence[int]) -> UInt8[np.ndarray, "n h w 3"]:
+    """Read some images of a set."""
+    picked: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
+    first = 0
+    for block in read_blocks(path):
+        rows = range(first, first + len(block))
+        picked |= {index: block[index - first] for index in indices if index in rows}
+        first = rows.stop
+        if first > max(indices):
+            break
+    return np.stack([picked[index] for index in indices])
 
 
 def moments_in(path: Path) -> frozenset[str]:

@@ -108,7 +108,7 @@ def write_generator(folder: Path, card: GeneratorCard, weights: Mapping[Weights,
 
     def fill(part: Path) -> None:
         for which, state in weights.items():
-            write_tensors(part / weights_name(which), state)
+            write_tensors(part / weights_name(which), state, digest=True)
         write_json(part / GENERATOR_CARD, card)
 
     replace_folder(folder / GENERATOR, fill)

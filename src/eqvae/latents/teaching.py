@@ -118,7 +118,8 @@ def write_teacher_tokens(
 ) -> None:
     """Write a teacher's tokens of all images beside their latents, in bfloat16."""
     named = {"tokens": tokens} if mirrored is None else {"tokens": tokens, "mirrored": mirrored}
-    write_tensors(path, {name: value.bfloat16() for name, value in named.items()}, {"teacher": teacher})
+    stored = {name: value.bfloat16() for name, value in named.items()}
+    write_tensors(path, stored, {"teacher": teacher}, digest=True)
 
 
 def read_teacher_tokens(path: Path, *, teacher: str, num_images: int) -> dict[str, Tensor]:

@@ -7,8 +7,6 @@ root, which the system frees when its holder dies; so several machines that shar
 
 import contextlib
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -17,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from eqvae.artifacts.files import check_writable, write_json
+from eqvae.artifacts.files import write_json
 from eqvae.artifacts.names import CONFIG
 from eqvae.autoencoders import load_autoencoder
 from eqvae.errors import Interrupted, UserError
@@ -33,16 +31,15 @@ from eqvae.runs.score import score
 from eqvae.runs.train import train
 from eqvae.runtime.device import choose_device
 from eqvae.runtime.journal import say, write_environment
-from eqvae.runtime.processes import Processes, StopRequest, join_processes
-from eqvae.runtime.run_folder import RunFolder, flat
+from eqvae.runtime.processes import Processes, join_processes
+from eqvae.runtime.run_folder import LOCKS, RunFolder, flat
+from eqvae.runtime.signals import StopRequest, explain_interruption, terminated_by_signal
 
 COMMANDS: Mapping[str, Callable[[Any], object]] = {
     "reference": write_reference,
     **{function.__name__: function for function in (finetune, evaluate, encode, train, sample, score)},
 }
 """What does each kind of run."""
-
-LOCKS = ".locks"
 
 _POLL_SEC = 2.0
 _DONE, _WAIT = "", "."  # no run is called so
@@ -115,9 +112,6 @@ def check_inputs(plan: Plan) -> None:
 def _claim_root(config: Any, command: str) -> None:
     """Refuse a root that is something else, or of another scale."""
     root = config.out
-    if not (root / CONFIG).is_file() and root.is_dir() and all(path.name.startswith(".") for path in root.iterdir()):
-        check_writable(root, "--out")  # empty, or another process is just beginning there
-        return
     saved = RunFolder.claim(root, command).saved
     if saved is not None and saved.get("scale") != config.scale:
         problem = f"--out '{root}' holds runs of --scale {saved.get('scale')}, not {config.scale}"
@@ -211,33 +205,8 @@ def perform_named(run: PlannedRun, asked: StopRequest, do: Callable[[PlannedRun]
     except Interrupted as stop:
         raise Interrupted(f"in run '{run.name}': {stop}") from None
     except KeyboardInterrupt:
-        raise Interrupted(f"in run '{run.name}': {_explain(asked)}") from None
+        raise Interrupted(f"in run '{run.name}': {explain_interruption(asked)}") from None
     except Exception:
         if asked:  # compiled code may turn the interruption into an error of its own, as safetensors' reader does
-            raise Interrupted(f"in run '{run.name}': {_explain(asked)}") from None
+            raise Interrupted(f"in run '{run.name}': {explain_interruption(asked)}") from None
         raise
-
-
-@contextlib.contextmanager
-def terminated_by_signal() -> Iterator[StopRequest]:
-    """Let SIGTERM stop us like Ctrl-C where no command has its own way with it; either becomes `Interrupted`."""
-    former, request = None, StopRequest()
-
-    def stop(number: int, frame: object) -> None:
-        request.signal_name = signal.Signals(number).name
-        # No `Interrupted`: it is an Exception, and libraries that are loading something take these for their own.
-        raise KeyboardInterrupt(signal.Signals(number).name)
-
-    if threading.current_thread() is threading.main_thread():
-        former = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield request
-    except KeyboardInterrupt:
-        raise Interrupted(_explain(request)) from None
-    finally:
-        if former is not None:
-            signal.signal(signal.SIGTERM, former)
-
-
-def _explain(asked: StopRequest) -> str:
-    return f"{asked.signal_name or 'SIGINT'}; the same command goes on"

@@ -22,7 +22,7 @@ from eqvae.runs.score import ScoreConfig, read_reference
 from eqvae.runs.train_config import TrainConfig
 from eqvae.runtime.device import Precision, choose_device, place
 from eqvae.runtime.processes import join_processes
-from eqvae.runtime.run_folder import RunFolder, change_flat, flat
+from eqvae.runtime.run_folder import RunFolder, change_flat, flat, has_result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +72,8 @@ def write_reference(config: ReferenceConfig) -> dict[str, Any]:
 Config = FinetuneConfig | EvaluateConfig | ReferenceConfig | EncodeConfig | TrainConfig | SampleConfig | ScoreConfig
 
 _CHANGES_NO_FIGURE = frozenset(
-    {"out", "device", "num_workers", "log_every", "checkpoint_every", "validate_every", "tensorboard", "compile",
-     "dry_run", "gradient_checkpointing", "cache_teacher", "shard"}
+    {"out", "device", "num_workers", "log_every", "checkpoint_every", "keep_every", "validate_every", "tensorboard",
+     "compile", "dry_run", "gradient_checkpointing", "cache_teacher", "shard"}
 )  # fmt: skip
 """Fields in which a finished run may differ from the plan."""
 
@@ -138,7 +138,7 @@ class PlannedRun:
 
     def check_saved(self) -> None:
         """Refuse a folder whose run is another one than the plan's."""
-        if not self.has_begun:
+        if not self.has_begun or not has_result(self.folder):
             return
         saved = read_json(self.folder / CONFIG)
         if saved.get("command") != self.command:

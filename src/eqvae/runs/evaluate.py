@@ -22,8 +22,9 @@ from eqvae.networks.features import INCEPTION, load_features
 from eqvae.networks.pretrained import EFFICIENTNET_LITE0, Lpips, inception_is_cached, lpips_is_cached
 from eqvae.runtime.device import Precision, choose_device, place
 from eqvae.runtime.journal import Journal
-from eqvae.runtime.processes import join_processes, notice_lost_process, stop_on_signals
+from eqvae.runtime.processes import join_processes, notice_lost_process
 from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, RunFolder, check_ranges
+from eqvae.runtime.signals import stop_on_signals
 from eqvae.transforms import Interpolation
 
 _MIN_IMAGES_FOR_ALL = 3

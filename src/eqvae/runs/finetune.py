@@ -11,6 +11,7 @@ import torch
 import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
+from eqvae.artifacts.names import METRICS
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
@@ -20,8 +21,10 @@ from eqvae.losses.reconstruction import ReconstructionLoss
 from eqvae.metrics.autoencoder import check_image_size
 from eqvae.networks.pretrained import LPIPS_MIN_IMAGE_SIZE_PX
 from eqvae.runtime.device import choose_device, place
-from eqvae.runtime.processes import join_processes, stop_on_signals
+from eqvae.runtime.journal import say
+from eqvae.runtime.processes import join_processes
 from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, RunFolder, check_ranges, flat
+from eqvae.runtime.signals import stop_on_signals
 from eqvae.training.autoencoder_config import AutoencoderTraining
 from eqvae.training.autoencoder_state import build_state
 
@@ -63,7 +66,10 @@ class FinetuneConfig:
     """Steps between validations; None: a tenth of max_steps."""
 
     checkpoint_every: int = 500
-    """Steps between checkpoints; one is also written when the run is interrupted."""
+    """Steps between checkpoints; one is also written when the run is interrupted. The last two are kept."""
+
+    keep_every: int = 0
+    """Keep the checkpoints of multiples of so many steps for good, in `milestones`; 0 keeps none."""
 
     log_every: int = 10
     """Steps between records of the journal."""
@@ -100,14 +106,17 @@ _RANGES = (
     (AT_LEAST_1,
      ("image_size", "log_every", "checkpoint_every", "validate_every", "num_validation_images",
       "num_statistics_images")),
-    (NOT_NEGATIVE, ("num_workers",)),
+    (NOT_NEGATIVE, ("num_workers", "keep_every")),
 )  # fmt: skip
 
 FREE_TO_CHANGE = frozenset(
-    {"out", "num_workers", "device", "log_every", "validate_every", "checkpoint_every", "tensorboard", "dry_run",
-     "compile", "num_statistics_images"}
+    {"out", "max_steps", "polish_steps", "num_workers", "device", "log_every", "validate_every", "checkpoint_every",
+     "keep_every", "tensorboard", "dry_run", "compile", "num_statistics_images"}
 )  # fmt: skip
 """Fields that may differ between a run and its resumption."""
+
+CHOSEN = ("lr_warmup_steps", "discriminator_warmup_steps")
+"""Fields that follow from `max_steps` where a run begins, and stay when it is made longer."""
 
 
 def command(config: FinetuneConfig) -> str | None:
@@ -142,12 +151,12 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
     """
     from eqvae.runs.finetune_run import FinetuneRun  # its file reads the configuration of this one
 
-    config = config.resolved()
+    folder = RunFolder.claim(config.out, "finetune")
+    config = folder.keep_choices(config, *CHOSEN).resolved()
     training = config.training
     processes = join_processes(choose_device(config.device))
     training.check_processes(processes.count)
     source, validation_source = open_images(config.data), open_images(config.validation_data, split="evaluation")
-    folder = RunFolder.claim(config.out, "finetune")
     autoencoder = load_autoencoder(config.autoencoder) if autoencoder is None else autoencoder
     training.check_autoencoder(autoencoder)
     _check_sizes(config, autoencoder.stride)
@@ -155,14 +164,17 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
         training.reconstruction.perceptual, training.reconstruction.perceptual_weight
     )
     base_fingerprint = autoencoder.fingerprint()
-    folder.check_same(config, FREE_TO_CHANGE)
+    # The decoder alone is trained from its first polishing step on: the steps before it can't become more.
+    has_polished = bool((folder.saved or {}).get("polish_steps"))
+    folder.check_same(config, FREE_TO_CHANGE - ({"max_steps"} if has_polished else set()))
     if folder.differs(base_fingerprint=base_fingerprint):
         raise UserError(
             f"'{config.out}' holds a run that began from other weights than '{config.autoencoder}' has now",
             "Give the same autoencoder to resume it, or another --out",
         )
-    if folder.figures is not None:
-        return folder.figures if processes.is_first else None
+    done = folder.figures_after(training.total_steps)
+    if done is not None:
+        return done if processes.is_first else None
     with stop_on_signals() as stop:
         run = FinetuneRun(
             config=config,
@@ -173,11 +185,21 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
             validation_source=validation_source,
             stop=stop,
         )
-        run.loop.resume()
         _read_once(config, source, validation_source)
-        with folder.hold(config, processes, seed=training.seed, base_fingerprint=base_fingerprint):
+        # Figures of a run that is made longer are not figures of this one.
+        identity = {"base_fingerprint": base_fingerprint}
+        with folder.hold(config, processes, seed=training.seed, anew=(METRICS,), **identity):
+            run.loop.resume()
+            if folder.saved is not None and processes.is_first:
+                _tell_new_end(folder.saved["max_steps"], training)
             figures = run.train(base_fingerprint)
     return figures if processes.is_first else None
+
+
+def _tell_new_end(max_steps: int, training: AutoencoderTraining) -> None:
+    """Say how the rate goes on where a run is given another end."""
+    if max_steps != training.max_steps and training.optimizer.lr_scheduler == "cosine":
+        say(f"--max-steps was {max_steps}: the rate goes on along the cosine of {training.max_steps} steps")
 
 
 def _check_sizes(config: FinetuneConfig, stride: int) -> None:

@@ -20,9 +20,10 @@ from eqvae.metrics.autoencoder import LatentMoments, evaluate_autoencoder
 from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runtime.device import autocast
 from eqvae.runtime.journal import Journal, installed_version, say
-from eqvae.runtime.processes import Processes, StopRequest
+from eqvae.runtime.processes import Processes
 from eqvae.runtime.run_folder import flat
 from eqvae.runtime.seeds import generator_for
+from eqvae.runtime.signals import StopRequest
 from eqvae.training.autoencoder_state import TrainState, set_training
 from eqvae.training.autoencoder_step import train_step
 from eqvae.training.loop import Loop, Schedule
@@ -56,7 +57,8 @@ class FinetuneRun:
             processes=self.processes,
             schedule=Schedule(
                 max_steps=training.total_steps, batch_size=training.batch_size, log_every=config.log_every,
-                checkpoint_every=config.checkpoint_every, watch_every=config.validate_every or 1, watch_last=False,
+                checkpoint_every=config.checkpoint_every, keep_every=config.keep_every,
+                watch_every=config.validate_every or 1, watch_last=False,
             ),
             state=self.state,
             batches=self._batches,
@@ -140,7 +142,8 @@ class FinetuneRun:
         config, autoencoder, loop = self.config, self.state.exported(), self.loop
         statistics = self._measure_latents(autoencoder)
         autoencoder.set_latent_statistics(statistics)
-        final, num_steps = loop.look(), self.state.step
+        num_steps = self.state.step
+        final = loop.last_figures if loop.watched_step == num_steps else loop.look()
         figures = final | {f"before_{name}": value for name, value in loop.numbers["before"].items()}
         card = ModelCard(
             base=config.autoencoder,

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,15 +13,16 @@ import tyro
 
 from eqvae.artifacts.files import read_tensors, to_plain, write_json, write_tensors
 from eqvae.artifacts.names import METRICS, SAMPLE_PARTS, SAMPLE_SET, SAMPLE_SHEET, SNAPSHOTS
-from eqvae.artifacts.sample_sets import write_sample_set
+from eqvae.artifacts.sample_sets import check_header, pick_images, read_blocks, stream_sample_set
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import Interrupted, UserError
 from eqvae.generators.checkpoints import Generator, GeneratorCard, Weights, build_generator, read_generator
 from eqvae.runtime.device import choose_device, place
-from eqvae.runtime.journal import say
-from eqvae.runtime.processes import Processes, join_processes, stop_on_signals
+from eqvae.runtime.journal import Journal, say
+from eqvae.runtime.processes import Processes, join_processes
 from eqvae.runtime.run_folder import AT_LEAST_1, RunFolder, check_ranges
+from eqvae.runtime.signals import StopRequest, stop_on_signals
 from eqvae.sampling.config import SamplerConfig
 from eqvae.sampling.draw import Drawer, contact_sheet, sheet_indices
 from eqvae.training.ema import find_snapshots, reconstruct
@@ -28,7 +30,7 @@ from eqvae.training.ema import find_snapshots, reconstruct
 IMAGES_PER_PART = 256
 """An interruption loses at most so many images of each process."""
 
-FREE_TO_CHANGE = frozenset({"out", "batch_size", "device", "autoencoder"})
+FREE_TO_CHANGE = frozenset({"out", "num_samples", "batch_size", "device", "autoencoder"})
 """Fields that may differ between a sampling run and its continuation."""
 
 
@@ -43,7 +45,7 @@ class SampleConfig(SamplerConfig):
     """Output folder; the same command run again goes on with what lies there."""
 
     num_samples: int = 50_000
-    """Images; 50,000 in ADM's protocol."""
+    """Images; 50,000 in ADM's protocol. More than a finished set holds lengthen it."""
 
     batch_size: int = 64
     """Images at a time; changes no image."""
@@ -107,7 +109,7 @@ def sample(config: SampleConfig) -> dict[str, Any] | None:
 
 
 def draw_samples(drawer: Drawer, config: SampleConfig, processes: Processes) -> dict[str, Any]:
-    """Draw a sample set, or go on where an earlier call stopped."""
+    """Draw a sample set, or go on where an earlier call stopped or, with fewer samples, ended."""
     config, card = replace(config, num_steps=drawer.num_steps), drawer.generator.card
     folder = RunFolder.claim(config.out, "sample")
     folder.check_same(config, FREE_TO_CHANGE)
@@ -123,66 +125,111 @@ def draw_samples(drawer: Drawer, config: SampleConfig, processes: Processes) -> 
             f"'{config.out}' holds samples of another decoder than '{drawer.autoencoder.name}' has now",
             "Choose another --out, or remove that folder",
         )
-    if folder.figures is not None:
+    num_there = _count_there(config)
+    if folder.figures is not None and num_there == config.num_samples:
         return folder.figures
+    # Figures of a set that is made longer are not figures of this one.
     identity = {"generator": to_plain(card), "decoder_fingerprint": decoder_fingerprint}
-    with folder.hold(config, processes, seed=config.seed, **identity):
-        rate = _draw_parts(drawer, config, processes)
+    with folder.hold(config, processes, seed=config.seed, anew=(METRICS,), **identity), stop_on_signals() as stop:
+        parts = _parts(num_there, config.num_samples)
+        rate = _draw_parts(drawer, config, parts, processes, stop)
         processes.wait()
         figures = {"num_samples": config.num_samples, "images_per_sec": float(sum(processes.gather(rate)))}
         if processes.is_first:
-            _join_parts(drawer, config)
+            if parts:
+                _join_parts(drawer, config, num_there, parts, stop)
+            _draw_sheet(drawer, config)
+            shutil.rmtree(config.out / SAMPLE_PARTS, ignore_errors=True)
             write_json(config.out / METRICS, figures)
-            shutil.rmtree(config.out / SAMPLE_PARTS)  # last: a process killed before goes on from them
         processes.wait()
         return figures
 
 
-def _draw_parts(drawer: Drawer, config: SampleConfig, processes: Processes) -> float:
-    """Draw this process's parts that are not there yet; returns images per second."""
-    parts = range(0, config.num_samples, IMAGES_PER_PART)[processes.rank :: processes.count]
-    num_own = sum(len(_indices(config.num_samples, first)) for first in parts)
+def _count_there(config: SampleConfig) -> int:
+    """Count the images of an earlier set, which stay."""
+    path = config.out / SAMPLE_SET
+    num_there = check_header(path)[0] if path.exists() else 0
+    if num_there > config.num_samples:
+        raise UserError(
+            f"'{config.out}' holds {num_there} samples, more than --num-samples {config.num_samples}",
+            "Give as many or more, or another --out",
+        )
+    return num_there
+
+
+def _parts(num_there: int, num_samples: int) -> list[range]:
+    """Split what is to be drawn into parts that end at the same images however many there are."""
+    size = IMAGES_PER_PART
+    firsts = range(num_there // size * size, num_samples, size)
+    parts = [range(max(first, num_there), min(first + size, num_samples)) for first in firsts]
+    return [part for part in parts if part]
+
+
+def _draw_parts(
+    drawer: Drawer, config: SampleConfig, parts: Sequence[range], processes: Processes, stop: StopRequest
+) -> float:
+    """Draw this process's parts that are not there, or damaged; returns images per second."""
+    own = parts[processes.rank :: processes.count]
     num_drawn, began_sec = 0, time.perf_counter()
-    with stop_on_signals() as stop, processes.progress("sample", total=num_own, unit="image") as progress:
-        for first in parts:
-            indices, path = _indices(config.num_samples, first), _part(config.out, first)
-            if not path.exists():
+    with processes.progress("sample", total=sum(map(len, own)), unit="image") as progress:
+        for indices in own:
+            if not _is_whole(config.out, indices):
                 images = []
                 for start in range(0, len(indices), config.batch_size):
                     batch = indices[start : start + config.batch_size]
                     images.append(drawer.images(batch).permute(0, 2, 3, 1).cpu())
                     num_drawn += len(batch)
-                    if stop:
-                        raise Interrupted(f"{stop.signal_name}; the same command goes on from '{config.out}'")
-                write_tensors(path, {"images": torch.cat(images)})
+                    _stop_if_asked(stop, config)
+                write_tensors(_part(config.out, indices), {"images": torch.cat(images)}, digest=True)
             if progress is not None:
                 progress.advance(len(indices))
     return num_drawn / (time.perf_counter() - began_sec)
 
 
-def _join_parts(drawer: Drawer, config: SampleConfig) -> None:
-    """Write the .npz and the contact sheet."""
+def _is_whole(out: Path, indices: range) -> bool:
+    """Whether a part that an earlier session drew can be kept."""
+    path = _part(out, indices)
+    if not path.exists():
+        return False
+    try:
+        is_whole = len(read_tensors(path)[0]["images"]) == len(indices)  # else it is of another number of samples
+    except (UserError, KeyError):
+        is_whole = False
+        say(f"'{path}' is damaged: its samples are drawn again")
+        Journal(out).write("damaged_part", file=path.name)
+    return is_whole
+
+
+def _join_parts(
+    drawer: Drawer, config: SampleConfig, num_there: int, parts: Sequence[range], stop: StopRequest
+) -> None:
+    """Write the .npz: what was there, and after it all parts."""
+
+    def blocks() -> Iterator[np.ndarray]:
+        if num_there:
+            yield from read_blocks(config.out / SAMPLE_SET)
+        for indices in parts:
+            _stop_if_asked(stop, config)
+            yield read_tensors(_part(config.out, indices))[0]["images"].numpy()
+
     size_px = drawer.generator.card.image_size_px
-    whole = config.out / SAMPLE_PARTS / "images.npy"
-    images = np.lib.format.open_memmap(
-        whole, mode="w+", dtype=np.uint8, shape=(config.num_samples, size_px, size_px, 3)
-    )
-    for first in range(0, config.num_samples, IMAGES_PER_PART):
-        part = read_tensors(_part(config.out, first))[0]["images"].numpy()
-        images[first : first + len(part)] = part
-    has_labels = drawer.num_classes > 0
-    labels = drawer.labels(range(config.num_samples)).numpy() if has_labels else None
-    write_sample_set(config.out / SAMPLE_SET, images, labels)
+    labels = drawer.labels(range(config.num_samples)).numpy() if drawer.num_classes > 0 else None
+    stream_sample_set(config.out / SAMPLE_SET, blocks(), (config.num_samples, size_px, size_px, 3), labels)
+
+
+def _draw_sheet(drawer: Drawer, config: SampleConfig) -> None:
     shown = sheet_indices(config.num_samples, drawer.num_classes if config.classes == "balanced" else 0)
-    contact_sheet(torch.from_numpy(images[shown]).permute(0, 3, 1, 2), config.out / SAMPLE_SHEET)
+    images = pick_images(config.out / SAMPLE_SET, shown)
+    contact_sheet(torch.from_numpy(images).permute(0, 3, 1, 2), config.out / SAMPLE_SHEET)
 
 
-def _indices(num_samples: int, first: int) -> range:
-    return range(first, min(first + IMAGES_PER_PART, num_samples))
+def _stop_if_asked(stop: StopRequest, config: SampleConfig) -> None:
+    if stop:
+        raise Interrupted(f"{stop.signal_name}; the same command goes on from '{config.out}'")
 
 
-def _part(out: Path, first: int) -> Path:
-    return out / SAMPLE_PARTS / f"{first:08d}.safetensors"
+def _part(out: Path, indices: range) -> Path:
+    return out / SAMPLE_PARTS / f"{indices.start:08d}.safetensors"
 
 
 def _load_decoder(card: GeneratorCard, name: str | None, run: str) -> Autoencoder:

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from eqvae.artifacts.files import write_json
-from eqvae.artifacts.names import CHECKPOINT, CONTACT_SHEETS, METRICS, SNAPSHOTS, contact_sheet_name
+from eqvae.artifacts.names import CONTACT_SHEETS, METRICS, SNAPSHOTS, contact_sheet_name
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
@@ -28,12 +28,14 @@ from eqvae.runs.train_config import FREE_TO_CHANGE, Batches, Plan, TrainConfig, 
 from eqvae.runs.train_cost import describe_plan, training_flops
 from eqvae.runtime.device import choose_device, matrix_peak_flops_per_sec, place
 from eqvae.runtime.journal import Journal
-from eqvae.runtime.processes import Processes, StopRequest, join_processes, stop_on_signals
+from eqvae.runtime.processes import Processes, join_processes
 from eqvae.runtime.run_folder import RunFolder
 from eqvae.runtime.seeds import generator_for
+from eqvae.runtime.signals import StopRequest, stop_on_signals
 from eqvae.sampling.config import SamplerConfig
 from eqvae.sampling.draw import Drawer, contact_sheet, sheet_indices
 from eqvae.training.adversarial_step import AdversarialState, adversarial_step, build_adversarial_state
+from eqvae.training.checkpoints import has_checkpoint
 from eqvae.training.generator_step import GeneratorState, TrainingBatch, TrainState, build_state, train_step
 from eqvae.training.loop import Loop, Schedule
 from eqvae.training.sharding import shard, whole
@@ -73,13 +75,8 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
             f"'{config.out}' holds a run on latents of another autoencoder than '{config.latents}' has now",
             "Give the same latents to resume it, or another --out",
         )
-    done = folder.figures or {"num_steps": 0}
-    if done["num_steps"] > config.max_steps:
-        raise UserError(
-            f"'{config.out}' has taken {done['num_steps']} steps, more than --max-steps {config.max_steps}",
-            "Give as many or more, or another --out",
-        )
-    if done["num_steps"] == config.max_steps:
+    done = folder.figures_after(config.max_steps)
+    if done is not None:
         return done if processes.is_first else None
     autoencoder = load_autoencoder(plan.decoder)
     plan.check_decoder(autoencoder)
@@ -92,7 +89,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     reference = load_reference(config, plan.cache.index.image_size_px, processes)
     card = plan.card(decoder_fingerprint)
     transformer = plan.transformer.build(generator=generator_for(config.seed, _WEIGHTS))
-    if config.init is not None and not (config.out / CHECKPOINT).exists():
+    if config.init is not None and not has_checkpoint(config.out):
         begin_from(config.init, transformer, plan)
     if config.shard:
         shard(transformer, processes, config.precision)
@@ -166,7 +163,8 @@ class Run:
             processes=self.processes,
             schedule=Schedule(
                 max_steps=config.max_steps, batch_size=config.batch_size, log_every=config.log_every,
-                checkpoint_every=config.checkpoint_every, watch_every=config.sample_every or 1, watch_last=True,
+                checkpoint_every=config.checkpoint_every, keep_every=config.keep_every,
+                watch_every=config.sample_every or 1, watch_last=True,
             ),
             state=self.state,
             batches=self.batches,

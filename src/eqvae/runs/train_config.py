@@ -133,7 +133,10 @@ class TrainConfig:
     """Sampling steps for them, without guidance; None: 8 for MaskGIT, 1 for GAT, which knows no other, else 50."""
 
     checkpoint_every: int = 1000
-    """Steps between checkpoints; one is also written when the run is interrupted."""
+    """Steps between checkpoints; one is also written when the run is interrupted. The last two are kept."""
+
+    keep_every: int = 0
+    """Keep the checkpoints of multiples of so many steps for good, in `milestones`; 0 keeps none."""
 
     log_every: int = 10
     """Steps between records of the journal."""
@@ -193,15 +196,15 @@ _RANGES = (
     (("in 1 ... 1000", lambda value: 1 <= value <= 1000), ("watch_steps",)),
     (POSITIVE, ("learning_rate",)),
     (NOT_NEGATIVE,
-     ("seed", "lr_warmup_steps", "weight_decay", "max_grad_norm", "label_dropout", "repa_weight", "r1_weight",
-      "r2_weight")),
+     ("seed", "keep_every", "lr_warmup_steps", "weight_decay", "max_grad_norm", "label_dropout", "repa_weight",
+      "r1_weight", "r2_weight")),
     (BELOW_1, ("adam_beta1", "adam_beta2", "ema_decay", "label_smoothing")),
 )  # fmt: skip
 
 FREE_TO_CHANGE = frozenset(
-    {"out", "max_steps", "device", "log_every", "sample_every", "checkpoint_every", "dry_run", "compile", "reference",
-     "features", "num_watch_samples", "watch_steps", "gradient_checkpointing", "gradient_accumulation_steps", "shard",
-     "data", "autoencoder", "cache_teacher"}
+    {"out", "max_steps", "device", "log_every", "sample_every", "checkpoint_every", "keep_every", "dry_run", "compile",
+     "reference", "features", "num_watch_samples", "watch_steps", "gradient_checkpointing",
+     "gradient_accumulation_steps", "shard", "data", "autoencoder", "cache_teacher"}
 )  # fmt: skip
 """Fields that may differ between a run and its resumption."""
 

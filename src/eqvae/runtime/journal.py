@@ -1,6 +1,7 @@
 """What a run tells: its journal, a JSON record for each logged step; its environment; its progress on the terminal."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from eqvae.artifacts.files import read_journal, to_plain, write_atomically, write_json
+from eqvae.artifacts.files import check_still_there, read_journal, to_plain, write_atomically, write_json
 from eqvae.artifacts.names import ENVIRONMENT, JOURNAL
 
 
@@ -29,10 +30,23 @@ class Journal:
             text = "".join(json.dumps(record) + "\n" for record in kept)
             write_atomically(self._path, lambda temporary: temporary.write_text(text))
 
+        self._ends_torn = _ends_torn(self._path)
+
     def write(self, kind: str, **record: Any) -> None:
+        check_still_there(self._path)
         line = json.dumps({"kind": kind, **to_plain(record)})
         with self._path.open("a") as file:
-            file.write(line + "\n")
+            file.write(("\n" if self._ends_torn else "") + line + "\n")
+        self._ends_torn = False
+
+
+def _ends_torn(path: Path) -> bool:
+    """Whether a killed process left half a line."""
+    if not path.exists() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 def write_environment(folder: Path, *, device: torch.device, seed: int | None, num_processes: int = 1) -> None:

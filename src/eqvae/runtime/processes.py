@@ -1,9 +1,7 @@
-"""One process among several, as torchrun or `accelerate launch` starts them; and signals, which ask it to stop."""
+"""One process among several, as torchrun or `accelerate launch` starts them."""
 
 import atexit
 import contextlib
-import signal
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -154,37 +152,3 @@ def _leave_processes() -> None:
     """
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-class StopRequest:
-    """Whether somebody asked the run to stop."""
-
-    def __init__(self) -> None:
-        self.signal_name: str | None = None
-
-    def __bool__(self) -> bool:
-        """True once a signal came."""
-        return self.signal_name is not None
-
-
-@contextlib.contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn the first SIGTERM or SIGINT into a request; a second one acts as usual."""
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-    former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def ask(number: int, frame: object) -> None:
-        request.signal_name = signal.Signals(number).name
-        for each, handler in former.items():
-            signal.signal(each, handler)
-
-    for number in former:
-        signal.signal(number, ask)
-    try:
-        yield request
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)

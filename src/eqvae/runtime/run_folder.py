@@ -13,6 +13,7 @@ Configurations may nest; their flags and their `config.json` are flat.
 
 import contextlib
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -20,16 +21,33 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from eqvae.artifacts.files import check_writable, read_json, to_plain, write_json
-from eqvae.artifacts.names import CONFIG, METRICS
+from eqvae.artifacts.files import (
+    check_writable,
+    guard_folder,
+    is_leftover,
+    read_json,
+    remove_leftovers,
+    to_plain,
+    write_json,
+)
+from eqvae.artifacts.names import CONFIG, ENVIRONMENT, JOURNAL, METRICS, TENSORBOARD, VALIDATION
 from eqvae.errors import UserError
-from eqvae.runtime.journal import write_environment
+from eqvae.runtime.journal import say, write_environment
 from eqvae.runtime.processes import Processes, notice_lost_process
 
 Config = TypeVar("Config")
 
 _PATIENCE_SEC = 15.0
-"""A killed process's workers hold its folder until they notice, which takes them some seconds."""
+"""A process that ends may still be writing its last checkpoint."""
+
+_BEFORE_RESULTS = frozenset({CONFIG, ENVIRONMENT, JOURNAL, VALIDATION, TENSORBOARD})
+"""What a command writes before its first result, and writes again where it begins again."""
+
+LOCKS = ".locks"
+"""Folder of a plan's lock files, one for each of its runs."""
+
+_held: set[int] = set()
+"""Descriptors of the folders that this process holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,21 +59,35 @@ class RunFolder:
     command: str
 
     saved: Mapping[str, Any] | None
-    """`config.json` of an earlier session; None in a new folder."""
+    """`config.json` of an earlier session that left a result; None in a new folder, or in one that was only begun."""
+
+    is_finished: bool
+    """Whether its figures are there too."""
 
     @classmethod
     def claim(cls, path: Path, command: str) -> "RunFolder":
-        """Find a new folder, an empty one, or one of the same command, and refuse any other."""
+        """Find a new folder, an empty one, or one of the same command, and refuse any other.
+
+        A folder in which a command was refused, or killed, before its first result is nobody's.
+        """
         saved = None
         if (path / CONFIG).is_file():
             saved = read_json(path / CONFIG)
-            if saved.get("command") != command:
+            if "command" in saved and not has_result(path):
+                saved = None
+            elif saved.get("command") != command:
                 owner = f"belongs to 'eqvae {saved['command']}'" if "command" in saved else "holds something else"
                 raise UserError(f"--out '{path}' {owner}", "Choose another folder")
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        elif path.exists() and (not path.is_dir() or any(map(_is_something, path.iterdir()))):
             raise UserError(f"--out '{path}' exists and holds no 'eqvae {command}' run", "Choose another folder")
         check_writable(path, "--out")
-        return cls(path=path, command=command, saved=saved)
+        is_finished = saved is not None and (path / METRICS).exists()
+        return cls(path=path, command=command, saved=saved, is_finished=is_finished)
+
+    def keep_choices(self, config: Config, *names: str) -> Config:
+        """Give fields that are None, and would be chosen, the values that the run chose when it began."""
+        kept = {name: self.saved[name] for name in names if self.saved is not None and self.saved.get(name) is not None}
+        return change_flat(config, **{name: kept[name] for name in kept if flat_value(config, name) is None})
 
     def check_same(self, config: Any, free_to_change: Collection[str]) -> None:
         """Refuse to resume a run under another configuration."""
@@ -69,9 +101,18 @@ class RunFolder:
     @property
     def figures(self) -> dict[str, Any] | None:
         """`metrics.json` of a run that has finished."""
-        if self.saved is None or not (self.path / METRICS).exists():
-            return None
-        return read_json(self.path / METRICS)
+        return read_json(self.path / METRICS) if self.is_finished else None
+
+    def figures_after(self, max_steps: int) -> dict[str, Any] | None:
+        """`metrics.json` of a run that has taken so many steps; None where some are left to take."""
+        figures = self.figures
+        done = 0 if figures is None else figures["num_steps"]
+        if done > max_steps:
+            raise UserError(
+                f"'{self.path}' has taken {done} steps, more than --max-steps {max_steps}",
+                "Give as many or more, or another --out",
+            )
+        return figures if done == max_steps else None
 
     @contextlib.contextmanager
     def hold(
@@ -84,47 +125,101 @@ class RunFolder:
         processes.wait()  # the folder is as all of them found it until here
         if processes.is_first:
             self.path.mkdir(parents=True, exist_ok=True)
+        processes.wait()
         with hold_output_folder(self.path, hold=processes.is_first):
             if processes.is_first:
-                for name in anew:
-                    (self.path / name).unlink(missing_ok=True)
+                self._check_unchanged()
+                remove_leftovers(self.path)
+                for name in (*anew, *(() if self.saved is not None else _BEFORE_RESULTS - {CONFIG})):
+                    _remove(self.path / name)
                 write_json(self.path / CONFIG, flat(config) | {"command": self.command} | identity)
                 write_environment(self.path, device=processes.device, seed=seed, num_processes=processes.count)
             processes.wait()
             with notice_lost_process(f"the same command goes on from what is in '{self.path}'"):
                 yield
 
+    def _check_unchanged(self) -> None:
+        """Refuse to go on from what was found before another process, which was waited for, wrote more."""
+        now = RunFolder.claim(self.path, self.command)
+        if (now.saved, now.is_finished) != (self.saved, self.is_finished):
+            raise UserError(
+                f"Another process has been writing into '{self.path}' meanwhile", "Run the same command again"
+            )
+
+
+def has_result(folder: Path) -> bool:
+    """Whether a command's folder holds more than what is written before the first result."""
+    return any(path.name not in _BEFORE_RESULTS and _is_something(path) for path in folder.iterdir())
+
+
+def _is_something(path: Path) -> bool:
+    """Whether a path is more than a killed process's leftovers, lock files and empty folders."""
+    if is_leftover(path) or path.name == LOCKS:
+        return False
+    return not path.is_dir() or path.is_symlink() or any(map(_is_something, path.iterdir()))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
 
 @contextlib.contextmanager
 def hold_output_folder(folder: Path, *, hold: bool = True) -> Iterator[None]:
-    """Keep a second process from writing into a folder while this one does.
+    """Keep a second process from writing into a folder while this one does, and this one from writing elsewhere.
 
     The lock is the system's, on the folder itself: it leaves no file behind and ends with its holder. Where there are
-    no such locks (Windows, some network file systems) nothing is kept out.
+    no such locks (Windows, some network file systems) nothing is kept out, and a line says so.
     """
-    if not hold or sys.platform == "win32":
+    if sys.platform == "win32":
         yield
         return
+    descriptor = os.open(folder, os.O_RDONLY)
+    _held.add(descriptor)
+    try:
+        if hold:
+            _lock(descriptor, folder)
+        with guard_folder(folder):
+            yield
+    finally:
+        if descriptor in _held:
+            _held.discard(descriptor)
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
     import fcntl
 
-    descriptor = os.open(folder, os.O_RDONLY)
-    deadline_sec, is_taken = time.monotonic() + _PATIENCE_SEC, True
-    try:
-        while is_taken:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                is_taken = False
-            except BlockingIOError:
-                if time.monotonic() > deadline_sec:
-                    raise UserError(
-                        f"Another process is writing into '{folder}'", "Let it finish, or choose another --out"
-                    ) from None
-                time.sleep(0.2)
-            except OSError:  # a file system without locks: nobody can be kept out, and that is no reason not to run
-                is_taken = False
-        yield
-    finally:
+    deadline_sec = time.monotonic() + _PATIENCE_SEC
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline_sec:
+                raise UserError(
+                    f"Another process is writing into '{folder}'", "Let it finish, or choose another --out"
+                ) from None
+            time.sleep(0.2)
+        except OSError as error:  # nobody can be kept out, and that is no reason not to run
+            say(
+                f"'{folder}' lies on a file system without locks ({error.strerror}): see to it that no other process "
+                "writes into it"
+            )
+            return
+
+
+def _let_go() -> None:
+    """Leave the folders to the parent: a lock ends with the last who has it, and workers outlive a killed parent."""
+    for descriptor in _held:
         os.close(descriptor)
+    _held.clear()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_let_go)
 
 
 AT_LEAST_1: tuple[str, Callable[[float], bool]] = ("at least 1", lambda value: value >= 1)

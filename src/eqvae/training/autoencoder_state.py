@@ -12,8 +12,8 @@ from eqvae.losses.adversarial import PatchDiscriminator, build_discriminator
 from eqvae.losses.codebook import CodebookState
 from eqvae.runtime.device import place
 from eqvae.training.autoencoder_config import AutoencoderTraining
+from eqvae.training.checkpoints import load_optimizer_tensors, optimizer_tensors, sub_state
 from eqvae.training.ema import Ema
-from eqvae.training.loop import load_optimizer_tensors, optimizer_tensors, sub_state
 
 
 @dataclass(kw_only=True)

@@ -102,9 +102,12 @@ class PowerEma:
         written = []
         for horizon, averages in self.averages.items():
             path = folder / f"{self.num_updates:08d}-{horizon:.3f}.safetensors"
-            tensors = whole(averages, everywhere=False)
+            tensors, said = (
+                whole(averages, everywhere=False),
+                {"sigma_rel": repr(horizon), "step": str(self.num_updates)},
+            )
             if is_first:
-                write_tensors(path, tensors, {"sigma_rel": repr(horizon), "step": str(self.num_updates)})
+                write_tensors(path, tensors, said, digest=True)
             written.append(Snapshot(path=path, sigma_rel=horizon, step=self.num_updates))
         return written
 

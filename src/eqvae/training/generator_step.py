@@ -15,8 +15,8 @@ from eqvae.generators.gat_transformer import GatDiscriminator
 from eqvae.generators.protocol import Latents, Objective
 from eqvae.generators.recipes import Backbone
 from eqvae.runtime.device import Precision, autocast
+from eqvae.training.checkpoints import load_optimizer_tensors, optimizer_tensors, sub_state
 from eqvae.training.ema import Ema, PowerEma
-from eqvae.training.loop import load_optimizer_tensors, optimizer_tensors, sub_state
 from eqvae.training.sharding import all_like, whole, whole_tensor
 
 

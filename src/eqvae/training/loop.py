@@ -1,7 +1,6 @@
 """How a run goes, whatever it trains, on one process or several: steps, journal, checkpoints, watches, stops."""
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
@@ -10,14 +9,14 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from eqvae.artifacts.files import read_journal, read_tensors, write_tensors
+from eqvae.artifacts.files import read_journal
 from eqvae.artifacts.names import CHECKPOINT
 from eqvae.errors import Interrupted, NotFiniteError, UserError
-from eqvae.runtime.journal import Journal
-from eqvae.runtime.processes import Processes, StopRequest
-from eqvae.training.sharding import like
+from eqvae.runtime.journal import Journal, say
+from eqvae.runtime.processes import Processes
+from eqvae.runtime.signals import StopRequest
+from eqvae.training.checkpoints import keep_milestone, read_latest_checkpoint, write_checkpoint
 
 Batch = TypeVar("Batch")
 
@@ -51,6 +50,8 @@ class Schedule:
     """Of all processes together."""
     log_every: int
     checkpoint_every: int
+    keep_every: int
+    """Checkpoints of its multiples are kept for good; 0 keeps none."""
     watch_every: int
     watch_last: bool
     """Whether the last step is watched too; a fine-tuning run measures what it exports anyway."""
@@ -88,33 +89,40 @@ class Loop(Generic[Batch]):
     """Spent in training steps, over all sessions."""
     watched_step: int = 0
     """Step of the last watch."""
+    saved_step: int | None = None
+    """Step of the latest checkpoint."""
+    damage: str | None = None
+    """What is wrong with the latest checkpoint, where the one before was taken."""
     last_figures: dict[str, float | int] = field(default_factory=dict)
     """Of the last watch."""
 
     def resume(self) -> None:
-        """Load the checkpoint where there is one; the journal says what has been watched up to it."""
-        path = self.out / CHECKPOINT
-        if not path.exists():
+        """Load the latest checkpoint that is whole; the journal says what has been watched up to it."""
+        found = read_latest_checkpoint(self.out)
+        if found is None:
             return
-        tensors, numbers = read_checkpoint(path)
+        numbers, self.damage = found.numbers, found.damage
         step = numbers.pop("step")
         if step > self.schedule.max_steps:
             raise UserError(
                 f"'{self.out}' is at step {step}, beyond --max-steps {self.schedule.max_steps}",
                 "Give as many or more, or another --out",
             )
-        self.state.load(tensors, step)
+        self.state.load(found.tensors, step)
+        self.saved_step = step
         self.training_sec = numbers.pop("training_sec")
         self.numbers |= numbers
         for record in read_journal(self.out):
-            if record["kind"] == "validation" and record["step"] <= step:
+            if record.get("kind") == "validation" and record["step"] <= step:
                 self.watched_step = record["step"]
                 self.last_figures = {name: record[name] for name in record if name not in _OWN_KEYS}
 
     def train(self) -> None:
         """Take all steps that are left."""
         schedule, state = self.schedule, self.state
-        self._watch_where_due()  # what an earlier session was stopped before
+        self._tell_damage()
+        self._keep_where_due()  # these, and what is watched, an earlier session may have been stopped before
+        self._watch_where_due()
         with (
             contextlib.closing(self.batches(state.step, schedule.max_steps - state.step)) as batches,
             self.processes.progress(self.title, total=schedule.max_steps, start=state.step) as progress,
@@ -162,7 +170,11 @@ class Loop(Generic[Batch]):
         tensors = self.state.tensors()
         if self.processes.is_first:
             numbers = {"step": self.state.step, **self.numbers, "training_sec": self.training_sec}
-            write_checkpoint(self.out / CHECKPOINT, tensors, numbers)
+            # A damaged checkpoint must not take the place of the whole one before, nor one of the same step.
+            rotate = self.damage is None and self.saved_step != self.state.step
+            write_checkpoint(self.out, tensors, numbers, rotate=rotate)
+        self.damage, self.saved_step = None, self.state.step
+        self._keep_where_due()
         self.processes.wait()
 
     def end_early(self) -> None:
@@ -196,7 +208,12 @@ class Loop(Generic[Batch]):
         return self.state.step % self.schedule.log_every == 0 or self.state.step == self.schedule.max_steps
 
     def _is_checkpoint_due(self) -> bool:
-        return self.state.step % self.schedule.checkpoint_every == 0 or self.state.step == self.schedule.max_steps
+        step, schedule = self.state.step, self.schedule
+        return step % schedule.checkpoint_every == 0 or step == schedule.max_steps or self._is_kept()
+
+    def _is_kept(self) -> bool:
+        """Whether the checkpoint of this step stays for good."""
+        return self.schedule.keep_every > 0 and self.state.step % self.schedule.keep_every == 0
 
     def _is_watch_due(self) -> bool:
         """Whether a multiple of `watch_every`, or the end, lies between the last watch and this step."""
@@ -213,49 +230,14 @@ class Loop(Generic[Batch]):
         if self._is_watch_due():
             self.look()
 
+    def _keep_where_due(self) -> None:
+        is_latest = self.saved_step == self.state.step and self.damage is None
+        if self.processes.is_first and is_latest and self._is_kept():
+            keep_milestone(self.out, self.state.step)
 
-# Checkpoints: every tensor and number that a resume needs, in one safetensors file ----------------------------------
-
-
-def optimizer_tensors(optimizer: Optimizer, prefix: str) -> dict[str, Tensor]:
-    """Flatten an optimizer's state."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{prefix}.{index}.{key}": value
-        for index, entries in state.items()
-        for key, value in entries.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def load_optimizer_tensors(optimizer: Optimizer, prefix: str, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` took."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith(prefix + "."):
-            index, key = name[len(prefix) + 1 :].split(".", 1)
-            if tensor.shape == parameters[int(index)].shape:
-                # Fused optimizers walk through memory: moments need their parameter's layout, here channels-last.
-                own = torch.empty_like(parameters[int(index)], dtype=tensor.dtype)
-                tensor = own.copy_(like(tensor, own))
-            state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-    """Write a checkpoint atomically: an interrupted write leaves the former one."""
-    write_tensors(path, tensors, {"numbers": json.dumps(dict(numbers))})
-
-
-def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a checkpoint."""
-    tensors, metadata = read_tensors(path)
-    if "numbers" not in metadata:
-        raise UserError(f"'{path}' is no checkpoint of eqvae", "Remove it to start again")
-    return tensors, json.loads(metadata["numbers"])
-
-
-def sub_state(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Take one module's tensors out of a checkpoint."""
-    return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
+    def _tell_damage(self) -> None:
+        """Say, and write down, that the checkpoint before the latest was taken."""
+        if self.damage is not None and self.processes.is_first:
+            message = f"{self.damage}: going on from the checkpoint before it, of step {self.state.step}"
+            say(message)
+            self.write("damaged_checkpoint", message=message)
