@@ -20,9 +20,10 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from eqvae.artifacts.names import CONFIG
 from eqvae.errors import Interrupted, UserError
-from eqvae.paper.execution import perform_named, take, terminated_by_signal
+from eqvae.paper.execution import perform_named, take
 from eqvae.paper.plan import Plan, PlannedRun
 from eqvae.runtime.journal import say
+from eqvae.runtime.signals import terminated_by_signal
 
 NUM_RETRIES = 3
 """Of a run whose machine or process was lost; it goes on from its last checkpoint."""

@@ -13,6 +13,7 @@ from eqvae.generators.gat_transformer import GatDiscriminator, GatGenerator
 from eqvae.generators.protocol import Loss
 from eqvae.runtime.device import autocast
 from eqvae.runtime.processes import Processes
+from eqvae.training.checkpoints import load_optimizer_tensors, optimizer_tensors, sub_state
 from eqvae.training.ema import Ema, PowerEma
 from eqvae.training.generator_step import (
     GeneratorState,
@@ -21,7 +22,6 @@ from eqvae.training.generator_step import (
     build_optimizer,
     take_optimizer_step,
 )
-from eqvae.training.loop import load_optimizer_tensors, optimizer_tensors, sub_state
 
 
 @dataclass(kw_only=True)
