@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from eqvae.losses.adversarial import AdversarialConfig
     from eqvae.losses.codebook import CodebookConfig
     from eqvae.losses.reconstruction import ReconstructionConfig
+    from eqvae.methods import Batch, Drawn, Encoded, Mixture, Pair, Term, method, parse_method
+    from eqvae.methods.transform_config import TransformConfig
     from eqvae.metrics.frechet import frechet_distance
     from eqvae.metrics.intrinsic_dimension import intrinsic_dimension
     from eqvae.metrics.per_image import equivariance_error, psnr_db, ssim
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from eqvae.runs.sample import SampleConfig, sample
     from eqvae.runs.score import ScoreConfig, score
     from eqvae.runs.train import TrainConfig, train
-    from eqvae.training.autoencoder_config import AutoencoderTraining, OptimizerConfig, TransformConfig
+    from eqvae.training.autoencoder_config import AutoencoderTraining, OptimizerConfig
     from eqvae.transforms import IDENTITY, Compose, Draw, Rotate, Scale, Transform, TransformSampler
 
 _HOMES = {
@@ -58,8 +60,10 @@ _HOMES = {
     "eqvae.losses.adversarial": ("AdversarialConfig",),
     "eqvae.losses.codebook": ("CodebookConfig",),
     "eqvae.losses.reconstruction": ("ReconstructionConfig",),
-    "eqvae.training.autoencoder_config": ("AutoencoderTraining", "OptimizerConfig", "TransformConfig"),
     "eqvae.generators.protocol": ("ReadingConfig",),
+    "eqvae.methods.transform_config": ("TransformConfig",),
+    "eqvae.methods": ("Batch", "Drawn", "Encoded", "Mixture", "Pair", "Term", "method", "parse_method"),
+    "eqvae.training.autoencoder_config": ("AutoencoderTraining", "OptimizerConfig"),
     "eqvae.generators.diffusion": ("DitConfig",),
     "eqvae.generators.gat": ("GatConfig",),
     "eqvae.generators.interpolant": ("SitConfig",),
@@ -79,6 +83,7 @@ __all__ = [
     "AdversarialConfig",
     "Autoencoder",
     "AutoencoderTraining",
+    "Batch",
     "CodebookConfig",
     "CompareConfig",
     "Compose",
@@ -88,13 +93,17 @@ __all__ = [
     "DiscreteAutoencoder",
     "DitConfig",
     "Draw",
+    "Drawn",
     "EncodeConfig",
+    "Encoded",
     "EvaluateConfig",
     "FinetuneConfig",
     "GatConfig",
     "Interrupted",
     "MaskgitConfig",
+    "Mixture",
     "OptimizerConfig",
+    "Pair",
     "Posterior",
     "PushConfig",
     "RankConfig",
@@ -108,6 +117,7 @@ __all__ = [
     "Scale",
     "ScoreConfig",
     "SitConfig",
+    "Term",
     "TrainConfig",
     "Transform",
     "TransformConfig",
@@ -128,6 +138,8 @@ __all__ = [
     "frechet_distance",
     "intrinsic_dimension",
     "load_autoencoder",
+    "method",
+    "parse_method",
     "psnr_db",
     "push",
     "rank",

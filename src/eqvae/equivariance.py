@@ -21,7 +21,14 @@ from torch import Tensor
 
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, Posterior, Quantized
 from eqvae.losses.reconstruction import l1_distance
+from eqvae.methods.explicit import explicit_loss
+from eqvae.methods.protocol import Drawn
 from eqvae.transforms import IDENTITY, Transform, TransformSampler
+
+__all__ = [
+    "Decoded", "Distance", "decode_pair", "decode_transformed", "eq_vae_loss", "equivariance_loss", "explicit_loss",
+    "vae_loss",
+]  # fmt: skip
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """L_rec(target, decoded): one value for each image."""
@@ -62,13 +69,24 @@ def decode_transformed(
         Both images and what lay between, on one graph.
     """
     posterior = autoencoder.encode(x)
-    z = tau(posterior.sample(noise))
+    return decode_pair(autoencoder, x, posterior, posterior.sample(noise), Drawn(image=tau, latent=tau))
+
+
+def decode_pair(
+    autoencoder: Autoencoder,
+    x: Float[Tensor, "n 3 h w"],
+    posterior: Posterior,
+    z: Float[Tensor, "n c h2 w2"],
+    drawn: Drawn,
+) -> Decoded:
+    """Decode what a pair makes of latents, D(b(z)), beside what it makes of images, a(x): EQ-VAE's has a = b = tau."""
+    latents = drawn.latent(z)
     if isinstance(autoencoder, DiscreteAutoencoder):
-        quantized = autoencoder.quantize(z)
+        quantized = autoencoder.quantize(latents)
         decoded = autoencoder.decode_quantized(quantized.z_q)
     else:
-        quantized, decoded = None, autoencoder.decode(z)
-    return Decoded(target=tau(x), decoded=decoded, posterior=posterior, latents=z, quantized=quantized)
+        quantized, decoded = None, autoencoder.decode(latents)
+    return Decoded(target=drawn.image(x), decoded=decoded, posterior=posterior, latents=latents, quantized=quantized)
 
 
 def vae_loss(
@@ -76,21 +94,6 @@ def vae_loss(
 ) -> Float[Tensor, " n"]:
     """L_rec(x, D(E(x))) + lambda_reg L_reg: Equation 1; `terms` as those of `equivariance_loss`."""
     return equivariance_loss(autoencoder, x, IDENTITY, noise, **terms)
-
-
-def explicit_loss(
-    autoencoder: Autoencoder,
-    x: Float[Tensor, "n 3 h w"],
-    z: Float[Tensor, "n c h2 w2"],
-    tau: Transform,
-    *,
-    stop_gradient: bool = False,
-) -> Float[Tensor, " n"]:
-    """`||tau o E(x) - E(tau o x)||^2`, Equation 4, given z = E(x): the ablation of Table 7; latents collapse."""
-    transformed = autoencoder.encode(tau(x)).mode()
-    if stop_gradient:
-        transformed = transformed.detach()
-    return (tau(z) - transformed).float().square().flatten(1).sum(1)
 
 
 def equivariance_loss(

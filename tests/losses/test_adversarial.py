@@ -31,10 +31,12 @@ def gradients(module):
 def test_gradients_without_an_adversary_are_those_of_the_sum(small_autoencoder, x, noise, tau):
     pair = decode_transformed(small_autoencoder, x, tau, noise)
     seam = Seam.cut(pair.decoded)
-    seam.backward(
+    gradient, weight = seam.gradient(
         small_autoencoder.layer.weight, reconstruction=l1(pair.target, seam.image).mean(), adversarial=None,
-        adversarial_weight=0.0, regularization=1e-3 * pair.posterior.kl().mean(), factor=0.5,
+        adversarial_weight=0.0,
     )  # fmt: skip
+    assert weight == 0.0
+    torch.autograd.backward([seam.decoded, 0.5e-3 * pair.posterior.kl().mean()], [0.5 * gradient, None])
     ours = gradients(small_autoencoder)
     small_autoencoder.zero_grad()
 
@@ -49,11 +51,11 @@ def test_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer(small_autoe
     discriminator = build_discriminator(0).eval()
     pair = decode_transformed(small_autoencoder, x, Rotate(1), noise)
     seam = Seam.cut(pair.decoded)
-    weight = seam.backward(
+    gradient, weight = seam.gradient(
         small_autoencoder.layer.weight, reconstruction=l1(pair.target, seam.image).mean(),
         adversarial=-discriminator(seam.image).mean(), adversarial_weight=0.5,
-        regularization=0.0 * pair.posterior.kl().mean(), factor=1.0,
     )  # fmt: skip
+    torch.autograd.backward(seam.decoded, gradient)
     ours = gradients(small_autoencoder)
     small_autoencoder.zero_grad()
 

@@ -9,6 +9,7 @@ import torch
 from eqvae.autoencoders.protocol import Posterior
 from eqvae.errors import UserError
 from eqvae.losses.reconstruction import ReconstructionLoss
+from eqvae.methods import Batch, Drawn, Pair
 from eqvae.runtime.run_folder import from_flat
 from eqvae.runtime.seeds import generator_for
 from eqvae.training.autoencoder_config import AutoencoderTraining
@@ -31,7 +32,22 @@ def configure(**changes) -> AutoencoderTraining:
 
 
 def step(state: TrainState, x, config: AutoencoderTraining, sampler: TransformSampler | None = None) -> StepRecord:
-    return train_step(state, x, config, L1, config.transform.sampler() if sampler is None else sampler)
+    mixture = config.mixture()
+    if sampler is not None:
+        mixture = replace(mixture, pairs=((1.0, Given(sampler)),))
+    return train_step(state, x, config, L1, mixture)
+
+
+class Given(Pair):
+    """EQ-VAE's pair by a sampler of any kind."""
+
+    name = "given"
+
+    def __init__(self, sampler: TransformSampler) -> None:
+        object.__setattr__(self, "sampler", sampler)
+
+    def act(self, batch: Batch) -> Drawn:
+        return Drawn.of(self.sampler.draw(batch.latent_size, batch.generator))
 
 
 def noise_of(config: AutoencoderTraining, step: int, shape) -> torch.Tensor:
@@ -451,7 +467,7 @@ def test_a_reconstruction_loss_that_is_not_finite_stops_the_step(small_autoencod
             return super().forward(target, reconstruction) * math.nan
 
     with pytest.raises(NotFiniteError):
-        train_step(state, x, config, Broken("none", 1.0), config.transform.sampler())
+        train_step(state, x, config, Broken("none", 1.0), config.mixture())
     assert_same(state.tensors(), before)
 
 

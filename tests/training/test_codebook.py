@@ -14,13 +14,14 @@ from eqvae.equivariance import decode_transformed
 from eqvae.errors import UserError
 from eqvae.losses.codebook import CodebookState, Codes
 from eqvae.losses.reconstruction import ReconstructionLoss
+from eqvae.methods import Drawn, Mixture, Pair, method
 from eqvae.runs.finetune import FinetuneConfig, finetune, plan
 from eqvae.runtime.run_folder import from_flat
 from eqvae.runtime.seeds import generator_for
 from eqvae.training.autoencoder_config import AutoencoderTraining
 from eqvae.training.autoencoder_state import build_state
 from eqvae.training.autoencoder_step import NotFiniteError, train_step
-from eqvae.transforms import IDENTITY, Compose, Rotate, Scale, TransformSampler
+from eqvae.transforms import IDENTITY, Compose, Rotate, Scale
 
 CPU = torch.device("cpu")
 L1 = ReconstructionLoss("none", 1.0)
@@ -38,7 +39,7 @@ def configure(**changes) -> AutoencoderTraining:
 
 
 def step(state, x, config):
-    return train_step(state, x, config, L1, config.transform.sampler())
+    return train_step(state, x, config, L1, config.mixture())
 
 
 def l1(target, reconstruction):
@@ -78,16 +79,17 @@ def test_tau_acts_before_quantization(small_discrete_autoencoder, x, tau):
 def test_the_identity_gives_the_plain_objective_exactly(new_autoencoder, x):
     """A step whose tau is drawn as the identity, and one of Equation 1: the same losses, gradients and weights."""
 
-    class Standing(TransformSampler):
-        def draw(self, latent_size, generator=None):
-            drawn = super().draw(latent_size, generator)
-            return replace(drawn, tau=Compose(), branch="equivariance")
+    @method("standing")
+    class Standing(Pair):
+        def act(self, batch):
+            torch.rand(5, generator=batch.generator)  # as many numbers as EQ-VAE's pair draws
+            return Drawn(image=Compose(), latent=Compose(), branch="equivariance")
 
     config = configure(restart_dead_codes=2)
     plain, standing = (build_state(new_autoencoder(), config, CPU) for _ in range(2))
     for _ in range(3):
         first = step(plain, x, config)
-        second = train_step(standing, x, config, L1, Standing())
+        second = train_step(standing, x, config, L1, Mixture(pairs=((1.0, Standing()),), terms=config.mixture().terms))
         assert (first.branch, second.branch) == ("plain", "equivariance")
         assert replace(second, branch="plain") == first
     ours, theirs = standing.tensors(), plain.tensors()

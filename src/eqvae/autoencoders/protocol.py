@@ -120,6 +120,22 @@ class Autoencoder(nn.Module, ABC):
     def last_layer(self) -> nn.Conv2d:
         """The decoder's last convolution, where the adaptive weight of the adversarial loss is measured."""
 
+    @property
+    def last_encoder_layer(self) -> nn.Module:
+        """The encoder's last convolution, where adaptive weights of terms on latents are measured.
+
+        Raises:
+            AttributeError: If there is no encoder with convolutions.
+        """
+        found = [
+            module
+            for name, module in self.named_modules()
+            if "encoder" in name.split(".") and isinstance(module, nn.Conv2d)
+        ]
+        if not found:
+            raise AttributeError(f"'{self.name}' has no encoder with convolutions")
+        return found[-1]
+
     @abstractmethod
     def set_latent_statistics(self, statistics: LatentStatistics) -> None:
         """Write measured statistics into the model's own config, in its family's terms (scaling and shift factors).

@@ -98,22 +98,19 @@ class Seam:
         """Cut the graph after the decoder."""
         return cls(decoded=decoded, image=decoded.detach().float().requires_grad_())
 
-    def backward(
+    def gradient(
         self,
         last_layer: Tensor,
         *,
         reconstruction: Float[Tensor, ""],
         adversarial: Float[Tensor, ""] | None,
         adversarial_weight: float,
-        regularization: Float[Tensor, ""],
-        factor: float,
         average: Callable[[Tensor], Tensor] = lambda gradient: gradient,
-    ) -> Float[Tensor, ""]:
-        """Send the gradient of `factor * (L_rec + lambda_gan L_gan + regularization)` through the decoder, once.
+    ) -> tuple[Float[Tensor, "n 3 h w"], Float[Tensor, ""]]:
+        """Compute the gradient of `L_rec + lambda_gan L_gan`, functions of `image`, and lambda_gan.
 
-        `last_layer` is the weight at which the adaptive weight, lambda_gan, which is returned, is measured:
-        `adversarial_weight * |grad L_rec| / |grad L_gan|`. L_rec and L_gan are functions of `image`; `factor`
-        conditions the whole and changes no ratio; `average` averages gradients over processes.
+        `last_layer` is the weight at which the adaptive weight, lambda_gan, is measured:
+        `adversarial_weight * |grad L_rec| / |grad L_gan|`; `average` averages gradients over processes.
         """
         (gradient,) = torch.autograd.grad(reconstruction, self.image)
         adaptive_weight = self.image.new_zeros(())
@@ -128,11 +125,7 @@ class Seam:
             ratio = norm_at_last_layer(gradient) / (norm_at_last_layer(against) + 1e-4)
             adaptive_weight = adversarial_weight * ratio.clamp(0.0, 1e4)
             gradient = gradient + adaptive_weight * against
-        ends, upstream = [self.decoded], [(factor * gradient).to(self.decoded.dtype)]
-        if regularization.requires_grad:  # not where the encoder is deterministic
-            ends, upstream = [*ends, factor * regularization], [*upstream, torch.ones_like(regularization)]
-        torch.autograd.backward(ends, upstream)
-        return adaptive_weight
+        return gradient, adaptive_weight
 
 
 class Watchdog:

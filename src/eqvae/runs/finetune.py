@@ -158,7 +158,7 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
     training.check_processes(processes.count)
     source, validation_source = open_images(config.data), open_images(config.validation_data, split="evaluation")
     autoencoder = load_autoencoder(config.autoencoder) if autoencoder is None else autoencoder
-    training.check_autoencoder(autoencoder)
+    training.check_autoencoder(autoencoder, image_size_px=config.image_size, num_processes=processes.count)
     _check_sizes(config, autoencoder.stride)
     reconstruction_loss = ReconstructionLoss(
         training.reconstruction.perceptual, training.reconstruction.perceptual_weight
@@ -179,7 +179,7 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
         run = FinetuneRun(
             config=config,
             processes=processes,
-            state=build_state(autoencoder, training, processes.device),
+            state=build_state(autoencoder, training, processes.device, image_size_px=config.image_size),
             reconstruction_loss=place(reconstruction_loss, processes.device),
             source=source,
             validation_source=validation_source,
@@ -187,7 +187,7 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
         )
         _read_once(config, source, validation_source)
         # Figures of a run that is made longer are not figures of this one.
-        identity = {"base_fingerprint": base_fingerprint}
+        identity = {"base_fingerprint": base_fingerprint, "mixture": str(training.mixture())}
         with folder.hold(config, processes, seed=training.seed, anew=(METRICS,), **identity):
             run.loop.resume()
             if folder.saved is not None and processes.is_first:
@@ -206,7 +206,7 @@ def _check_sizes(config: FinetuneConfig, stride: int) -> None:
     """Refuse images that have no whole latent grid, or that become smaller than the losses' networks can see."""
     check_image_size(config.image_size, stride, quarters=True)
     training = config.training
-    smallest_px = training.transform.sampler().smallest_side(config.image_size // stride) * stride
+    smallest_px = training.mixture().smallest_side(config.image_size // stride) * stride
     needs = {"the discriminator": MIN_IMAGE_SIZE_PX} if training.adversarial.adversarial_weight > 0 else {}
     needs |= {"LPIPS": LPIPS_MIN_IMAGE_SIZE_PX} if training.reconstruction.perceptual == "lpips" else {}
     for network, side_px in needs.items():
@@ -229,7 +229,7 @@ def plan(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> dict
     config = config.resolved()
     training = config.training
     autoencoder = load_autoencoder(config.autoencoder) if autoencoder is None else autoencoder
-    training.check_autoencoder(autoencoder)
+    training.check_autoencoder(autoencoder, image_size_px=config.image_size)
     check_image_size(config.image_size, autoencoder.stride, quarters=True)
     num_images = training.batch_size // training.gradient_accumulation_steps
     model = copy.deepcopy(autoencoder).to("meta", torch.bfloat16 if training.precision == "bf16" else torch.float32)
@@ -251,7 +251,7 @@ def plan(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> dict
         model.decode(z)
     forward_flops_per_image = counter.get_total_flops() / num_images
     return {
-        "config": flat(config),
+        "config": flat(config) | {"mixture": str(training.mixture())},
         "num_parameters": autoencoder.num_parameters(),
         "latent_size": [autoencoder.latent_channels, *z.shape[-2:]],
         "tflops_per_step": 3 * forward_flops_per_image * training.batch_size / 1e12,

@@ -109,8 +109,8 @@ class FinetuneRun:
             self.state.begin_polish()
         training = self.config.training.at(self.state.step)
         x = batch.images.to(self.processes.device)
-        sampler = training.transform.sampler()
-        record = train_step(self.state, x, training, self.reconstruction_loss, sampler, self.processes)
+        mixture = training.mixture()
+        record = train_step(self.state, x, training, self.reconstruction_loss, mixture, self.processes)
         verdict = self.watchdog.look(record.discriminator) if self.state.discriminator is not None else None
         if verdict and self.processes.is_first:
             self.journal.write("watchdog", step=self.state.step, message=verdict)
@@ -151,7 +151,7 @@ class FinetuneRun:
             fingerprint=autoencoder.fingerprint(),
             data=config.data,
             num_steps=num_steps,
-            recipe=flat(config),
+            recipe=flat(config) | {"mixture": str(config.training.mixture())},
             latent_mean=statistics.mean,
             latent_std=statistics.std,
             figures=figures,

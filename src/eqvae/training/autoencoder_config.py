@@ -2,59 +2,21 @@
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from tyro.conf import OmitArgPrefixes
+from tyro.conf import OmitArgPrefixes, arg
 
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
-from eqvae.errors import UserError, nearest_name
+from eqvae.errors import UserError
 from eqvae.losses.adversarial import AdversarialConfig
 from eqvae.losses.codebook import CodebookConfig
 from eqvae.losses.reconstruction import ReconstructionConfig
+from eqvae.methods import Mixture, Pair, Part, Term, names_of, parse_method
+from eqvae.methods.explicit import Explicit
+from eqvae.methods.kl import Kl
+from eqvae.methods.transform_config import TransformConfig
 from eqvae.runtime.device import Precision
 from eqvae.runtime.run_folder import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, change_flat, check_ranges
-from eqvae.transforms import PRESETS, Interpolation, TransformSampler
-
-
-@dataclass(frozen=True, kw_only=True)
-class TransformConfig:
-    """Which transformations are drawn, and how often."""
-
-    transforms: str = "paper"
-    """Preset for tau: `paper`, `released-code`, `plain`, `rotation`, `scale` or `anisotropic` (Table 5)."""
-
-    equivariance_probability: float | None = None
-    """Probability of the equivariance branch, else tau is the identity; None: the preset's (0.5)."""
-
-    rotation_probability: float | None = None
-    """Probability that the equivariance branch rotates, else it only scales; None: the preset's (1)."""
-
-    min_scale: float | None = None
-    """Smallest scale; None: the preset's (0.25)."""
-
-    interpolation: Interpolation | None = None
-    """How scales resize images and latents; None: the preset's (bicubic in the paper)."""
-
-    antialias: bool | None = None
-    """Whether scales low-pass first; None: the preset's (no)."""
-
-    def sampler(self) -> TransformSampler:
-        """Build the sampler of tau."""
-        if self.transforms not in PRESETS:
-            raise UserError(f"--transforms '{self.transforms}' is no preset", nearest_name(self.transforms, PRESETS))
-        changes = {name: getattr(self, name) for name in _DRAWN if getattr(self, name) is not None}
-        try:
-            return replace(PRESETS[self.transforms], **changes)
-        except ValueError as error:
-            raise UserError(str(error)) from None
-
-    def resolved(self) -> "TransformConfig":
-        """Fill in the preset's values."""
-        sampler = self.sampler()
-        return replace(self, **{name: getattr(sampler, name) for name in _DRAWN})
-
-
-_DRAWN = ("equivariance_probability", "rotation_probability", "min_scale", "interpolation", "antialias")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +48,12 @@ class OptimizerConfig:
     """Decay of the averaged weights that are validated and exported; 0 exports the last weights."""
 
 
+_METHOD_HELP = f"""What shapes the latents: NAME(parameter=value):NUMBER, joined by ' + '. Of pairs one is drawn for
+each step: a pair's number is its share of the steps, what is left over is Equation 1, and without numbers pairs share
+alike. A term is added in each step: its number is its weight. Pairs: {names_of(Pair)}; terms: {names_of(Term)}; or
+FILE.py:CLASS. For example 'eq', 'eq + vf:0.1', 'detok(gamma=1.5) + esm'; parameters and sources: docs/methods.md."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderTraining:
     """How an autoencoder is trained: all that a step depends on."""
@@ -104,22 +72,27 @@ class AutoencoderTraining:
 
     optimizer: Annotated[OptimizerConfig, OmitArgPrefixes] = field(default_factory=OptimizerConfig)
 
+    method: Annotated[str, arg(help=_METHOD_HELP)] = "eq"
+    """What shapes the latents, `NAME(parameter=value):NUMBER + ...`; see `eqvae.methods`."""
+
     transform: Annotated[TransformConfig, OmitArgPrefixes] = field(default_factory=TransformConfig)
 
     objective: Literal["implicit", "explicit", "explicit-stop-gradient"] = "implicit"
-    """`implicit` is EQ-VAE, Equation 5; the others add Equation 4 to Equation 1, for the ablation of Table 7."""
+    """`implicit` is what `method` says; the others are `--method explicit` and `--method explicit(stop_gradient=true)`:
+    Equation 4 beside Equation 1, for the ablation of Table 7."""
 
     freeze_encoder: bool = False
     """Train the decoder alone, as SD-VAE-FT-MSE was: latents, and with them equivariance errors and tokens, stay as
     they are."""
 
-    explicit_weight: float = 0.1
-    """Weight of Equation 4 where the objective is explicit."""
+    explicit_weight: float | None = None
+    """Weight of Equation 4 where it is added; None: 0.1."""
 
     reconstruction: Annotated[ReconstructionConfig, OmitArgPrefixes] = field(default_factory=ReconstructionConfig)
 
-    kl_weight: float = 1e-6
-    """lambda_reg: weight of the divergence to N(0, I); none for deterministic encoders."""
+    kl_weight: float | None = None
+    """lambda_reg: weight of the divergence to N(0, I), without effect on deterministic encoders; None: 1e-6, or 0 with
+    a method whose source trains without."""
 
     codes: Annotated[CodebookConfig, OmitArgPrefixes] = field(default_factory=CodebookConfig)
 
@@ -155,6 +128,8 @@ class AutoencoderTraining:
                 "leaves as it is",
                 "Use more --max-steps instead",
             )
+        parts, weights = self._parts()
+        self.mixture()  # says what its shares come to
         twentieth = min(self.max_steps // 20, 1000)
         lr_warmup, warmup = self.optimizer.lr_warmup_steps, self.adversarial.discriminator_warmup_steps
         warmup = twentieth if warmup is None else warmup
@@ -165,7 +140,13 @@ class AutoencoderTraining:
                 f"Use fewer than --max-steps {self.max_steps}",
             )
         return change_flat(
-            replace(self, transform=self.transform.resolved()),
+            replace(
+                self,
+                method=" + ".join(map(str, parse_method(self.method))),
+                transform=self._resolved_transform(parts),
+                kl_weight=weights["kl"],
+                explicit_weight=weights["explicit"],
+            ),
             lr_warmup_steps=twentieth if lr_warmup is None else lr_warmup,
             discriminator_warmup_steps=warmup,
         )
@@ -182,13 +163,61 @@ class AutoencoderTraining:
     @cached_property
     def _polishing(self) -> "AutoencoderTraining":
         return change_flat(
-            self, max_steps=self.total_steps, discriminator_warmup_steps=self.max_steps, freeze_encoder=True,
+            self, max_steps=self.total_steps, discriminator_warmup_steps=self.max_steps, freeze_encoder=True, method="eq",
             transforms="plain", equivariance_probability=0.0, objective="implicit", codebook="gradient",
             restart_dead_codes=0,
         )  # fmt: skip
 
-    def check_autoencoder(self, autoencoder: Autoencoder) -> None:
-        """Refuse what the autoencoder does not have."""
+    def mixture(self) -> Mixture:
+        """What `method` and the flags of its parameters come to."""
+        return self._mixture
+
+    @cached_property
+    def _mixture(self) -> Mixture:
+        parts, weights = self._parts()
+        found = Mixture.of(parts)
+        others = [(weights.get(term.name, weight), term) for weight, term in found.terms if not isinstance(term, Kl)]
+        return replace(found, terms=((weights["kl"], Kl()), *others) if weights["kl"] > 0 else tuple(others))
+
+    def _parts(self) -> tuple[tuple[Part, ...], dict[str, float]]:
+        """The methods with what flags say of them, and the weights of terms that have a flag."""
+        parts = parse_method(self.method)
+        if self.objective != "implicit":
+            if self.method != "eq":
+                raise UserError(
+                    f"--objective {self.objective} contradicts --method '{self.method}'",
+                    "Give --method alone: explicit is one of its names",
+                )
+            stops = self.objective == "explicit-stop-gradient"
+            parts = (Part(method=Explicit(stop_gradient=stops), number=None),)
+        flags = self.transform.given()
+        if flags and not any(isinstance(part.method, TransformConfig) for part in parts):
+            flag = next(iter(flags)).replace("_", "-")
+            raise UserError(
+                f"--{flag} is a parameter of eq and explicit, and --method '{self.method}' holds neither",
+                "Leave it out",
+            )
+        parts = tuple(_with_flags(part, flags) for part in parts)
+        wants_kl = all(part.method.wants_kl for part in parts)
+        defaults = {"kl": (self.kl_weight, 1e-6 if wants_kl else 0.0), "explicit": (self.explicit_weight, 0.1)}
+        return parts, {name: _weight_of(name, parts, *given) for name, given in defaults.items()}
+
+    def _resolved_transform(self, parts: tuple[Part, ...]) -> TransformConfig:
+        """Fill in the preset's values where flags, and not the method's text, speak of tau."""
+        drawn = [part for part in parts if isinstance(part.method, TransformConfig)]
+        if not drawn or any(part.named & self.transform.__dataclass_fields__.keys() for part in drawn):
+            return self.transform
+        return self.transform.resolved()
+
+    def check_autoencoder(self, autoencoder: Autoencoder, *, image_size_px: int = 256, num_processes: int = 1) -> None:
+        """Refuse what the autoencoder does not have, or what the methods can't work with."""
+        self.mixture().check(
+            autoencoder,
+            named={part.method.name for part in parse_method(self.method)},
+            image_size_px=image_size_px,
+            num_images=self.batch_size // (self.gradient_accumulation_steps * num_processes),
+            freeze_encoder=self.freeze_encoder,
+        )
         if isinstance(autoencoder, DiscreteAutoencoder):
             return
         for flag, asked in (("--codebook ema", self.codes.codebook == "ema"),
@@ -212,6 +241,30 @@ class AutoencoderTraining:
         num_rows = self.batch_size // (count * self.gradient_accumulation_steps)
         firsts = range(rank * num_rows, self.batch_size, count * num_rows)
         return [first + row for first in firsts for row in range(num_rows)]
+
+
+def _with_flags(part: Part, flags: dict[str, object]) -> Part:
+    """Give a method that draws tau what flags say of it."""
+    if not isinstance(part.method, TransformConfig):
+        return part
+    for name in part.named & flags.keys():
+        said = getattr(part.method, name)
+        if said != flags[name]:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} {flags[name]} contradicts --method '{part}', where it is {said}", "Give it once")
+    changed: Any = replace(part.method, **{name: value for name, value in flags.items() if name not in part.named})
+    return replace(part, method=changed.resolved())
+
+
+def _weight_of(name: str, parts: tuple[Part, ...], flag: float | None, default: float) -> float:
+    """A term's weight by its flag, or by the text."""
+    said = next((part.number for part in parts if part.method.name == name), None)
+    if said is not None and flag is not None and said != flag:
+        raise UserError(f"--{name}-weight {flag:g} contradicts --method '{name}:{said:g}'", "Give it once")
+    is_named = any(part.method.name == name for part in parts)
+    if said is None and flag is None:
+        return {"kl": 1e-6}.get(name, default) if is_named else default
+    return flag if said is None else said  # type: ignore[return-value]
 
 
 _RANGES = (

@@ -1,10 +1,10 @@
 """The state of a run: all that a resume needs, in one record."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
@@ -31,12 +31,23 @@ class TrainState:
     codebook: CodebookState | None = None
     """Of a discrete autoencoder whose codes are averaged or restarted."""
 
+    parts: dict[str, nn.Module] = field(default_factory=dict)
+    """What methods learn and look through."""
+
+    learned: dict[str, nn.Parameter] = field(default_factory=dict)
+    """Of these what is trained and kept with the autoencoder; it is not exported."""
+
     step: int = 0
+
+    def trained(self) -> list[nn.Parameter]:
+        """All that the autoencoder's optimizer steps."""
+        return [*self.autoencoder.parameters(), *self.learned.values()]
 
     def tensors(self) -> dict[str, Tensor]:
         """Collect the state for a checkpoint."""
         named = {f"autoencoder.{name}": value for name, value in self.autoencoder.state_dict().items()}
         named |= optimizer_tensors(self.optimizer, "optimizer")
+        named |= {f"parts.{name}": parameter.detach() for name, parameter in self.learned.items()}
         if self.average is not None:
             named |= {f"average.module.{name}": value for name, value in self.average.weights().items()}
             named["average.n_averaged"] = torch.tensor(self.average.num_updates)
@@ -51,6 +62,8 @@ class TrainState:
         """Put back what `tensors` collected."""
         self.autoencoder.load_state_dict(sub_state(tensors, "autoencoder"))
         load_optimizer_tensors(self.optimizer, "optimizer", tensors)
+        for name, parameter in self.learned.items():
+            parameter.detach().copy_(tensors[f"parts.{name}"])
         if self.average is not None:
             averages = sub_state(tensors, "average.module")
             self.average.load_state_dict({**averages, "num_updates": tensors["average.n_averaged"]})
@@ -73,14 +86,25 @@ class TrainState:
         return self.autoencoder if self.averaged is None else self.averaged
 
 
-def build_state(autoencoder: Autoencoder, config: AutoencoderTraining, device: torch.device) -> TrainState:
+def build_state(
+    autoencoder: Autoencoder, config: AutoencoderTraining, device: torch.device, *, image_size_px: int = 256
+) -> TrainState:
     """Prepare a run's first step."""
     set_training(place(autoencoder, device))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # what methods learn begins alike in each process
+        parts = config.mixture().build(autoencoder, image_size_px=image_size_px)
+    learned = {
+        f"{key}.{name}": parameter
+        for key, part in parts.items()
+        for name, parameter in part.to(device).named_parameters()
+        if parameter.requires_grad
+    }
     discriminator = build_discriminator(config.seed) if config.adversarial.adversarial_weight > 0 else None
 
-    def adamw(module: torch.nn.Module) -> Optimizer:
+    def adamw(*parameters: nn.Parameter) -> Optimizer:
         return AdamW(
-            module.parameters(),
+            parameters,
             lr=config.optimizer.learning_rate,
             betas=(config.optimizer.adam_beta1, config.optimizer.adam_beta2),
             weight_decay=config.optimizer.weight_decay,
@@ -100,12 +124,14 @@ def build_state(autoencoder: Autoencoder, config: AutoencoderTraining, device: t
         codebook = CodebookState.begin(autoencoder.codebook)
     return TrainState(
         autoencoder=autoencoder,
-        optimizer=adamw(autoencoder),
+        optimizer=adamw(*autoencoder.parameters(), *learned.values()),
         discriminator=discriminator,
-        discriminator_optimizer=adamw(discriminator) if discriminator is not None else None,
+        discriminator_optimizer=adamw(*discriminator.parameters()) if discriminator is not None else None,
         average=average,
         averaged=averaged,
         codebook=codebook,
+        parts=parts,
+        learned=learned,
     )
 
 

@@ -1,26 +1,26 @@
 """One training step as a function of an explicit state."""
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.optim import Optimizer
 
-from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, Quantized
-from eqvae.equivariance import decode_transformed, explicit_loss
+from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, Posterior
 from eqvae.errors import NotFiniteError
-from eqvae.losses.adversarial import Seam, hinge_loss
 from eqvae.losses.codebook import Codes
 from eqvae.losses.reconstruction import ReconstructionLoss
+from eqvae.methods import Batch, Chosen, Encoded, Mixture
 from eqvae.metrics.autoencoder import CodeCounts
 from eqvae.runtime.device import autocast
 from eqvae.runtime.processes import ALONE, Processes
 from eqvae.runtime.seeds import generator_for
 from eqvae.training.autoencoder_config import AutoencoderTraining
 from eqvae.training.autoencoder_state import TrainState
-from eqvae.transforms import IDENTITY, Draw, TransformSampler
+from eqvae.training.comparison import Comparison, mean_over, send_back, weigh_adaptively
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class StepRecord:
     """Of the first micro-batch."""
 
     transform: str
-    """tau of the first micro-batch."""
+    """What was drawn for the first micro-batch, tau say."""
 
     reconstruction: float
     """L_rec per value of the image: L1 + perceptual, weighing a scaled picture as `resolution_weighting` says."""
@@ -43,7 +43,7 @@ class StepRecord:
     """Nats per image."""
 
     explicit: float
-    """Equation 4 per image; 0 where the objective is implicit."""
+    """Equation 4 per image; 0 where it is not added."""
 
     adversarial: float
     """L_gan: minus the mean logit of reconstructions."""
@@ -70,9 +70,13 @@ class StepRecord:
     codebook_perplexity: float | None = None
     """How many codes, used alike, would be as hard to guess as the batch's tokens."""
 
+    terms: dict[str, float] = field(default_factory=dict)
+    """Further terms per image, by name; the weight of an adaptive one under `NAME_weight`."""
+
     def figures(self) -> dict[str, str | float]:
         """What was measured, by name; without what the autoencoder does not have."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        own = {name: value for name, value in asdict(self).items() if value is not None and name != "terms"}
+        return own | self.terms
 
 
 def learning_rate_at(step: int, config: AutoencoderTraining, *, first_step: int) -> float:
@@ -91,13 +95,14 @@ def train_step(
     x: Float[Tensor, "n 3 h w"],
     config: AutoencoderTraining,
     reconstruction_loss: ReconstructionLoss,
-    sampler: TransformSampler,
+    mixture: Mixture,
     processes: Processes = ALONE,
 ) -> StepRecord:
-    """Take one optimizer step of Equation 7; one reconstruction serves autoencoder and discriminator.
+    """Take one optimizer step of Equation 7, or what the methods put in its place.
 
-    `x` holds this process's rows of each micro-batch. All processes draw the same tau: scaled pictures cost less,
-    and with a tau for each the others would wait for the one whose pictures are the largest.
+    One reconstruction serves autoencoder and discriminator. `x` holds this process's rows of each micro-batch. All
+    processes draw the same tau: scaled pictures cost less, and with a tau for each the others would wait for the one
+    whose pictures are the largest.
     """
     first_step = config.adversarial.discriminator_warmup_steps or 0
     warming_up = state.step < first_step
@@ -106,25 +111,27 @@ def train_step(
     for optimizer in (state.optimizer, state.discriminator_optimizer):
         if optimizer is not None:
             optimizer.zero_grad(set_to_none=True)
-    latent_size = (x.shape[-2] // state.autoencoder.stride, x.shape[-1] // state.autoencoder.stride)
     statistics = _running_statistics(state)
     former_statistics = [tensor.clone() for tensor in statistics]
     parts, draws, coded = x.chunk(config.gradient_accumulation_steps), [], []
     sums: dict[str, float] = {}
     for index, part in enumerate(parts):
         generator = generator_for(config.seed, state.step, index)
-        draws.append(sampler.draw(latent_size, generator))
-        losses, codes = _accumulate(state, part, draws[-1], generator, config, reconstruction_loss, processes)
+        batch = Batch(
+            x=part, stride=state.autoencoder.stride, latent_channels=state.autoencoder.latent_channels,
+            generator=generator, processes=processes,
+        )  # fmt: skip
+        draws.append(mixture.draw(batch, state.parts))
+        losses, codes = _accumulate(state, batch, mixture, draws[-1], config, reconstruction_loss)
         sums = {name: sums.get(name, 0.0) + value / len(parts) for name, value in losses.items()}
-        coded += [codes] if codes is not None else []
+        coded += codes
     codes = Codes.join(coded)
 
-    for module in (state.autoencoder, state.discriminator):
-        processes.average_gradients(module.parameters() if module is not None else ())
-    norm = _clip(state.autoencoder, config.optimizer.max_grad_norm)
-    norms = (
-        [norm] if state.discriminator is None else [norm, _clip(state.discriminator, config.optimizer.max_grad_norm)]
-    )
+    parameters = (state.trained(), [] if state.discriminator is None else list(state.discriminator.parameters()))
+    for each in parameters:
+        processes.average_gradients(each)
+    norms = [_clip(each, config.optimizer.max_grad_norm) for each in parameters]
+    norm = norms[0]
     if not all(math.isfinite(value) for value in (*sums.values(), *norms)):
         for tensor, former in zip(statistics, former_statistics, strict=True):
             tensor.copy_(former)
@@ -135,20 +142,23 @@ def train_step(
         _step(state.optimizer, rate)
         _update_averages(state, config, codes)
     state.step += 1
+    own = StepRecord.__dataclass_fields__
     return StepRecord(
-        branch=draws[0].branch,
-        transform=str(draws[0].tau),
+        branch=draws[0].named.branch,
+        transform=draws[0].named.name,
         gradient_norm=norm,
         learning_rate=rate,
-        **sums,
+        **{name: value for name, value in sums.items() if name in own},
         **_codebook_figures(state, codes),
+        terms={name: value for name, value in sums.items() if name not in own},
     )
 
 
 def _choose_trained(state: TrainState, config: AutoencoderTraining, warming_up: bool) -> None:
     """Say which parameters get gradients in this step."""
     autoencoder = state.autoencoder
-    autoencoder.requires_grad_(not warming_up)
+    for parameter in state.trained():
+        parameter.requires_grad_(not warming_up)
     for parameter in autoencoder.encoder_parameters() if config.freeze_encoder else ():
         parameter.requires_grad_(False)
     if isinstance(autoencoder, DiscreteAutoencoder) and (config.freeze_encoder or config.codes.codebook == "ema"):
@@ -190,70 +200,93 @@ def _running_statistics(state: TrainState) -> list[Tensor]:
 
 def _accumulate(
     state: TrainState,
-    x: Float[Tensor, "n 3 h w"],
-    draw: Draw,
-    generator: torch.Generator,
+    batch: Batch,
+    mixture: Mixture,
+    drawn: Chosen,
     config: AutoencoderTraining,
     reconstruction_loss: ReconstructionLoss,
-    processes: Processes,
-) -> tuple[dict[str, float], Codes | None]:
+) -> tuple[dict[str, float], list[Codes]]:
     """Add one micro-batch's gradients to those of the autoencoder, unless it is frozen, and of the discriminator."""
-    autoencoder, discriminator = state.autoencoder, state.discriminator
-    num_values, num_parts = x[0].numel(), config.gradient_accumulation_steps
-    num_latent_values = autoencoder.latent_channels * num_values // (3 * autoencoder.stride**2)
-    x = draw.before(x).contiguous(memory_format=torch.channels_last)
-    noise = _noise(autoencoder, x, generator, processes)
-    implicit = config.objective == "implicit"
-    explicit = discriminator_loss = x.new_zeros(())
+    autoencoder, discriminator, processes = state.autoencoder, state.discriminator, batch.processes
+    num_values, num_parts = batch.x[0].numel(), config.gradient_accumulation_steps
+    factor = 1.0 / (num_values * num_parts)
+    x = drawn.named.before(batch.x).contiguous(memory_format=torch.channels_last)
+    noise = _noise(autoencoder, x, batch.generator, processes)
 
     with autocast(x.device, config.precision):
-        pair = decode_transformed(autoencoder, x, draw.tau if implicit else IDENTITY, noise)
-        seam = Seam.cut(pair.decoded)
-        logits = discriminator(seam.image) if discriminator is not None else None
-        per_image = reconstruction_loss(pair.target, seam.image)
-        if config.reconstruction.resolution_weighting == "equal":
-            per_image = per_image * (num_values / pair.target[0].numel())
-        adversarial = -logits.float().flatten(1).mean(1) if logits is not None else seam.image.new_zeros(len(x))
-        reconstruction, adversarial, kl = per_image.mean(), adversarial.mean(), pair.posterior.kl().mean()
-        if not implicit and draw.branch == "equivariance":
-            stop_gradient = config.objective == "explicit-stop-gradient"
-            z = pair.posterior.mode()
-            explicit = explicit_loss(autoencoder, x, z, draw.tau, stop_gradient=stop_gradient).mean()
-        if discriminator is not None and logits is not None:
-            discriminator_loss = hinge_loss(discriminator(pair.target), logits)
-
-    figures = {
-        "reconstruction": reconstruction / num_values,
-        "l1": (pair.target - seam.image).abs().mean(),
-        "kl": kl,
-        "explicit": explicit,
-        "adversarial": adversarial,
-        "discriminator": discriminator_loss,
-        "adaptive_weight": x.new_zeros(()),
-    }
-    regularization, codes = config.kl_weight * kl + config.explicit_weight * explicit, None
-    if pair.quantized is not None:
-        codebook_loss, commitment_loss = _losses_per_value(pair.quantized, config, num_latent_values)
-        figures["quantization"] = commitment_loss
-        # VQ-GAN's weights are relative to the reconstruction loss per value, which is a sum here.
-        weighted = config.codes.codebook_weight * codebook_loss + config.codes.commitment_weight * commitment_loss
-        regularization = regularization + num_values * weighted
-        codes = Codes.of(pair.latents, pair.quantized, processes)
-    if pair.decoded.requires_grad:
-        figures["adaptive_weight"] = seam.backward(
-            autoencoder.last_layer.weight,
-            reconstruction=reconstruction,
-            adversarial=adversarial if logits is not None else None,
-            adversarial_weight=config.adversarial.adversarial_weight,
-            regularization=regularization,
-            factor=1.0 / (num_values * num_parts),
-            average=processes.average,
-        )
+        posterior = autoencoder.encode(x)
+        z = posterior.sample(noise)
+        # Adaptive weights need L's gradient by z before that of the encoder: the graph is cut open there too.
+        leaf = z.detach().requires_grad_() if mixture.is_adaptive and z.requires_grad else z
+        comparisons = [
+            Comparison.make(
+                weight, each, (autoencoder, x, posterior, leaf), num_values=num_values, config=config,
+                reconstruction_loss=reconstruction_loss, discriminator=discriminator,
+            )
+            for weight, each in drawn.pair.comparisons()
+        ]  # fmt: skip
+        figures, regularization, adaptive = _add_terms(state, mixture, drawn, (x, posterior, z), processes)
+    quantization, num_latent_values = [], autoencoder.latent_channels * num_values // (3 * autoencoder.stride**2)
+    for each in comparisons:
+        losses = each.quantization(config, num_latent_values=num_latent_values)
+        if losses is not None:
+            quantization.append(losses[1])
+            # VQ-GAN's weights are relative to the reconstruction loss per value, which is a sum here.
+            weighted = config.codes.codebook_weight * losses[0] + config.codes.commitment_weight * losses[1]
+            regularization = regularization + each.weight * num_values * weighted
+    discriminator_loss = mean_over(comparisons, [each.discriminator_loss for each in comparisons])
+    figures |= _figures_of(comparisons, quantization, num_values) | {"discriminator": discriminator_loss}
+    if any(each.pair.decoded.requires_grad for each in comparisons):
+        figures["adaptive_weight"] = send_back(
+            comparisons, regularization, config=config, last_layer=autoencoder.last_layer.weight, factor=factor,
+            processes=processes,
+        )  # fmt: skip
+        if leaf is not z and leaf.grad is not None:
+            layer = autoencoder.last_encoder_layer.weight
+            weights = weigh_adaptively(adaptive, z, leaf.grad / factor, layer, processes)
+            added = sum((weights[name] * value for name, (_, value) in adaptive.items()), x.new_zeros(()))
+            torch.autograd.backward([z, factor * added], [leaf.grad, torch.ones_like(added)])
+            figures |= {f"{name}_weight": weight for name, weight in weights.items()}
     if discriminator is not None:
         (discriminator_loss / num_parts).backward(inputs=list(discriminator.parameters()))
     # One transfer, and so one wait for the device, for all of them.
     values = processes.average(torch.stack([value.detach().float() for value in figures.values()])).tolist()
-    return dict(zip(figures, values, strict=True)), codes
+    codes = [each.codes(processes) for each in comparisons]
+    return dict(zip(figures, values, strict=True)), [each for each in codes if each is not None]
+
+
+def _add_terms(
+    state: TrainState, mixture: Mixture, drawn: Chosen, encoded: tuple[Tensor, Posterior, Tensor], processes: Processes
+) -> tuple[dict[str, Tensor], Tensor, dict[str, tuple[float, Tensor]]]:
+    """Compute all terms: their figures, the sum of those with a fixed weight, and the adaptive ones."""
+    x, posterior, z = encoded
+    figures = {"kl": posterior.kl().mean(), "explicit": x.new_zeros(())}
+    regularization = x.new_zeros(())
+    adaptive: dict[str, tuple[float, Tensor]] = {}
+    for (key, weight, term), own in zip(mixture.keyed_terms(), drawn.terms, strict=True):
+        seen = Encoded(
+            autoencoder=state.autoencoder, x=x, posterior=posterior, z=z, drawn=own,
+            part=state.parts.get(key), processes=processes,
+        )  # fmt: skip
+        value = figures["kl"] if term.name == "kl" else term.value(seen).mean()
+        figures[term.name] = value
+        if term.adaptive:
+            adaptive[term.name] = (weight, value)
+        else:
+            regularization = regularization + weight * value
+    return figures, regularization, adaptive
+
+
+def _figures_of(comparisons: list[Comparison], quantization: list[Tensor], num_values: int) -> dict[str, Tensor]:
+    """What the comparisons tell."""
+    zero = comparisons[0].seam.image.new_zeros(())
+    figures = {
+        "reconstruction": [each.reconstruction / num_values for each in comparisons],
+        "l1": [(each.pair.target - each.image).abs().mean() for each in comparisons],
+        "adversarial": [zero if each.adversarial is None else each.adversarial for each in comparisons],
+    }
+    figures |= {"quantization": quantization} if quantization else {}
+    return {name: mean_over(comparisons, values) for name, values in figures.items()} | {"adaptive_weight": zero}
 
 
 def _noise(
@@ -265,18 +298,9 @@ def _noise(
     return noise[len(x) * processes.rank :][: len(x)].to(x.device)
 
 
-def _losses_per_value(
-    quantized: Quantized, config: AutoencoderTraining, num_latent_values: int
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Codebook and commitment loss; a latent scaled by s weighs s^2 where its picture does."""
-    if config.reconstruction.resolution_weighting == "equal":
-        num_latent_values = quantized.z_q[0].numel()
-    return quantized.codebook_loss.mean() / num_latent_values, quantized.commitment_loss.mean() / num_latent_values
-
-
-def _clip(module: torch.nn.Module, max_norm: float) -> float:
+def _clip(parameters: Iterable[torch.nn.Parameter], max_norm: float) -> float:
     """Clip the gradient's norm where asked for, and return what it was; 0 where there is no gradient."""
-    gradients = [parameter for parameter in module.parameters() if parameter.grad is not None]
+    gradients = [parameter for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return 0.0
     return float(torch.nn.utils.clip_grad_norm_(gradients, max_norm if max_norm > 0 else math.inf))

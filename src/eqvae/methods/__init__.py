@@ -1,0 +1,18 @@
+"""First-stage methods: what can be done to an autoencoder so that a generator learns its latents better.
+
+Each is one file: a pair, `L(a(x), D(b(z)))`, or a term added to the objective.
+"""
+
+import importlib
+
+from eqvae.methods.mixture import Chosen, Mixture, Part, parse_method
+from eqvae.methods.protocol import Action, Batch, Drawn, Encoded, Method, Pair, Term
+from eqvae.methods.registry import METHODS, method, names_of, table
+
+for _file in ("eq", "se", "detok", "rae_noise", "plain", "kl", "explicit"):
+    importlib.import_module(f"eqvae.methods.{_file}")  # in the order in which they are listed
+
+__all__ = [
+    "METHODS", "Action", "Batch", "Chosen", "Drawn", "Encoded", "Method", "Mixture", "Pair", "Part", "Term", "method",
+    "names_of", "parse_method", "table",
+]  # fmt: skip

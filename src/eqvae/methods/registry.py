@@ -1,0 +1,132 @@
+"""Methods by name: one list for the command line, `--help`, the README and the documentation."""
+
+import contextlib
+import importlib.util
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, cast, dataclass_transform, get_args, get_origin, get_type_hints
+
+from eqvae.errors import UserError, nearest_name
+from eqvae.methods.protocol import Method, Pair, Term, show
+
+Kind = TypeVar("Kind", bound=type[Method])
+
+METHODS: dict[str, type[Method]] = {}
+"""All methods of the package, in the order in which they are listed."""
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def method(name: str) -> Callable[[Kind], Kind]:
+    """Make a class a method under a name: its annotated fields become parameters.
+
+    Args:
+        name: For `--method NAME`; lower case, with hyphens.
+
+    Returns:
+        The decorator of a `Pair` or a `Term`.
+    """
+
+    def register(kind: Kind) -> Kind:
+        dataclass(frozen=True, kw_only=True)(kind)  # in place
+        kind.name = name
+        if kind.__module__.startswith("eqvae."):
+            METHODS[name] = kind
+        return kind
+
+    return register
+
+
+def find_method(name: str) -> type[Method]:
+    """Look up a method: a registered name, or `FILE.py:CLASS` of one's own."""
+    if ":" not in name:
+        if name not in METHODS:
+            raise UserError(f"--method has no '{name}'", nearest_name(name, METHODS))
+        return METHODS[name]
+    file, class_name = name.rsplit(":", 1)
+    found = vars(_import(Path(file))).get(class_name)
+    if not isinstance(found, type) or not issubclass(found, Pair | Term) or not hasattr(found, "name"):
+        raise UserError(
+            f"'{file}' has no method '{class_name}'", "Name a subclass of Pair or Term with @method above it"
+        )
+    found.name = name
+    return found
+
+
+def _import(path: Path) -> object:
+    """Run a Python file as a module of its own."""
+    if not path.is_file():
+        raise UserError(f"--method '{path}' is no file", "Check the path")
+    name = f"eqvae_method_{path.stem}"
+    specification = importlib.util.spec_from_file_location(name, path)
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module  # where dataclasses look up their types
+    try:
+        specification.loader.exec_module(module)
+    except Exception as error:  # whatever the file raises is the file's fault
+        raise UserError(f"'{path}' can't be imported ({type(error).__name__}: {error})", "Mend it") from None
+    return module
+
+
+def parameter_types(kind: type[Method]) -> dict[str, Any]:
+    """A method's parameters and their types."""
+    hints, listed = get_type_hints(kind), fields(cast(Any, kind))
+    return {each.name: hints[each.name] for each in listed if each.init}
+
+
+def read_value(annotation: Any, text: str) -> object:
+    """Turn the text of a parameter into its value; a ValueError says what it should be."""
+    origin, options = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        for option in sorted(options, key=lambda option: option is str):  # every text is a str
+            with contextlib.suppress(ValueError):
+                return read_value(option, text)
+        raise ValueError(" or ".join(map(_called, options)))
+    if origin is tuple:
+        return tuple(read_value(options[0], part.strip()) for part in text.strip("[]").split(","))
+    words: dict[Any, dict[str, object]] = {bool: {"true": True, "false": False}, type(None): {"none": None}}
+    known = {str(option): option for option in options} if origin is Literal else words.get(annotation)
+    if known is not None:
+        if text not in known:
+            raise ValueError(f"one of {', '.join(known)}")
+        return known[text]
+    try:
+        value = annotation(text)
+    except ValueError:
+        raise ValueError(_called(annotation)) from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a finite number")
+    return value
+
+
+def _called(annotation: Any) -> str:
+    return {int: "a whole number", float: "a number", type(None): "none"}.get(annotation, str(annotation))
+
+
+def describe(kind: type[Method]) -> str:
+    """A method's parameters with their defaults, for tables."""
+    defaults = {each.name: each.default for each in fields(cast(Any, kind)) if each.init}
+    return ", ".join(f"{name}={show(value)}" for name, value in defaults.items())
+
+
+def summary(kind: type[Method]) -> str:
+    """The first paragraph of a method's description, in one line."""
+    return " ".join((kind.__doc__ or "").strip().split("\n\n")[0].split())
+
+
+def names_of(shape: type[Method]) -> str:
+    """The registered pairs, or terms."""
+    return ", ".join(name for name, kind in METHODS.items() if issubclass(kind, shape))
+
+
+def table() -> str:
+    """All methods as a Markdown table: the README's and the documentation's."""
+    rows = ["| `--method` | kind | what it does | parameters |", "|---|---|---|---|"]
+    for name, kind in METHODS.items():
+        what = "pair" if issubclass(kind, Pair) else f"term, {cast(type[Term], kind).default_weight:g}"
+        rows.append(f"| `{name}` | {what} | {summary(kind)} | {describe(kind)} |")
+    return "\n".join(rows)

@@ -1,0 +1,140 @@
+"""One comparison of a training step, L(a(x), D(b(z))), and the terms beside it: values, and gradients at the seams."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from eqvae.autoencoders.protocol import Autoencoder, Posterior
+from eqvae.equivariance import Decoded, decode_pair
+from eqvae.losses.adversarial import Seam, hinge_loss
+from eqvae.losses.codebook import Codes
+from eqvae.losses.reconstruction import ReconstructionLoss
+from eqvae.methods import Drawn
+from eqvae.runtime.processes import Processes
+from eqvae.training.autoencoder_config import AutoencoderTraining
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """L(a(x), D(b(z))), cut open after the decoder."""
+
+    weight: float
+    pair: Decoded
+    seam: Seam
+    image: Float[Tensor, "n 3 h w"]
+    """What is compared with the target: the seam's, but the target's own where a mask says that nothing counts."""
+    reconstruction: Float[Tensor, ""]
+    adversarial: Float[Tensor, ""] | None
+    discriminator_loss: Float[Tensor, ""]
+
+    @classmethod
+    def make(
+        cls,
+        weight: float,
+        drawn: Drawn,
+        encoded: tuple[Autoencoder, Float[Tensor, "n 3 h w"], Posterior, Float[Tensor, "n c h2 w2"]],
+        *,
+        num_values: int,
+        config: AutoencoderTraining,
+        reconstruction_loss: ReconstructionLoss,
+        discriminator: nn.Module | None,
+    ) -> "Comparison":
+        """Decode and compare."""
+        pair = decode_pair(*encoded, drawn)
+        seam = Seam.cut(pair.decoded)
+        image = seam.image if drawn.mask is None else torch.where(drawn.mask > 0.5, seam.image, pair.target.float())
+        logits = discriminator(image) if discriminator is not None else None
+        per_image = reconstruction_loss(pair.target, image)
+        if config.reconstruction.resolution_weighting == "equal":
+            per_image = per_image * (num_values / pair.target[0].numel())
+        adversarial = -logits.float().flatten(1).mean(1).mean() if logits is not None else None
+        discriminator_loss = seam.image.new_zeros(())
+        if discriminator is not None and logits is not None:
+            discriminator_loss = hinge_loss(discriminator(pair.target), logits)
+        return cls(
+            weight=weight,
+            pair=pair,
+            seam=seam,
+            image=image,
+            reconstruction=per_image.mean(),
+            adversarial=adversarial,
+            discriminator_loss=discriminator_loss,
+        )
+
+    def quantization(
+        self, config: AutoencoderTraining, *, num_latent_values: int
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]] | None:
+        """Codebook and commitment loss; a latent scaled by s weighs s^2 where its picture does."""
+        quantized = self.pair.quantized
+        if quantized is None:
+            return None
+        if config.reconstruction.resolution_weighting == "equal":
+            num_latent_values = quantized.z_q[0].numel()
+        return quantized.codebook_loss.mean() / num_latent_values, quantized.commitment_loss.mean() / num_latent_values
+
+    def codes(self, processes: Processes) -> Codes | None:
+        """What went to the codebook."""
+        quantized = self.pair.quantized
+        return None if quantized is None else Codes.of(self.pair.latents, quantized, processes)
+
+
+def mean_over(comparisons: Sequence[Comparison], values: Sequence[Tensor]) -> Tensor:
+    """Average a figure over a step's comparisons, weighed as these are."""
+    if len(values) == 1:
+        return values[0]
+    total = sum(each.weight for each in comparisons)
+    return torch.stack([each.weight / total * value for each, value in zip(comparisons, values, strict=True)]).sum(0)
+
+
+def send_back(
+    comparisons: Sequence[Comparison],
+    regularization: Float[Tensor, ""],
+    *,
+    config: AutoencoderTraining,
+    last_layer: Tensor,
+    factor: float,
+    processes: Processes,
+) -> Tensor:
+    """Send all gradients through the decoder, once for each comparison; returns the first one's lambda_gan."""
+    ends: list[Tensor] = []
+    upstream: list[Tensor] = []
+    adaptive_weights = []
+    for each in comparisons:
+        gradient, adaptive_weight = each.seam.gradient(
+            last_layer,
+            reconstruction=each.reconstruction,
+            adversarial=each.adversarial,
+            adversarial_weight=config.adversarial.adversarial_weight,
+            average=processes.average,
+        )
+        ends.append(each.seam.decoded)
+        upstream.append((factor * each.weight * gradient).to(each.seam.decoded.dtype))
+        adaptive_weights.append(adaptive_weight)
+    if regularization.requires_grad:  # not where the encoder is deterministic
+        ends, upstream = [*ends, factor * regularization], [*upstream, torch.ones_like(regularization)]
+    torch.autograd.backward(ends, upstream)
+    return adaptive_weights[0]
+
+
+def weigh_adaptively(
+    terms: Mapping[str, tuple[float, Tensor]],
+    z: Float[Tensor, "n c h w"],
+    gradient: Float[Tensor, "n c h w"],
+    layer: Tensor,
+    processes: Processes,
+) -> dict[str, Tensor]:
+    """Weigh terms by `weight * |grad L| / |grad term|` at a layer of the encoder, as VA-VAE does.
+
+    `gradient` is L's by z.
+    """
+    (found,) = torch.autograd.grad(z, layer, gradient, retain_graph=True)
+    wanted = processes.average(found).float().norm()
+    weights = {}
+    for name, (weight, value) in terms.items():
+        (found,) = torch.autograd.grad(value, layer, retain_graph=True, allow_unused=True)
+        norm = wanted.new_zeros(()) if found is None else processes.average(found).float().norm()
+        weights[name] = weight * (wanted / (norm + 1e-6)).clamp(0.0, 1e4)
+    return weights

@@ -1,0 +1,144 @@
+"""`eqvae finetune --method`: what it reads, what it refuses in one line, and what it leaves for others."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from eqvae.errors import UserError
+from eqvae.methods import METHODS, Mixture, parse_method
+from eqvae.runtime.run_folder import flat, from_flat
+from eqvae.training.autoencoder_config import AutoencoderTraining
+
+
+def resolve(method: str = "eq", **flags) -> AutoencoderTraining:
+    return from_flat(AutoencoderTraining, method=method, **flags).resolved()
+
+
+def mixture(method: str = "eq", **flags) -> str:
+    """The mixture without the parameters of eq and explicit."""
+    return re.sub(r"(eq|explicit)\([^)]*\)", r"\1", str(resolve(method, **flags).mixture()))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("eq", "eq + kl:1e-06"),
+        ("plain", "plain + kl:1e-06"),
+        ("kl:0", "plain"),
+        ("eq + kl:0.5", "eq + kl:0.5"),
+        (" detok ( gamma = 1.5 ) : 0.25+eq ", "detok(gamma=1.5, max_t=1):0.25 + eq:0.75 + kl:1e-06"),
+        ("eq:0.2 + detok:0.3", "eq:0.2 + detok(gamma=3, max_t=1):0.3 + kl:1e-06"),
+        ("explicit", "kl:1e-06 + explicit:0.1"),
+        ("explicit:3e-1 + eq", "eq + kl:1e-06 + explicit:0.3"),
+        ("se(k=[2, 4])", "se(k=[2, 4], weight=0.25, interpolation=bilinear) + kl:1e-06"),
+    ],
+)
+def test_a_text_becomes_a_mixture_whose_text_is_the_same_mixture(text, expected):
+    assert mixture(text) == expected
+    found = str(resolve(text).mixture())
+    assert str(Mixture.of(parse_method(found))) == found
+    once = resolve(text)
+    assert once.resolved() == once
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("deotk", "Did you mean 'detok'?"),
+        ("detok(gama=1)", "detok has no parameter 'gama'. Did you mean 'gamma'?"),
+        ("detok(gamma=much)", r"detok\(gamma=much\) is not what it should be. Give a number"),
+        ("detok(gamma=inf)", "a finite number"),
+        ("detok(gamma=-1)", r"detok\(gamma=-1\). It must lie in \[0"),
+        ("detok(p=2)", r"It must lie in \[0, 1\]"),
+        ("detok(gamma)", "has no value"),
+        ("detok(gamma=1, gamma=2)", "gives 'gamma' twice"),
+        ("se(interpolation=cubic)", "one of bicubic, bilinear"),
+        ("eq +", "breaks at its end"),
+        ("", "breaks at its end"),
+        ("eq kl", "breaks at 'kl'"),
+        ("eq(", r"breaks at '\('"),
+        ("eq:", "breaks at ':'"),
+        ("eq:-1", "breaks at ':-1'"),
+        ("eq:2", "share of the steps"),
+        ("eq:0.7 + detok:0.7", "1.4 of the steps"),
+        ("eq:1 + detok", "1 of the steps"),
+        ("kl + kl", "adds 'kl' twice"),
+        ("eq(transforms=rotations)", "Did you mean 'rotation'?"),
+        ("nowhere.py:Mine", "'nowhere.py' is no file"),
+    ],
+)
+def test_a_mistake_is_one_line(text, line):
+    with pytest.raises(UserError, match=line) as caught:
+        resolve(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "flags", "line"),
+    [
+        ("se", {"transforms": "paper"}, "--transforms is a parameter of eq and explicit"),
+        ("se", {"min_scale": 0.5}, "--min-scale is a parameter"),
+        ("eq(min_scale=0.3)", {"min_scale": 0.5}, r"--min-scale 0.5 contradicts --method 'eq\(min_scale=0.3\)'"),
+        ("se", {"objective": "explicit"}, "--objective explicit contradicts --method 'se'"),
+        ("eq + kl:0.1", {"kl_weight": 1e-6}, "--kl-weight 1e-06 contradicts --method 'kl:0.1'"),
+        ("explicit:1", {"explicit_weight": 0.1}, "--explicit-weight 0.1 contradicts"),
+        ("eq + explicit", {"freeze_encoder": True}, "--method explicit shapes the encoder"),
+    ],
+)
+def test_flags_that_contradict_the_method_are_one_line(method, flags, line, small_autoencoder):
+    with pytest.raises(UserError, match=line):
+        resolve(method, **flags).check_autoencoder(small_autoencoder)
+
+
+def test_flags_mean_what_they_meant():
+    assert flat(resolve()) | {"transforms": "paper"} == flat(resolve(transforms="paper"))
+    assert str(resolve(transforms="rotation").mixture()) == str(resolve("eq(transforms=rotation)").mixture())
+    assert str(resolve(min_scale=0.5).mixture()) == str(resolve("eq(min_scale=0.5)").mixture())
+    assert (
+        mixture(objective="explicit", explicit_weight=0.3)
+        == mixture("explicit:0.3")
+        == mixture("explicit", explicit_weight=0.3)
+    )
+    assert "stop_gradient=true" in str(resolve(objective="explicit-stop-gradient").mixture())
+    assert mixture(kl_weight=0.01) == mixture("eq + kl:0.01") == "eq + kl:0.01"
+
+
+def test_the_help_names_every_method(capsys):
+    from eqvae.cli import run
+
+    with pytest.raises(SystemExit):
+        run(["finetune", "--help"])
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert [name for name in METHODS if not re.search(rf"[\s:]{name}[,;\s]", said)] == []
+
+
+MINE = '''
+from eqvae import Batch, Drawn, Pair, method
+
+
+@method("upside-down")
+class Mine(Pair):
+    """`L(x upside down, D(z upside down))`."""
+
+    p: float = 0.5
+
+    def act(self, batch: Batch) -> Drawn:
+        return Drawn(image=lambda x: x.flip(-2), latent=lambda z: z.flip(-2), name="upside down")
+
+
+class NotMine:
+    pass
+'''
+
+
+def test_a_method_of_ones_own(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(MINE)
+    text = f"{tmp_path}/mine.py:Mine(p=1):0.5 + eq"
+    assert str(resolve(text).mixture()).startswith(f"{tmp_path}/mine.py:Mine:0.5 + eq(")
+    assert "upside-down" not in METHODS
+    with pytest.raises(UserError, match="has no method 'NotMine'"):
+        resolve(f"{tmp_path}/mine.py:NotMine")
+    (tmp_path / "broken.py").write_text("import nothing_of_the_kind\n")
+    with pytest.raises(UserError, match=r"can't be imported \(ModuleNotFoundError"):
+        resolve(f"{tmp_path}/broken.py:Mine")

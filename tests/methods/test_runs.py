@@ -1,0 +1,104 @@
+"""`eqvae finetune --method NAME` for every name, on continuous and discrete autoencoders: runs, stops, resumes."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+import eqvae.runs.finetune_run as loop
+from eqvae.artifacts.files import read_journal, read_json, read_tensors
+from eqvae.artifacts.names import CHECKPOINT
+from eqvae.errors import Interrupted, UserError
+from eqvae.methods import METHODS
+from eqvae.runs.finetune import FinetuneConfig, finetune
+from eqvae.runtime.run_folder import from_flat
+
+NOT_DISCRETE = {name for name, kind in METHODS.items() if kind.not_discrete}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four photographs of 64 px."""
+    from eqvae.images import open_images
+
+    folder, source = tmp_path_factory.mktemp("pictures"), open_images("photos")
+    for index in range(4):
+        source.read(index).resize((64, 64)).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture
+def configure(pictures: Path, tmp_path: Path):
+    """A function that makes the configuration of a run of half a second."""
+
+    def make(method: str, out: str = "run", **changes) -> FinetuneConfig:
+        defaults = {
+            "autoencoder": "small", "data": str(pictures), "validation_data": str(pictures), "method": method,
+            "out": tmp_path / out, "max_steps": 4, "image_size": 64, "batch_size": 2, "learning_rate": 1e-3,
+            "adversarial_weight": 0.0, "perceptual": "none", "precision": "fp32", "num_workers": 0, "log_every": 1,
+            "num_validation_images": 1, "num_statistics_images": 2, "validate_every": 100, "ema_decay": 0.0,
+        }  # fmt: skip
+        return from_flat(FinetuneConfig, **defaults | changes)
+
+    return make
+
+
+def train_records(folder: Path) -> list[dict]:
+    """The journal's training records without their times."""
+    records = [record for record in read_journal(folder) if record["kind"] == "train"]
+    times = ("images_per_sec", "training_sec")
+    return [{key: value for key, value in record.items() if key not in times} for record in records]
+
+
+def stop_after(step: int, monkeypatch) -> None:
+    def train_step(state, *arguments):
+        record = real(state, *arguments)
+        if state.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return record
+
+    real = loop.train_step
+    monkeypatch.setattr(loop, "train_step", train_step)
+
+
+def run_and_resume(configure, new_autoencoder, method: str, monkeypatch) -> None:
+    """A run at one go, and one that is stopped after two of its four steps: the same journal, weights and moments."""
+    whole, parted = configure(method, "whole"), configure(method, "parted")
+    finetune(whole, new_autoencoder())
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        with pytest.raises(Interrupted):
+            finetune(parted, new_autoencoder())
+    finetune(parted, new_autoencoder())
+    records = train_records(whole.out)
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    assert train_records(parted.out) == records
+    (one, _), (other, _) = (read_tensors(config.out / CHECKPOINT) for config in (whole, parted))
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    assert f"{method}" in read_json(whole.out / "config.json")["mixture"]
+    before = new_autoencoder().state_dict()
+    assert any(not torch.equal(one[f"autoencoder.{name}"], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_and_resumes_on_a_continuous_autoencoder(configure, small_autoencoder, method, monkeypatch):
+    run_and_resume(configure, type(small_autoencoder), method, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in NOT_DISCRETE])
+def test_every_method_trains_and_resumes_on_a_discrete_autoencoder(
+    configure, small_discrete_autoencoder, method, monkeypatch
+):
+    run_and_resume(configure, type(small_discrete_autoencoder), method, monkeypatch)
+
+
+@pytest.mark.parametrize("method", sorted(NOT_DISCRETE))
+def test_what_makes_no_sense_before_quantization_is_one_line(configure, small_discrete_autoencoder, method):
+    config = configure(method)
+    with pytest.raises(UserError, match=f"--method {method} makes no sense for 'small-discrete', which is discrete: "):
+        finetune(config, small_discrete_autoencoder)
+    assert not config.out.exists()
