@@ -163,8 +163,8 @@ class AutoencoderTraining:
     @cached_property
     def _polishing(self) -> "AutoencoderTraining":
         return change_flat(
-            self, max_steps=self.total_steps, discriminator_warmup_steps=self.max_steps, freeze_encoder=True, method="eq",
-            transforms="plain", equivariance_probability=0.0, objective="implicit", codebook="gradient",
+            self, max_steps=self.total_steps, discriminator_warmup_steps=self.max_steps, freeze_encoder=True,
+            method="eq", transforms="plain", equivariance_probability=0.0, objective="implicit", codebook="gradient",
             restart_dead_codes=0,
         )  # fmt: skip
 
