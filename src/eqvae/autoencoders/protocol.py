@@ -121,7 +121,7 @@ class Autoencoder(nn.Module, ABC):
         """The decoder's last convolution, where the adaptive weight of the adversarial loss is measured."""
 
     @property
-    def last_encoder_layer(self) -> nn.Module:
+    def last_encoder_layer(self) -> nn.Conv2d:
         """The encoder's last convolution, where adaptive weights of terms on latents are measured.
 
         Raises:

@@ -1,6 +1,7 @@
 """Which tau are drawn, and how often: flags of `eqvae finetune`, and parameters of `eq` and `explicit`."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from eqvae.errors import UserError, nearest_name
 from eqvae.transforms import PRESETS, Interpolation, TransformSampler
@@ -45,7 +46,7 @@ class TransformConfig:
         sampler = self.sampler()
         return replace(self, transforms=self.transforms or "paper", **{name: getattr(sampler, name) for name in _DRAWN})
 
-    def given(self) -> dict[str, object]:
+    def given(self) -> dict[str, Any]:
         """What was not left to the preset."""
         values = {name: getattr(self, name) for name in ("transforms", *_DRAWN)}
         return {name: value for name, value in values.items() if value is not None}

@@ -243,7 +243,7 @@ class AutoencoderTraining:
         return [first + row for first in firsts for row in range(num_rows)]
 
 
-def _with_flags(part: Part, flags: dict[str, object]) -> Part:
+def _with_flags(part: Part, flags: dict[str, Any]) -> Part:
     """Give a method that draws tau what flags say of it."""
     if not isinstance(part.method, TransformConfig):
         return part

@@ -113,7 +113,8 @@ def train_step(
             optimizer.zero_grad(set_to_none=True)
     statistics = _running_statistics(state)
     former_statistics = [tensor.clone() for tensor in statistics]
-    parts, draws, coded = x.chunk(config.gradient_accumulation_steps), [], []
+    parts, draws = x.chunk(config.gradient_accumulation_steps), []
+    coded: list[Codes] = []
     sums: dict[str, float] = {}
     for index, part in enumerate(parts):
         generator = generator_for(config.seed, state.step, index)
@@ -122,9 +123,9 @@ def train_step(
             generator=generator, processes=processes,
         )  # fmt: skip
         draws.append(mixture.draw(batch, state.parts))
-        losses, codes = _accumulate(state, batch, mixture, draws[-1], config, reconstruction_loss)
+        losses, found = _accumulate(state, batch, mixture, draws[-1], config, reconstruction_loss)
         sums = {name: sums.get(name, 0.0) + value / len(parts) for name, value in losses.items()}
-        coded += codes
+        coded += found
     codes = Codes.join(coded)
 
     parameters = (state.trained(), [] if state.discriminator is None else list(state.discriminator.parameters()))
