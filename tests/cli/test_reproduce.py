@@ -35,7 +35,7 @@ def arguments(images: Path, tmp_path: Path) -> Callable[..., list[str]]:
 
     def make(*items: str, more: tuple[object, ...] = (), data: bool = True) -> list[str]:
         own = ["--data", str(images), "--reference-data", str(images), *BASES] if data else []
-        return ["reproduce", *items, "--out", str(tmp_path / "root"), *own, *map(str, more)]
+        return ["reproduce", *items, "--out", str(tmp_path / "root"), "--scale", "tiny", *own, *map(str, more)]
 
     return make
 
@@ -91,7 +91,7 @@ def test_a_dry_run_writes_nothing(arguments, tmp_path: Path, performed: list[str
 
 @pytest.mark.usefixtures("at_no_cost")
 def test_a_dry_run_needs_no_data(arguments, tmp_path: Path, capsys):
-    for scale in ("tiny", "paper"):
+    for scale in ("tiny", "small", "paper"):
         assert run(arguments("table6", data=False, more=("--scale", scale, "--dry-run"))) == 0
         assert "h100 hours" in capsys.readouterr().out
     assert not (tmp_path / "root").exists()

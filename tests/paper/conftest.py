@@ -19,7 +19,8 @@ from eqvae.generators.recipes import SIZES
 from eqvae.networks.features import FeatureExtractor, Features
 from eqvae.paper import execution
 from eqvae.paper.plan import PlannedRun, describe_base
-from eqvae.paper.settings import TINY, Setting
+from eqvae.paper.setting import Setting
+from eqvae.paper.settings import TINY
 from eqvae.runs.train_config import TrainConfig
 from eqvae.runtime.run_folder import change_flat, flat
 

@@ -36,4 +36,4 @@ if __name__ == "__main__":
     execution.perform = counted
     images, root, *items = sys.argv[1:]
     SETTINGS["tiny"] = replace(shared.smallest(Path(images)), seeds=(0,), strengths=(0.3, 0.5))
-    sys.exit(run(["reproduce", *items, "--out", root, "--device", "cpu"]))
+    sys.exit(run(["reproduce", *items, "--out", root, "--device", "cpu", "--scale", "tiny"]))

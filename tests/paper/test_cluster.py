@@ -19,7 +19,7 @@ from eqvae.errors import Interrupted, UserError
 from eqvae.paper.cluster import execute_on_cluster
 from eqvae.paper.execution import perform
 from eqvae.paper.plan import Plan
-from eqvae.paper.settings import Setting
+from eqvae.paper.setting import Setting
 from eqvae.paper.tables import table8
 from eqvae.runs.reproduce import ReproduceConfig, reproduce
 
@@ -144,7 +144,7 @@ def figures(root: Path, name: str) -> dict[str, Any]:
 @pytest.mark.slow
 def test_a_plan_survives_its_machines(cluster, notes: Path, small: Setting, tmp_path: Path, capfd):
     def reproduce_on(address: str | None, root: Path) -> None:
-        config = ReproduceConfig(items=("table8",), out=root, device="cpu", cluster=address)
+        config = ReproduceConfig(items=("table8",), out=root, device="cpu", scale="tiny", cluster=address)
         reproduce(config, {"tiny": small})
 
     names = [planned.name for planned in Plan.of(table8(small).runs).runs]
@@ -180,7 +180,7 @@ def test_a_plan_survives_its_machines(cluster, notes: Path, small: Setting, tmp_
 def test_a_failure_names_the_run_and_ends_the_plan(cluster, notes: Path, small: Setting):
     before = Counter(said(notes, "begun"))
     (notes / FAIL).touch()
-    config = ReproduceConfig(items=("table8",), out=small.root, device="cpu", cluster="auto")
+    config = ReproduceConfig(items=("table8",), out=small.root, device="cpu", scale="tiny", cluster="auto")
     with pytest.raises(UserError, match=r"^run '.*': the disk is full. Make room$"):
         reproduce(config, {"tiny": small})
     (notes / FAIL).unlink()

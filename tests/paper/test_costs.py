@@ -11,7 +11,8 @@ from eqvae.generators.recipes import PUBLISHED_LATENTS, SIZES
 from eqvae.paper.arms import Arm, equivariant, evaluation, explicit, latents, more_training, reference
 from eqvae.paper.costs import Cost, coding_flops, describe_plan, estimate, generator_size, network_flops
 from eqvae.paper.plan import Plan, PlannedRun
-from eqvae.paper.settings import PAPER, Family, Setting
+from eqvae.paper.setting import Family, Setting
+from eqvae.paper.settings import PAPER
 from eqvae.runtime.run_folder import change_flat
 
 # A paper's scale whose networks are counted sooner, with latents of the same shape as SD-VAE's.

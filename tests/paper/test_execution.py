@@ -19,7 +19,7 @@ from eqvae.artifacts.files import read_json, write_json
 from eqvae.errors import Interrupted, UserError
 from eqvae.paper.execution import execute, lock_path
 from eqvae.paper.plan import Plan, PlannedRun
-from eqvae.paper.settings import Setting
+from eqvae.paper.setting import Setting
 from eqvae.paper.tables import table5, table8
 from eqvae.runs.reproduce import ReproduceConfig, reproduce
 from eqvae.runtime.processes import Processes
@@ -142,7 +142,7 @@ def reproduce_smallest(setting: Setting):
     """Reproduces items at the smallest scale."""
 
     def run(*items: str, seeds: tuple[int, ...] = (0, 1), **options) -> list[Path]:
-        config = ReproduceConfig(items=items, out=setting.root, device="cpu", **options)
+        config = ReproduceConfig(items=items, out=setting.root, device="cpu", **{"scale": "tiny", **options})
         return reproduce(config, {"tiny": replace(setting, seeds=seeds)})
 
     return run
@@ -211,7 +211,7 @@ def test_more_seeds_add_to_what_is_there(reproduce_smallest, performed: list[str
 
 
 def test_a_whole_table(setting: Setting):
-    config = ReproduceConfig(items=("table8", "figure2", "figure3"), out=setting.root, device="cpu")
+    config = ReproduceConfig(items=("table8", "figure2", "figure3"), out=setting.root, device="cpu", scale="tiny")
     files = reproduce(config, {"tiny": replace(setting, seeds=(0,), strengths=(0.5,))})
     content = read_json(setting.root / "table8.json")
     assert content["num_finished"] == content["num_runs"] == 7

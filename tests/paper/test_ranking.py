@@ -11,7 +11,7 @@ from eqvae.cli import run
 from eqvae.errors import UserError
 from eqvae.paper.plan import describe_base
 from eqvae.paper.results import correlations, order, predictors
-from eqvae.paper.settings import Setting
+from eqvae.paper.setting import Setting
 from eqvae.runs.rank import RankConfig, make_contestants, rank
 from eqvae.runtime.run_folder import flat
 
@@ -32,7 +32,7 @@ def config(setting: Setting, images: Path) -> Callable[..., RankConfig]:
         named = tuple(f"{name}=untrained:tiny-kl-f2" for name in NAMES)
         return RankConfig(
             autoencoders=autoencoders or named, out=setting.root, data=str(images), reference_data=str(images),
-            **others,  # type: ignore[arg-type]
+            scale="tiny", **others,  # type: ignore[arg-type]
         )  # fmt: skip
 
     return make
@@ -109,7 +109,7 @@ def test_wrong_input(config, settings, setting: Setting, given: tuple[str, ...],
 def test_the_command_line(images: Path, tmp_path: Path, performed: list[str], capsys):
     bases = [f"{name}=untrained:tiny-kl-f2" for name in NAMES[:2]]
     data = ["--data", images, "--reference-data", images]
-    assert run(["rank", *bases, *map(str, data), "--out", str(tmp_path / "ranking"), "--seeds", "2"]) == 0
+    assert run(["rank", *bases, *map(str, data), "--out", str(tmp_path / "ranking"), "--seeds", "2", "--scale", "tiny"]) == 0
     shown = capsys.readouterr().out
     assert shown == (tmp_path / "ranking" / "ranking.md").read_text()
     assert "two" not in shown

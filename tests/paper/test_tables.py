@@ -10,14 +10,15 @@ from eqvae.paper import expected
 from eqvae.paper.arms import Arm, equivariant, explicit, latents, more_training
 from eqvae.paper.figures import FIGURES, watched_steps
 from eqvae.paper.plan import Plan, PlannedRun, describe_base
-from eqvae.paper.settings import PAPER, TINY, Family, Setting, Size
+from eqvae.paper.setting import Family, Setting, Size
+from eqvae.paper.settings import PAPER, SMALL, TINY
 from eqvae.paper.tables import TABLES, table1, table2, table4, table5, table7, table8, table9, table11
 from eqvae.runs.encode import EncodeConfig
 from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runs.train_config import TrainConfig
 from eqvae.runtime.run_folder import change_flat, flat, flat_value
 
-both = pytest.mark.parametrize("scale", [PAPER, TINY], ids=["paper", "tiny"])
+every = pytest.mark.parametrize("scale", [PAPER, SMALL, TINY], ids=["paper", "small", "tiny"])
 
 
 def plan_of(scale: Setting, *names: str) -> Plan:
@@ -25,7 +26,7 @@ def plan_of(scale: Setting, *names: str) -> Plan:
     return Plan.of(run for name in names or known for run in known[name](scale).runs)
 
 
-@both
+@every
 def test_everything_can_be_planned(scale: Setting):
     plan = plan_of(scale)
     names = [run.name for run in plan.runs]
@@ -40,13 +41,13 @@ def test_everything_can_be_planned(scale: Setting):
             assert run.config.training.adversarial.adversarial_weight == 0 or smallest >= 24
 
 
-@both
+@every
 def test_no_run_lies_in_another(scale: Setting):
     folders = {run.folder for run in plan_of(scale).runs}
     assert not [folder for folder in folders if folders & set(folder.parents)]
 
 
-@both
+@every
 @pytest.mark.parametrize("name", TABLES)
 def test_rows_are_the_papers(scale: Setting, name: str):
     table = TABLES[name](scale)

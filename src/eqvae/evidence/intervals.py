@@ -177,8 +177,14 @@ class Cells:
     """Whether one of the arms has one autoencoder, and the other several: its values stand in every row."""
 
 
-def common_cells(base: Mapping[Replicate, float], arm: Mapping[Replicate, float]) -> Cells | None:
-    """Find the largest complete table of autoencoders and seeds that both arms have."""
+def common_cells(
+    base: Mapping[Replicate, float], arm: Mapping[Replicate, float], *, is_shared: bool | None = None
+) -> Cells | None:
+    """Find the largest complete table of autoencoders and seeds that both arms have.
+
+    `is_shared` says whether one of the arms has one autoencoder for all of the other's; None: if there are values of
+    one, and of more of the other.
+    """
     tables = []
     for values in (base, arm):
         table: dict[tuple[int, ...], dict[int, float]] = {}
@@ -186,10 +192,12 @@ def common_cells(base: Mapping[Replicate, float], arm: Mapping[Replicate, float]
             table.setdefault(autoencoder, {})[seed] = value
         tables.append(table)
     ours, theirs = tables
-    if len(ours) == 1:
-        ours = dict.fromkeys(theirs, *ours.values())
-    elif len(theirs) == 1:
-        theirs = dict.fromkeys(ours, *theirs.values())
+    is_shared = (len(ours) == 1) != (len(theirs) == 1) if is_shared is None else is_shared
+    if is_shared or len(ours) == len(theirs) == 1:
+        ours, theirs = (
+            dict.fromkeys(other, *table.values()) if len(table) == 1 else table
+            for table, other in ((ours, theirs), (theirs, ours))
+        )
     seeds = {row: ours[row].keys() & theirs[row].keys() for row in ours if row in theirs}
     rows = sorted(seeds, key=lambda row: (-len(seeds[row]), row))
     best: tuple[int, list[tuple[int, ...]], list[int]] = (0, [], [])
@@ -201,7 +209,7 @@ def common_cells(base: Mapping[Replicate, float], arm: Mapping[Replicate, float]
     base_table, arm_table = (
         np.array([[table[row][seed] for seed in best[2]] for row in best[1]]) for table in (ours, theirs)
     )
-    return Cells(base=base_table, arm=arm_table, is_shared=len(tables[0]) != len(tables[1]) and 1 in map(len, tables))
+    return Cells(base=base_table, arm=arm_table, is_shared=is_shared)
 
 
 def nested_difference(

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from eqvae.artifacts.names import STATISTICS
 from eqvae.autoencoders.protocol import Autoencoder
-from eqvae.networks.features import metric_key
+from eqvae.networks.features import Measure, metric_key
 from eqvae.paper.plan import PlannedAutoencoder, PlannedRun
-from eqvae.paper.settings import Family, Setting, Size
+from eqvae.paper.setting import Family, Setting, Size
 from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runs.sample import SampleConfig
 from eqvae.runtime.run_folder import change_flat
@@ -55,13 +55,25 @@ def _template(setting: Setting, base: str) -> FinetuneConfig:
 def _tuned(
     setting: Setting, base: str, suffix: str, template: FinetuneConfig, *, epochs: int | None = None
 ) -> PlannedAutoencoder:
+    """Plan the fine-tuning with each seed; the first one's folder has the recipe's plain name."""
     found = setting.base(base)
     max_steps = (setting.epochs if epochs is None else epochs) * setting.steps_per_epoch
-    run = _planned(
-        setting, "finetune", f"autoencoders/{found.name}{suffix}", template,
-        autoencoder=found.location, max_steps=max_steps, architecture=found.architecture,
-    )  # fmt: skip
-    return replace(found, name=found.name + suffix, location=str(run.folder), run=run)
+    first, *others = setting.autoencoder_seeds
+
+    def tuned(seed: int, mark: str = "") -> PlannedAutoencoder:
+        name = found.name + suffix + mark
+        run = _planned(
+            setting, "finetune", f"autoencoders/{name}", template,
+            autoencoder=found.location, max_steps=max_steps, seed=seed, architecture=found.architecture,
+        )  # fmt: skip
+        return replace(found, name=name, location=str(run.folder), run=run)
+
+    return replace(tuned(first), twins=tuple(tuned(seed, f"-seed-{seed}") for seed in others))
+
+
+def evaluations(setting: Setting, autoencoder: PlannedAutoencoder) -> tuple[PlannedRun, ...]:
+    """Measure an autoencoder and its twins."""
+    return tuple(evaluation(setting, each) for each in autoencoder.all_seeds)
 
 
 def evaluation(setting: Setting, autoencoder: PlannedAutoencoder) -> PlannedRun:
@@ -87,7 +99,7 @@ def reference(setting: Setting) -> PlannedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """A generator on one autoencoder's latents, trained once for each seed."""
+    """A generator on one autoencoder's latents and on those of its twins, trained on each once for each seed."""
 
     setting: Setting
 
@@ -120,8 +132,10 @@ class Arm:
 
     @property
     def trained(self) -> tuple[PlannedRun, ...]:
-        """The training runs by seed."""
-        return tuple(self._train(seed) for seed in self.setting.seeds)
+        """The training runs by autoencoder, by seed."""
+        return tuple(
+            self._train(autoencoder, seed) for autoencoder in self.autoencoder.all_seeds for seed in self.setting.seeds
+        )
 
     def scored(self, *, guided: bool) -> tuple[PlannedRun, ...]:
         """The scores of a sample set of each, by ADM's protocol or its twin with other features."""
@@ -130,21 +144,21 @@ class Arm:
         config = setting.guided_sampling[self.family] if guided else plain
         suffix = "-guided" if config != plain else ""
         scores = []
-        for seed, run in zip(setting.seeds, self.trained, strict=True):
+        for seed, run in zip(setting.seeds * len(self.autoencoder.all_seeds), self.trained, strict=True):
             drawn = sample_set(setting, run, replace(config, seed=seed), suffix=suffix)
             name, statistics = "scores/" + drawn.name.removeprefix("samples/"), reference(setting)
             files: dict[str, Any] = {"samples": drawn.folder, "reference": str(statistics.folder / STATISTICS)}
             scores.append(_planned(setting, "score", name, setting.scoring, (drawn, statistics), **files))
         return tuple(scores)
 
-    def _train(self, seed: int) -> PlannedRun:
-        setting, base = self.setting, self.autoencoder.base
-        template = setting.training[self.family]
+    def _train(self, autoencoder: PlannedAutoencoder, seed: int) -> PlannedRun:
+        setting, base = self.setting, autoencoder.base
+        template = setting.training_of(self.family, self.size)
         steps = template.max_steps if self.max_steps is None else self.max_steps
-        parts = ["generators", self.recipe, self.autoencoder.name]
+        parts = ["generators", self.recipe, autoencoder.name]
         parts += ["fixed"] if self.is_fixed else []
-        parts += [f"{steps}-steps"] if steps != template.max_steps else []
-        needs = [latents(setting, self.autoencoder), reference(setting)]
+        parts += [f"{steps}-steps"] if steps != setting.training[self.family].max_steps else []
+        needs = [latents(setting, autoencoder), reference(setting)]
         scaled_as = None
         if self.is_fixed and base in setting.fixed_factors:
             template = change_flat(template, normalization=f"fixed:{setting.fixed_factors[base]:g}")
@@ -154,7 +168,7 @@ class Arm:
         run = _planned(
             setting, "train", "/".join([*parts, f"seed-{seed}"]), template, needs,
             recipe=self.recipe, latents=needs[0].folder, max_steps=steps, seed=seed,
-            reference=str(needs[1].folder / STATISTICS), architecture=self.autoencoder.architecture,
+            reference=str(needs[1].folder / STATISTICS), architecture=autoencoder.architecture,
         )  # fmt: skip
         return replace(run, scaled_as=scaled_as)
 
@@ -166,9 +180,9 @@ def sample_set(setting: Setting, trained: PlannedRun, config: SampleConfig, *, s
     return _planned(setting, "sample", name, config, (trained,), run=folder, architecture=trained.architecture)
 
 
-def distance_key(setting: Setting) -> str:
-    """Name the Frechet distance as `metrics.json` and the journal do: `fid`, or `fd_...` for other features."""
-    return metric_key(setting.reference.features)
+def distance_key(setting: Setting, measure: Measure = "fid") -> str:
+    """Name a distance as `metrics.json` and the journal do: `fid`, or `fd_...` for other features."""
+    return metric_key(setting.reference.features, measure)
 
 
 def _planned(

@@ -6,22 +6,23 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Literal
 
-import numpy as np
-
 from eqvae.artifacts.files import read_journal
-from eqvae.evidence.intervals import Difference, mean_difference
-from eqvae.networks.features import metric_key
-from eqvae.paper.arms import Arm, distance_key, evaluation
+from eqvae.evidence.intervals import Difference, Replicate, common_cells, nested_difference
+from eqvae.networks.features import Measure, metric_key
+from eqvae.paper.arms import Arm, distance_key, evaluations
 from eqvae.paper.plan import PlannedAutoencoder, PlannedRun
-from eqvae.paper.settings import Family, Setting
+from eqvae.paper.setting import Family, Setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One figure, measured by one or several runs that differ in their seed."""
+    """One figure, measured by one or several runs that differ in their seeds."""
 
     runs: tuple[PlannedRun, ...]
-    """One for each seed."""
+    """One for each seed: by autoencoder, by generator."""
+
+    num_autoencoders: int = 1
+    """Twins, each of which has as many of the runs."""
 
     key: str
     """Of `metrics.json`."""
@@ -29,12 +30,13 @@ class Cell:
     step: int | None = None
     """Read the journal's validation at this step of training instead; None: `metrics.json`."""
 
-    def by_seed(self) -> dict[int, float]:
-        """Read what is there so far, by place among the seeds."""
-        found = {place: self._read(run) for place, run in enumerate(self.runs)}
+    def by_seed(self) -> dict[Replicate, float]:
+        """Read what is there so far, by places among the autoencoders' seeds and the generators'."""
+        num_seeds = len(self.runs) // self.num_autoencoders
+        found = {divmod(place, num_seeds): self._read(run) for place, run in enumerate(self.runs)}
         return {
-            place: float(value)
-            for place, value in found.items()
+            ((autoencoder,), seed): float(value)
+            for (autoencoder, seed), value in found.items()
             if isinstance(value, int | float) and math.isfinite(value)
         }
 
@@ -43,13 +45,10 @@ class Cell:
         return list(self.by_seed().values())
 
     def difference_from(self, base: "Cell") -> Difference | None:
-        """Compare with another cell, seed by seed."""
-        ours, theirs = self.by_seed(), base.by_seed()
-        common = [place for place in ours if place in theirs]
-        if not common:
-            return None
-        ours_common, theirs_common = (np.array([values[place] for place in common]) for values in (ours, theirs))
-        return mean_difference(theirs_common, ours_common, paired=True)
+        """Compare with another cell, autoencoder by autoencoder and seed by seed."""
+        is_shared = self.num_autoencoders != base.num_autoencoders
+        cells = common_cells(base.by_seed(), self.by_seed(), is_shared=is_shared)
+        return None if cells is None else nested_difference(cells.base, cells.arm, is_shared=cells.is_shared)
 
     def _read(self, run: PlannedRun) -> object:
         if self.step is None:
@@ -129,8 +128,16 @@ class TableItem:
 
     @property
     def runs(self) -> tuple[PlannedRun, ...]:
-        """The runs behind its cells: all rows with their first seed, then all with the second, and so on."""
-        return by_seed([cell.runs for row in self.rows for cell in row.cells.values()])
+        """The runs behind its cells: all rows with their first seed, then all with the second, and so on.
+
+        Autoencoders with another seed come after all that the first ones have.
+        """
+        first, others = [], []
+        for cell in (cell for row in self.rows for cell in row.cells.values()):
+            num_seeds = len(cell.runs) // cell.num_autoencoders
+            first.append(cell.runs[:num_seeds])
+            others.append(cell.runs[num_seeds:])
+        return (*by_seed(first), *by_seed(others))
 
 
 def by_seed(runs: Sequence[Sequence[PlannedRun]]) -> tuple[PlannedRun, ...]:
@@ -139,12 +146,9 @@ def by_seed(runs: Sequence[Sequence[PlannedRun]]) -> tuple[PlannedRun, ...]:
 
 
 def columns(features: str, keys: Sequence[str]) -> tuple[Column, ...]:
-    """Name columns; FID, precision and recall of other features than Inception's carry their name."""
-    distance, precision, recall = (
-        metric_key(features),
-        metric_key(features, "precision"),
-        metric_key(features, "recall"),
-    )
+    """Name columns; FID, KID, precision and recall of other features than Inception's carry their name."""
+    measures: tuple[Measure, ...] = ("fid", "kid", "precision", "recall")
+    distance, kernel, precision, recall = (metric_key(features, measure) for measure in measures)
     # fmt: off
     known = {column.key: column for column in (
         Column(key="rfid", paper="rFID", here=f"r{distance}", digits=3),
@@ -152,6 +156,9 @@ def columns(features: str, keys: Sequence[str]) -> tuple[Column, ...]:
         Column(key="gfid_fixed", paper="", here=f"g{distance}, base's factor"),
         Column(key="fid", paper="FID", here=distance),
         Column(key="fid_watch", paper="", here=f"{distance} while training, unguided"),
+        Column(key="gkid", paper="", here=f"g{kernel}", digits=4),
+        Column(key="kid", paper="", here=kernel, digits=4),
+        Column(key="kid_watch", paper="", here=f"{kernel} while training, unguided", digits=4),
         Column(key="sfid", paper="sFID", here="sfid"),
         Column(key="inception_score", paper="IS", here="inception_score", better="higher", digits=1, paper_digits=1),
         Column(key="precision", paper="precision", here=precision, better="higher"),
@@ -167,29 +174,52 @@ def columns(features: str, keys: Sequence[str]) -> tuple[Column, ...]:
     return tuple(known[key] for key in keys)
 
 
+def kept_keys(setting: Setting, keys: Sequence[str]) -> tuple[str, ...]:
+    """Choose a table's columns: some scales leave the base's factor out, some have the kernel distance beside it."""
+    beside = {"gfid": "gkid", "fid": "kid", "fid_watch": "kid_watch"} if setting.kernel_distances else {}
+    wanted = [key for key in keys if setting.both_normalizations or key != "gfid_fixed"]
+    return tuple(each for key in wanted for each in (key, beside.get(key)) if each is not None)
+
+
 def evaluation_cells(setting: Setting, autoencoder: PlannedAutoencoder) -> dict[str, Cell]:
     """Say where an autoencoder's own figures are measured."""
     named = columns(setting.reference.features, ("rfid", "rotation", "scale", "dimension", "psnr", "lpips", "ssim"))
-    runs = (evaluation(setting, autoencoder),)
-    return {column.key: Cell(runs=runs, key=column.here) for column in named}
+    return {column.key: autoencoder_cell(setting, autoencoder, column.here) for column in named}
+
+
+def autoencoder_cell(setting: Setting, autoencoder: PlannedAutoencoder, key: str) -> Cell:
+    """Say that the evaluations of an autoencoder and its twins measure a figure."""
+    runs = evaluations(setting, autoencoder)
+    return Cell(runs=runs, key=key, num_autoencoders=len(runs))
 
 
 def gfid_cells(arm: Arm) -> dict[str, Cell]:
-    """Say where a generator's distance is measured, for both normalizations of the latents; tokens have none."""
+    """Say where a generator's distances are measured, for both normalizations of the latents; tokens have none."""
     cells = {"gfid": gfid_cell(arm)}
-    return cells if arm.family == "maskgit" else cells | {"gfid_fixed": gfid_cell(replace(arm, is_fixed=True))}
+    if arm.setting.kernel_distances:
+        cells["gkid"] = gfid_cell(arm, "kid")
+    if arm.setting.both_normalizations and arm.family != "maskgit":
+        cells["gfid_fixed"] = gfid_cell(replace(arm, is_fixed=True))
+    return cells
 
 
-def gfid_cell(arm: Arm) -> Cell:
+def gfid_cell(arm: Arm, measure: Measure = "fid") -> Cell:
     """Say where a generator's distance is measured: while it trains, where the paper does not guide."""
     is_guided = arm.setting.sampling[arm.family].guidance_scale != 1.0
-    return Cell(runs=arm.scored(guided=False) if is_guided else arm.trained, key=distance_key(arm.setting))
+    return arm_cell(arm, arm.scored(guided=False) if is_guided else arm.trained, distance_key(arm.setting, measure))
 
 
-def score_cells(setting: Setting, scores: tuple[PlannedRun, ...]) -> dict[str, Cell]:
+def arm_cell(arm: Arm, runs: tuple[PlannedRun, ...], key: str, step: int | None = None) -> Cell:
+    """Say that an arm's runs measure a figure."""
+    return Cell(runs=runs, key=key, step=step, num_autoencoders=len(arm.autoencoder.all_seeds))
+
+
+def score_cells(arm: Arm, *, guided: bool) -> dict[str, Cell]:
     """Say where the figures of sample sets are measured; those of Inception's logits only with Inception."""
-    keys = ("fid", "precision", "recall", *(("sfid", "inception_score") if setting.is_fid else ()))
-    return {column.key: Cell(runs=scores, key=column.here) for column in columns(setting.scoring.features, keys)}
+    setting = arm.setting
+    keys = ("fid", "kid", "precision", "recall", *(("sfid", "inception_score") if setting.is_fid else ()))
+    named, runs = columns(setting.scoring.features, keys), arm.scored(guided=guided)
+    return {column.key: arm_cell(arm, runs, column.here) for column in named}
 
 
 def protocol(setting: Setting, family: Family) -> str:

@@ -27,7 +27,7 @@ from eqvae.networks.features import INCEPTION
 from eqvae.networks.pretrained import EFFICIENTNET_LITE0
 from eqvae.networks.teachers import DINOV2_B
 from eqvae.paper.plan import Plan, PlannedRun
-from eqvae.paper.settings import Setting
+from eqvae.paper.setting import Setting
 from eqvae.runs.sample import SampleConfig
 from eqvae.runs.train_config import TrainConfig
 from eqvae.runtime.device import count_flops

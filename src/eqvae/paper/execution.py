@@ -22,7 +22,7 @@ from eqvae.errors import Interrupted, UserError
 from eqvae.images import open_images
 from eqvae.images.image_sets import open_reference
 from eqvae.paper.plan import Plan, PlannedRun, write_reference
-from eqvae.paper.settings import GIVEN_LATER
+from eqvae.paper.setting import GIVEN_LATER
 from eqvae.runs.encode import encode
 from eqvae.runs.evaluate import evaluate
 from eqvae.runs.finetune import finetune
@@ -115,7 +115,7 @@ def _claim_root(config: Any, command: str) -> None:
     saved = RunFolder.claim(root, command).saved
     if saved is not None and saved.get("scale") != config.scale:
         problem = f"--out '{root}' holds runs of --scale {saved.get('scale')}, not {config.scale}"
-        raise UserError(problem, "Choose another --out")
+        raise UserError(problem, f"Use --scale {saved.get('scale')}, or choose another --out")
 
 
 def perform(run: PlannedRun) -> None:

@@ -1,37 +1,35 @@
 """Figures 1 to 8 of the paper: the runs that each needs, and how it is drawn from them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
-import matplotlib
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from PIL import Image, ImageDraw, ImageFont
-
-from eqvae.artifacts.files import write_atomically
 from eqvae.artifacts.names import CONTACT_SHEETS, SAMPLE_SHEET, contact_sheet_name
 from eqvae.drawing import read_folders
-from eqvae.drawing.charts import ACCENT, INK, PAPER_STYLE, SIZE_INCHES
 from eqvae.drawing.evaluation_charts import distance_charts, distance_figure
-from eqvae.drawing.pictures import Grid, draw_grid, latent_map_grid, picture_groups, transform_grids
-from eqvae.images import open_picture
+from eqvae.drawing.pictures import latent_map_grid, picture_groups, transform_grids
 from eqvae.paper import expected
 from eqvae.paper.arms import Arm, distance_key, equivariant, evaluation, sample_set
-from eqvae.paper.cells import Cell, Column, Row, TableItem, by_seed, columns, gfid_cells, protocol
+from eqvae.paper.cells import (
+    Column,
+    Row,
+    TableItem,
+    autoencoder_cell,
+    by_seed,
+    columns,
+    gfid_cells,
+    kept_keys,
+    protocol,
+)
+from eqvae.paper.pictures import draw_points, draw_sheets, numbered, write_chart, write_grid, write_picture
 from eqvae.paper.plan import PlannedAutoencoder, PlannedRun
-from eqvae.paper.settings import Family, Setting
+from eqvae.paper.setting import Family, Setting
 from eqvae.runs.compare import CompareConfig, compare
 
 _WATCHES = (1 / 8, 1 / 4)
 """First columns of Figure 4, as shares of the training: 50K and 100K of 400K steps."""
 
 _FIGURE_8_GUIDANCE = 4.0
-
-_DPI = 200
-_MIN_CELL_PX = 160
-"""Smaller pictures are enlarged pixel by pixel, so that the columns' names fit above them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +67,7 @@ def figure1(setting: Setting) -> FigureItem:
     def draw(folder: Path) -> list[Path]:
         groups = picture_groups(read_folders([run.folder for run in evaluations])[0])
         latents = folder / "latents.png"
-        files = [_write_grid(latent_map_grid(group), _numbered(latents, index)) for index, group in enumerate(groups)]
+        files = [write_grid(latent_map_grid(group), numbered(latents, index)) for index, group in enumerate(groups)]
         for family, (without, with_eq) in curves.items():
             compare(CompareConfig(runs=tuple(run.folder for run in (*without, *with_eq)), out=folder / family))
             files += sorted((folder / family).glob("*.png"))
@@ -94,7 +92,7 @@ def figure2(setting: Setting) -> FigureItem:
 def figure3(setting: Setting) -> FigureItem:
     """Distance between tau(x) and D(tau(E(x)))."""
     pairs = _continuous(setting, "SD-VAE", "SDXL-VAE")
-    evaluations = _evaluations(setting, pairs)
+    drawn = _evaluations(setting, pairs)
     measured = tuple(
         Column(key=key, paper=f"rFID, {shown}", here=f"r{distance_key(setting)}_{key}", digits=1, paper_digits=0)
         for key, shown in (
@@ -103,7 +101,7 @@ def figure3(setting: Setting) -> FigureItem:
     )  # fmt: skip
     labels = {setting.autoencoders[name]: name for name in expected.FIGURE_3 if name in setting.autoencoders}
     rows = []
-    for autoencoder, run in zip(pairs, evaluations, strict=True):
+    for autoencoder in pairs:
         label, is_base = labels[autoencoder.base], autoencoder.run is None
         figures = expected.FIGURE_3[label] if is_base else ()
         rows.append(
@@ -111,7 +109,7 @@ def figure3(setting: Setting) -> FigureItem:
                 label=label if is_base else f"{label} + EQ-VAE",
                 here=autoencoder.name,
                 expected=dict(zip((column.key for column in measured), figures, strict=False)),
-                cells={column.key: Cell(runs=(run,), key=column.here) for column in measured},
+                cells={column.key: autoencoder_cell(setting, autoencoder, column.here) for column in measured},
             )
         )
     title = "Distance between τ(x) and D(τ(E(x)))"
@@ -121,13 +119,13 @@ def figure3(setting: Setting) -> FigureItem:
     )  # fmt: skip
 
     def draw(folder: Path) -> list[Path]:
-        charts = distance_charts(read_folders([run.folder for run in evaluations])[0])
-        files = [
-            _write_chart(distance_figure(chart), folder / "distances", index) for index, chart in enumerate(charts)
-        ]
+        charts = distance_charts(read_folders([run.folder for run in drawn])[0])
+        files = [write_chart(distance_figure(chart), folder / "distances", index) for index, chart in enumerate(charts)]
         return [file for pair in files for file in pair]
 
-    return FigureItem(item="figure3", title=title, scale=setting.name, runs=evaluations, table=table, draw=draw)
+    return FigureItem(
+        item="figure3", title=title, scale=setting.name, runs=(*drawn, *table.runs), table=table, draw=draw
+    )
 
 
 def figure4(setting: Setting) -> FigureItem:
@@ -158,14 +156,14 @@ def figure5(setting: Setting) -> FigureItem:
     title = "Distance against epochs of fine-tuning with EQ-VAE"
     table = TableItem(
         item="figure5", title=title, source="Figure 5 of arXiv:2502.09509, read off", scale=setting.name,
-        columns=columns(setting.reference.features, ("gfid", "gfid_fixed")), rows=rows,
+        columns=columns(setting.reference.features, kept_keys(setting, ("gfid", "gfid_fixed"))), rows=rows,
         notes=(protocol(setting, "dit"),),
     )  # fmt: skip
 
     def draw(folder: Path) -> list[Path]:
         points = {float(epochs): own["gfid"].values() for epochs, own in cells.items()}
-        chart = _draw_points(points, expected.FIGURE_5 if setting.is_fid else {}, f"g{distance_key(setting)}")
-        return _write_chart(chart, folder / "epochs")
+        chart = draw_points(points, expected.FIGURE_5 if setting.is_fid else {}, f"g{distance_key(setting)}")
+        return write_chart(chart, folder / "epochs")
 
     return FigureItem(item="figure5", title=title, scale=setting.name, runs=table.runs, draw=draw, table=table)
 
@@ -210,7 +208,7 @@ FIGURES: dict[str, Callable[[Setting], FigureItem]] = {function.__name__: functi
 
 def watched_steps(setting: Setting, family: Family) -> tuple[int, ...]:
     """Choose the steps of Figure 4: an eighth, a quarter and all of the training, or what was watched near them."""
-    config = setting.training[family]
+    config = setting.training_of(family, "xl")
     every = config.sample_every or config.max_steps
     wanted = [round(share * config.max_steps) for share in _WATCHES]
     nearest = [min(max(round(step / every), 1) * every, config.max_steps) for step in wanted]
@@ -227,11 +225,11 @@ def _samples_while_training(setting: Setting, item: str, title: str, family: Fam
 
     def draw(folder: Path) -> list[Path]:
         sheets = [[run.folder / CONTACT_SHEETS / contact_sheet_name(step) for step in steps] for run in runs]
-        page = _draw_sheets(
+        page = draw_sheets(
             dict(zip(names, sheets, strict=True)), [f"{step} steps" for step in steps],
             cell_px=setting.encoding.image_size, first=first, count=5,
         )  # fmt: skip
-        return [_write_picture(page, folder / "samples.png")]
+        return [write_picture(page, folder / "samples.png")]
 
     return FigureItem(item=item, title=title, scale=setting.name, runs=runs, draw=draw)
 
@@ -262,87 +260,5 @@ def _draw_transforms(evaluations: Sequence[PlannedRun], folder: Path, *, only: s
         for grid in transform_grids(group):
             if only is None or grid.title == only:
                 name = grid.title.replace("°", " degrees").replace(" = ", " ").replace(" ", "_")
-                written.append(_write_grid(grid, _numbered(folder / f"{name}.png", index)))
+                written.append(write_grid(grid, numbered(folder / f"{name}.png", index)))
     return written
-
-
-def _draw_points(points: Mapping[float, Sequence[float]], paper: Mapping[float, float], y_label: str) -> Figure:
-    """Draw means over seeds with all seeds behind them, and the paper's figures (Figure 5)."""
-    with matplotlib.rc_context(PAPER_STYLE):
-        chart = Figure(figsize=SIZE_INCHES, layout="constrained")
-        axes = chart.add_subplot()
-        kept = {x: values for x, values in points.items() if values}
-        means = [sum(values) / len(values) for values in kept.values()]
-        axes.plot(list(kept), means, color=ACCENT, linewidth=2.0, marker="o", markersize=4)
-        for x, values in kept.items():
-            axes.plot([x] * len(values), values, "_", color=ACCENT, alpha=0.5)
-        if paper:
-            axes.plot(list(paper), list(paper.values()), "D", color=INK, markersize=4, label="paper")
-            axes.legend(frameon=False, fontsize=9)
-        axes.set_xlabel("epochs of fine-tuning")
-        axes.set_ylabel(y_label)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.margins(y=0.15)
-    return chart
-
-
-def _draw_sheets(
-    rows: Mapping[str, Sequence[Path]], titles: Sequence[str], *, cell_px: int, first: int, count: int
-) -> Image.Image:
-    """Cut the same pictures out of each row's contact sheets and lay them side by side (Figures 4 and 7)."""
-    parts = [[_cut_out(sheet, cell_px, first, count) for sheet in sheets] for sheets in rows.values()]
-    size, gap = 14, 10
-    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
-    left = int(max(font.getlength(line) for name in rows for line in name.splitlines())) + 2 * gap
-    widths = [max(own[column].width for own in parts) for column in range(len(titles))]
-    heights = [max(part.height for part in own) for own in parts]
-    top = size + 2 * gap
-    page = Image.new("RGB", (left + sum(widths) + gap * len(widths), top + sum(heights) + gap * len(heights)), "white")
-    draw = ImageDraw.Draw(page)
-    y = top
-    for name, own, height in zip(rows, parts, heights, strict=True):
-        x = left
-        draw.multiline_text((gap, y + height // 2), name, fill="#1d1d1f", font=font, anchor="lm")
-        for part, width, title in zip(own, widths, titles, strict=True):
-            if y == top:
-                draw.text((x, gap), title, fill="#55555a", font=font)
-            page.paste(part, (x, y))
-            x += width + gap
-        y += height + gap
-    return page
-
-
-def _cut_out(sheet: Path, cell_px: int, first: int, count: int) -> Image.Image:
-    """Cut `count` rows and columns of pictures out of a contact sheet, or what it has of them, and enlarge them."""
-    step, factor = cell_px + 2, max(_MIN_CELL_PX // (cell_px * count), 1)
-    with open_picture(sheet) as picture:
-        right, bottom = (min((first + count) * step + 2, side) for side in picture.size)
-        part = picture.convert("RGB").crop(
-            (min(first * step, right - step), min(first * step, bottom - step), right, bottom)
-        )
-    return part.resize((part.width * factor, part.height * factor), Image.Resampling.NEAREST)
-
-
-def _write_grid(grid: Grid, path: Path) -> Path:
-    factor = -(-_MIN_CELL_PX // max(grid.cell_px))
-    enlarged = tuple(
-        replace(column, pictures=column.pictures.repeat_interleave(factor, -1).repeat_interleave(factor, -2))
-        for column in grid.columns
-    )
-    return _write_picture(draw_grid(replace(grid, columns=enlarged)), path)
-
-
-def _write_picture(picture: Image.Image, path: Path) -> Path:
-    write_atomically(path, partial(picture.save, format="png"))
-    return path
-
-
-def _write_chart(chart: Figure, path: Path, index: int = 0) -> list[Path]:
-    files = [_numbered(path.with_name(f"{path.name}.{suffix}"), index) for suffix in ("svg", "png")]
-    for file in files:
-        write_atomically(file, partial(chart.savefig, format=file.suffix.removeprefix("."), dpi=_DPI))
-    return files
-
-
-def _numbered(path: Path, index: int) -> Path:
-    return path if index == 0 else path.with_name(f"{path.stem}_{index + 1}{path.suffix}")

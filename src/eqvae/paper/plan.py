@@ -179,6 +179,14 @@ class PlannedAutoencoder:
     run: PlannedRun | None = None
     """The fine-tuning that makes it; None for a base."""
 
+    twins: tuple["PlannedAutoencoder", ...] = ()
+    """The same fine-tuning with other seeds."""
+
+    @property
+    def all_seeds(self) -> tuple["PlannedAutoencoder", ...]:
+        """It and its twins."""
+        return (self, *self.twins)
+
     @property
     def needs(self) -> tuple[PlannedRun, ...]:
         """What must be finished before it can be loaded."""

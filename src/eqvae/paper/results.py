@@ -20,7 +20,7 @@ from eqvae.paper.cells import Cell, Row, TableItem
 from eqvae.paper.figures import FigureItem
 from eqvae.paper.plan import Plan, PlannedRun
 
-_COMPARED = ("gfid", "gfid_fixed", "fid", "fid_watch")
+_COMPARED = ("gfid", "gkid", "gfid_fixed", "fid", "kid", "fid_watch", "kid_watch")
 """Columns whose differences between rows get an interval: those with seeds."""
 
 RANKING = "ranking"
@@ -89,7 +89,9 @@ def _body(table: TableItem) -> list[str]:
     lines += [f"± is the standard deviation over seeds, their number in brackets; {MISSING} is not measured.", ""]
     lines += [f"{note}\n" for note in table.notes]
     if compared := list(_difference_lines(table)):
-        lines += ["Differences (95% interval by the paired t distribution over seeds):", "", *compared]
+        has_twins = any(cell.num_autoencoders > 1 for row in table.rows for cell in row.cells.values())
+        how = "a nested analysis of variance of fine-tunings and" if has_twins else "the paired t distribution over"
+        lines += [f"Differences (95% interval by {how} seeds):", "", *compared]
     return lines
 
 

@@ -1,155 +1,22 @@
-"""The two scales of reproduction: the paper's, and its tiny twin. Every number of the recipes stands here.
+"""The scales of reproduction: the paper's, a small one on photographs, and a tiny one. Every number stands here.
 
-Each stage has a complete configuration as a template: autoencoder, data, latents and `out` are filled in by a plan,
-everything else is what the stage runs with. Comments say whose value it is where the paper is silent.
+Comments say whose value it is where the paper is silent.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
 from eqvae.networks.features import INCEPTION
 from eqvae.networks.pretrained import EFFICIENTNET_LITE0
-from eqvae.paper.plan import PlannedAutoencoder, ReferenceConfig, describe_base
+from eqvae.paper.plan import ReferenceConfig
+from eqvae.paper.setting import GIVEN_LATER, Family, ScaleName, Setting
 from eqvae.runs.encode import EncodeConfig
 from eqvae.runs.evaluate import EvaluateConfig
 from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runs.sample import SampleConfig
 from eqvae.runs.score import ScoreConfig
 from eqvae.runs.train_config import TrainConfig
-from eqvae.runtime.run_folder import change_flat, flat, from_flat
-
-Family = Literal["dit", "sit", "repa-sit", "maskgit"]
-Size = Literal["b", "xl"]
-
-GIVEN_LATER = "?"
-"""Data that have no default: the command line must name them before anything runs."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """A scale of reproduction."""
-
-    name: Literal["paper", "tiny"]
-
-    root: Path = Path("ROOT")
-    """The folder below which all runs lie."""
-
-    num_images: int
-    """Of the generators' data, where `encoding` does not cut it; this and the next three are for estimates of cost."""
-
-    num_validation_images: int
-    """On which autoencoders are evaluated, where `evaluation` does not cut them."""
-
-    num_reference_images: int
-    """Of the samples' reference."""
-
-    num_classes: int
-
-    autoencoders: Mapping[str, str]
-    """The base for each of the paper's autoencoders; those that are missing have expected figures only. `SD-VAE` and
-    `VQ-GAN` must be there: ablations start from the first, MaskGIT from both."""
-
-    generator_base: str
-    """On whose latents the published DiT, SiT and REPA were trained: the baseline of Tables 2, 4, 9 and 10."""
-
-    bases: Mapping[str, PlannedAutoencoder] = field(default_factory=dict)
-    """What is known of bases that are no presets, or whose weights the user named."""
-
-    extra: tuple[str, ...] = ()
-    """Further bases: rows of their own in Tables 1 and 12."""
-
-    finetuning: FinetuneConfig
-
-    discrete_finetuning: FinetuneConfig
-
-    epochs: int
-    """Of fine-tuning."""
-
-    steps_per_epoch: int
-    """The paper's epoch of fine-tuning is 10,000 steps."""
-
-    figure5_epochs: tuple[int, ...]
-    """Of Figure 5; each is a run of its own, since learning rates may fall and averages have a horizon."""
-
-    strengths: tuple[float, ...] = (0.3, 0.5, 0.7)
-    """Probabilities of the equivariance branch in Table 8."""
-
-    evaluation: EvaluateConfig
-
-    encoding: EncodeConfig
-
-    reference: ReferenceConfig
-
-    training: Mapping[Family, TrainConfig]
-
-    sizes: Mapping[Literal["b", "xl", "maskgit"], str]
-    """Of generators: what stands for the paper's B and XL, and for its MaskGIT."""
-
-    tokens_per_side: int
-    """Of DiT and SiT: the patch size follows from it and the autoencoder's stride. 16 in the paper: patches of 2 for
-    stride 8, of 1 for stride 16."""
-
-    guided_steps: Mapping[str, int]
-    """Training steps behind Table 4 and the last rows of Table 2, by family, with `+eq` for ours; those that are
-    missing train as long as the others."""
-
-    sampling: Mapping[Family, SampleConfig]
-    """Where the paper does not guide, and for MaskGIT."""
-
-    guided_sampling: Mapping[Family, SampleConfig]
-    """Of Table 4."""
-
-    scoring: ScoreConfig
-
-    fixed_factors: Mapping[str, float]
-    """The published scaling factor of a base's latents, for the second normalization; of others it is measured."""
-
-    seeds: tuple[int, ...]
-    """Of the generators."""
-
-    @property
-    def is_fid(self) -> bool:
-        """Whether distances are FIDs, which may be set beside the paper's."""
-        return self.reference.features == INCEPTION
-
-    def base(self, name: str) -> PlannedAutoencoder:
-        """Take a base as it is."""
-        return self.bases[name] if name in self.bases else describe_base(name, name)
-
-    def with_data(
-        self, *, data: str | None, reference_data: str | None, finetune_data: str | None, validation_data: str | None
-    ) -> "Setting":
-        """Change where images come from; None leaves it, but where one data served two purposes it goes on to."""
-        if finetune_data is None and self.finetuning.data == self.encoding.data:
-            finetune_data = data
-        if validation_data is None and self.evaluation.data == self.reference.reference:
-            validation_data = reference_data
-        tuned = {"data": finetune_data, "validation_data": validation_data}
-        return replace(
-            self,
-            finetuning=_with_given(self.finetuning, **tuned),
-            discrete_finetuning=_with_given(self.discrete_finetuning, **tuned),
-            evaluation=_with_given(self.evaluation, data=validation_data),
-            encoding=_with_given(self.encoding, data=data),
-            reference=_with_given(self.reference, reference=reference_data),
-        )
-
-    def with_all(self, name: str, value: object) -> "Setting":
-        """Change a field of every configuration that has it: the device, the size of images."""
-
-        def change(part: Any) -> Any:
-            if isinstance(part, Mapping):
-                return {key: change(each) for key, each in part.items()}
-            return change_flat(part, **{name: value}) if is_dataclass(part) and name in flat(part) else part
-
-        return replace(self, **{each.name: change(getattr(self, each.name)) for each in fields(self)})
-
-
-def _with_given(config: Any, **changes: str | None) -> Any:
-    return replace(config, **{name: value for name, value in changes.items() if value is not None})
-
+from eqvae.runtime.run_folder import change_flat, from_flat
 
 _CONTINUOUS: tuple[Family, ...] = ("dit", "sit", "repa-sit")
 _TEMPLATE = Path()
@@ -254,7 +121,103 @@ PAPER = Setting(
 )
 """What the paper did, as far as it or its code says; else the defaults of those whom it follows."""
 
-# Its tiny twin ------------------------------------------------------------------------------------------------------
+# Photographs on two CPU cores -----------------------------------------------------------------------------------------
+
+_WOOF_TRAIN, _WOOF_TEST = "hf:frgfm/imagewoof:train", "hf:frgfm/imagewoof:validation"
+
+_SMALL_FINETUNING = from_flat(
+    FinetuneConfig, autoencoder="", out=_TEMPLATE,
+    data=_WOOF_TRAIN, validation_data=_WOOF_TEST,
+    image_size=128, batch_size=8,
+    learning_rate=5e-4, lr_scheduler="cosine", adam_beta1=0.5, adam_beta2=0.99,
+    ema_decay=0.99,  # for a thousand steps
+    polish_steps=500,  # the decoder alone: with EQ-VAE's latents it gains most, docs/log.md
+    transforms="paper", equivariance_probability=0.5, min_scale=0.25,
+    resolution_weighting="equal",  # "area" leaves the error of scale where it was, docs/log.md
+    perceptual="efficientnet-lite0", perceptual_weight=1.0,
+    # PatchGAN sees no fewer than 24 px, and at a scale of 0.25 there are 32. Fewer steps of warm-up hit the adaptive
+    # weight's clamp, docs/log.md.
+    adversarial_weight=0.5, discriminator_warmup_steps=100,
+    kl_weight=1e-6,
+    num_validation_images=64, num_statistics_images=256, validate_every=500, checkpoint_every=100, num_workers=0,
+)
+
+_SMALL_TRAINING = TrainConfig(
+    recipe="", latents=_TEMPLATE, out=_TEMPLATE,
+    max_steps=1000, batch_size=64,  # 64,000 images: six minutes of one core
+    learning_rate=1e-3, lr_warmup_steps=100, adam_beta2=0.99,  # small transformers take them, docs/results/cifar10
+    ema_decay=0.99,
+    label_dropout=0.1,  # DiT's
+    sample_every=500, num_watch_samples=2000, watch_steps=20,
+    features=EFFICIENTNET_LITE0,
+    checkpoint_every=250,
+)
+# Learning curves: 409,600 images, with a longer average, since with 0.99 the rate's own noise sets their end. They are
+# measured 8 times, at all rows of Tables 9 and 10.
+_SMALL_CURVE = replace(_SMALL_TRAINING, max_steps=6400, ema_decay=0.998, sample_every=800)
+_SMALL_REPA = {"teacher": EFFICIENTNET_LITE0, "cache_teacher": True}
+
+_SMALL_SAMPLING = SampleConfig(run="", out=_TEMPLATE, num_samples=10_000, num_steps=20)
+_SMALL_MASKGIT_SAMPLING = replace(_SMALL_SAMPLING, num_steps=8, guidance_scale=4.0)
+
+SMALL = Setting(
+    name="small",
+    num_images=9023,
+    num_validation_images=3928,
+    num_reference_images=3928,
+    num_classes=10,
+    autoencoders={"SD-VAE": "taesd", "SDXL-VAE": "taesdxl", "SD3-VAE": "taesd3", "VQ-GAN": "tiny-vq"},
+    generator_base="taesd",
+    finetuning=_SMALL_FINETUNING,
+    discrete_finetuning=change_flat(
+        _SMALL_FINETUNING,
+        codebook="ema", commitment_weight=0.25, restart_dead_codes=100,  # as the base was trained, docs/results/tiny-vq
+    ),
+    autoencoder_seeds=(0, 1),
+    epochs=5,
+    steps_per_epoch=200,
+    figure5_epochs=(1, 5),  # the paper's figures
+    evaluation=EvaluateConfig(
+        autoencoder="", out=_TEMPLATE, data=_WOOF_TEST, image_size=128, features=EFFICIENTNET_LITE0, all=True,
+        num_images=500, batch_size=25, num_pictures=6,
+    ),
+    encoding=EncodeConfig(autoencoder="", out=_TEMPLATE, data=_WOOF_TRAIN, image_size=128),
+    reference=ReferenceConfig(reference=_WOOF_TEST, out=_TEMPLATE, image_size=128, features=EFFICIENTNET_LITE0),
+    training={
+        "dit": _SMALL_TRAINING,
+        "sit": _SMALL_TRAINING,
+        "repa-sit": change_flat(_SMALL_TRAINING, **_SMALL_REPA),
+        "maskgit": replace(
+            _SMALL_TRAINING,
+            adam_beta2=None,  # as published
+            max_steps=1500, ema_decay=0.998,
+            sample_every=250, watch_steps=8, num_watch_samples=1000,  # rows 50, 100, 200 and 300 of the 300 epochs
+        ),
+    },
+    long_training={
+        "dit": _SMALL_CURVE, "sit": _SMALL_CURVE, "repa-sit": change_flat(_SMALL_CURVE, **_SMALL_REPA),
+    },
+    sizes={"b": "ti", "xl": "ti", "maskgit": "ti"},
+    tokens_per_side=8,
+    guided_steps={},
+    sampling=dict.fromkeys(_CONTINUOUS, _SMALL_SAMPLING) | {"maskgit": _SMALL_MASKGIT_SAMPLING},
+    guided_sampling={
+        "dit": replace(_SMALL_SAMPLING, guidance_scale=1.5),
+        "sit": replace(_SMALL_SAMPLING, guidance_scale=1.5),
+        "repa-sit": replace(_SMALL_SAMPLING, guidance_scale=1.8, guidance_high=0.7),
+        "maskgit": _SMALL_MASKGIT_SAMPLING,
+    },
+    scoring=ScoreConfig(samples=_TEMPLATE, reference="", out=_TEMPLATE, features=EFFICIENTNET_LITE0),
+    both_normalizations=False,  # `causes` asks what scale does
+    kernel_distances=True,
+    fixed_factors={},
+    seeds=(0, 1, 2),
+)
+"""The paper's experiment on photographs of dogs at 128 px, with autoencoders that have the disease: TAESD's latents are
+SD-VAE's. 64 tokens for each generator; Table 5 from nothing in 5 hours of two cores (tests/paper/test_small.py). The
+published values of the generators' samplers are kept but for their steps; sizes, steps and rates are ours."""
+
+# A tiny twin --------------------------------------------------------------------------------------------------------
 
 _CIFAR_TRAIN, _CIFAR_TEST = "hf:uoft-cs/cifar10:train", "hf:uoft-cs/cifar10:test"
 
@@ -341,5 +304,5 @@ TINY = Setting(
 generator. The published values of the generators' samplers are kept; sizes, steps and rates are ours."""
 
 # fmt: on
-SETTINGS: dict[str, Setting] = {"paper": PAPER, "tiny": TINY}
+SETTINGS: dict[ScaleName, Setting] = {"small": SMALL, "paper": PAPER, "tiny": TINY}
 """By `--scale`."""

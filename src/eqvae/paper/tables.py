@@ -4,14 +4,24 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
+from eqvae.networks.features import Measure
 from eqvae.paper import expected
 from eqvae.paper.arms import Arm, Transforms, distance_key, equivariant, explicit, more_training
-from eqvae.paper.cells import Cell, Row, TableItem, columns, evaluation_cells, gfid_cells, protocol, score_cells
+from eqvae.paper.cells import (
+    Row,
+    TableItem,
+    arm_cell,
+    columns,
+    evaluation_cells,
+    gfid_cells,
+    kept_keys,
+    protocol,
+    score_cells,
+)
 from eqvae.paper.expected import PaperTable
 from eqvae.paper.plan import PlannedAutoencoder
-from eqvae.paper.settings import Family, Setting, Size
+from eqvae.paper.setting import Family, Setting, Size
 
-_SEEDS = "Spreads are standard deviations over the generators' seeds; each autoencoder is fine-tuned once."
 _WATCH = (
     "Rows before the last are measured while the generator trains; the other figures of a row need a sample set, which "
     "is drawn at the end."
@@ -21,10 +31,15 @@ _SCALE = (
     "factor that fits the base, as the paper did: what differs between the two is the effect of latent scale."
 )
 
+_MEASURED = "Latents are normalized by each autoencoder's own mean and deviation."
+
 _OURS = " + EQ-VAE"
 """Ends the names of the paper's rows on EQ-VAE's latents."""
 
 _SAMPLE_KEYS = "fid sfid inception_score precision recall"
+
+_WATCHED: dict[str, Measure] = {"fid": "fid", "kid": "kid"}
+"""Columns that are measured while a generator trains."""
 
 _SHARES = {"50K": 1 / 8, "100K": 1 / 4, "200K": 1 / 2, "400K": 1.0}
 """Rows of Tables 9 and 10, as shares of the training."""
@@ -35,13 +50,28 @@ _TABLE_4_PAIRS = {
 }
 
 
+def _seeds(setting: Setting) -> str:
+    num_tuned = len(setting.autoencoder_seeds)
+    if num_tuned == 1:
+        return "Spreads are standard deviations over the generators' seeds; each autoencoder is fine-tuned once."
+    return (
+        f"Spreads are standard deviations over all generators, {len(setting.seeds)} seeds for each of the {num_tuned} "
+        "fine-tunings of a recipe; an autoencoder's own figures have one value for each fine-tuning."
+    )
+
+
+def _normalized(setting: Setting) -> tuple[str, ...]:
+    """Notes of tables whose latents may be scaled in two ways."""
+    return (_seeds(setting), _SCALE) if setting.both_normalizations else (_seeds(setting), _MEASURED)
+
+
 def table1(setting: Setting) -> TableItem:
     """Autoencoders with and without EQ-VAE."""
     rows = []
     for name, autoencoder in _autoencoders(setting):
         row = _autoencoder_row(setting, expected.TABLE_1, name, autoencoder, with_generator=True)
         rows.append(replace(row, against=name.removesuffix(_OURS) if name.endswith(_OURS) else ""))
-    return _table(setting, expected.TABLE_1, "rfid gfid gfid_fixed rotation scale", rows, _SEEDS, _SCALE)
+    return _table(setting, expected.TABLE_1, "rfid gfid gfid_fixed rotation scale", rows, *_normalized(setting))
 
 
 def table2(setting: Setting) -> TableItem:
@@ -64,7 +94,7 @@ def table2(setting: Setting) -> TableItem:
             row = replace(row, here=arm.title, cells=gfid_cells(arm))
         seen.add(arm.trained[0].name)
         rows.append(row)
-    return _table(setting, expected.TABLE_2, "gfid gfid_fixed", rows, _SEEDS, _SCALE)
+    return _table(setting, expected.TABLE_2, "gfid gfid_fixed", rows, *_normalized(setting))
 
 
 def table3(setting: Setting) -> TableItem:
@@ -91,10 +121,10 @@ def table4(setting: Setting) -> TableItem:
         row = Row(label=label, expected=figures, cells={})
         if label in models:
             arm = _long_arm(setting, *models[label])
-            cells, against = score_cells(setting, arm.scored(guided=True)), _TABLE_4_PAIRS.get(label, "")
+            cells, against = score_cells(arm, guided=True), _TABLE_4_PAIRS.get(label, "")
             row = replace(row, here=f"{arm.title}, guided", cells=cells, against=against)
         rows.append(row)
-    return _table(setting, expected.TABLE_4, _SAMPLE_KEYS, rows, _SEEDS)
+    return _table(setting, expected.TABLE_4, _SAMPLE_KEYS, rows, _seeds(setting))
 
 
 def table5(setting: Setting) -> TableItem:
@@ -218,7 +248,7 @@ def _ablation(
     for label, autoencoder in arms.items():
         row = _autoencoder_row(setting, paper, label, autoencoder, with_generator=True)
         rows.append(replace(row, against="" if label == first else first))
-    return _table(setting, paper, keys, rows, _SEEDS, _SCALE)
+    return _table(setting, paper, keys, rows, *_normalized(setting))
 
 
 def _over_steps(setting: Setting, paper: PaperTable, families: Mapping[str, Family]) -> TableItem:
@@ -231,7 +261,7 @@ def _over_steps(setting: Setting, paper: PaperTable, families: Mapping[str, Fami
         other = label.replace(_OURS, "")
         against = other if other != label and other in paper.rows else ""
         rows.append(replace(_at_step(paper, label, arm, _SHARES[steps]), against=against))
-    return _table(setting, paper, _SAMPLE_KEYS, rows, _SEEDS, _WATCH)
+    return _table(setting, paper, _SAMPLE_KEYS, rows, _seeds(setting), _WATCH)
 
 
 def _maskgit(setting: Setting, paper: PaperTable, keys: str) -> TableItem:
@@ -244,27 +274,28 @@ def _maskgit(setting: Setting, paper: PaperTable, keys: str) -> TableItem:
         arm = _arm(setting, "maskgit", base if label == pytorch else ours)
         row = _at_step(paper, label, arm, int(label.split()[-2]) / 300)
         rows.append(replace(row, against=pytorch if label == last else ""))
-    return _table(setting, paper, keys, rows, _SEEDS, _WATCH)
+    return _table(setting, paper, keys, rows, _seeds(setting), _WATCH)
 
 
 def _at_step(paper: PaperTable, label: str, arm: Arm, share: float) -> Row:
     """A generator after a share of its training: the watch's distance, and at the end all figures of a sample set."""
     setting = arm.setting
-    config = setting.training[arm.family]
+    config = setting.training_of(arm.family, arm.size)
     step = round(share * config.max_steps)
-    cells = score_cells(setting, arm.scored(guided=False)) if share == 1.0 else {}
+    cells = score_cells(arm, guided=False) if share == 1.0 else {}
     is_whole = math.isclose(share * config.max_steps, step) and step > 0
     if share == 1.0 or (is_whole and step % (config.sample_every or 1) == 0):
         is_guided = setting.sampling[arm.family].guidance_scale != 1.0
-        watched = Cell(runs=arm.trained, key=distance_key(setting), step=step)
-        cells |= {"fid_watch": watched} if is_guided else {"fid": cells.get("fid", watched)}
+        for key, measure in _WATCHED.items():
+            watched = arm_cell(arm, arm.trained, distance_key(setting, measure), step)
+            cells |= {f"{key}_watch": watched} if is_guided else {key: cells.get(key, watched)}
     return Row(
         label=label, here=f"{arm.title}, {step} steps" if cells else "", expected=paper.rows[label], cells=cells
     )  # fmt: skip
 
 
 def _table(setting: Setting, paper: PaperTable, keys: str, rows: Iterable[Row], *notes: str) -> TableItem:
-    kept = keys.split()
+    kept = kept_keys(setting, keys.split())
     return TableItem(
         item=f"table{paper.number}",
         title=paper.title,

@@ -13,7 +13,8 @@ from eqvae.paper.cells import by_seed, gfid_cell
 from eqvae.paper.execution import carry_out
 from eqvae.paper.plan import Plan, PlannedRun
 from eqvae.paper.results import RANKING, Contestant, write_ranking
-from eqvae.paper.settings import SETTINGS, Family, Setting
+from eqvae.paper.setting import Family, ScaleName, Setting
+from eqvae.paper.settings import SETTINGS
 from eqvae.runs.reproduce import PlanConfig, make_setting, split_name
 
 
@@ -27,14 +28,15 @@ class RankConfig(PlanConfig):
     out: Path
     """Root of the runs, resumed when called again; `ranking.md` and `ranking.json` are written there."""
 
-    scale: Literal["tiny", "paper"] = "tiny"
-    """`tiny`: a 4M generator on CIFAR-10. `paper`: DiT-B, 400,000 steps, ImageNet."""
+    scale: ScaleName = "small"
+    """`small`: a 4M generator on photographs of 128 px, 64,000 images. `paper`: DiT-B, 400,000 steps, ImageNet. `tiny`:
+    as `small` on CIFAR-10 at 64 px, 19,200 images."""
 
     generator: Literal["dit", "sit"] = "dit"
     """What is trained on continuous latents; on tokens it is a MaskGIT."""
 
     image_size: int | None = None
-    """Side of all images, in px; None: 32 for `tiny`, 256 for `paper`."""
+    """Side of all images, in px; None: 128 for `small`, 64 for `tiny`, 256 for `paper`."""
 
     max_steps: int | None = None
     """Of each generator; None: the scale's."""
@@ -46,7 +48,7 @@ def command(config: RankConfig) -> str | None:
     return None if path is None else path.read_text().rstrip("\n")
 
 
-def rank(config: RankConfig, settings: Mapping[str, Setting] = SETTINGS) -> Path | None:
+def rank(config: RankConfig, settings: Mapping[ScaleName, Setting] = SETTINGS) -> Path | None:
     """Do what is left of the runs, and write the ranking; returns its page, in all processes but the first None."""
     setting, contestants = make_contestants(config, settings)
     # Evaluations first, then each contestant's first seed, and so on: something can be compared early.
@@ -63,7 +65,7 @@ def rank(config: RankConfig, settings: Mapping[str, Setting] = SETTINGS) -> Path
 
 
 def make_contestants(
-    config: RankConfig, settings: Mapping[str, Setting] = SETTINGS
+    config: RankConfig, settings: Mapping[ScaleName, Setting] = SETTINGS
 ) -> tuple[Setting, tuple[Contestant, ...]]:
     """Plan what each autoencoder has to go through."""
     names = [split_name(given)[0] for given in config.autoencoders]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -18,7 +18,8 @@ from eqvae.paper.execution import carry_out
 from eqvae.paper.figures import FIGURES, FigureItem
 from eqvae.paper.plan import Plan, PlannedRun, describe_base
 from eqvae.paper.results import write_item
-from eqvae.paper.settings import SETTINGS, Setting
+from eqvae.paper.setting import ScaleName, Setting
+from eqvae.paper.settings import SETTINGS
 from eqvae.paper.tables import TABLES
 
 ALL = "all"
@@ -32,19 +33,19 @@ class PlanConfig:
 
     out: Path
 
-    scale: Literal["tiny", "paper"] = "tiny"
+    scale: ScaleName = "small"
 
     data: str | None = None
-    """DATA of the generators; None: CIFAR-10's or ImageNet's training images from the hub."""
+    """DATA of the generators; None: Imagewoof's, ImageNet's or CIFAR-10's training images from the hub."""
 
     reference_data: str | None = None
     """What samples are measured against: DATA, or ADM's reference batch, which `paper` needs."""
 
     validation_data: str | None = None
-    """DATA that autoencoders are evaluated on; None: `reference_data` for `tiny`, ImageNet's validation images."""
+    """DATA that autoencoders are evaluated on; None: `reference_data`, for `paper` ImageNet's validation images."""
 
     seeds: int | None = None
-    """Seeds of each generator; None: 3 for `tiny`, 1 for `paper`."""
+    """Seeds of each generator; None: 3, for `paper` 1."""
 
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
@@ -67,11 +68,15 @@ class ReproduceConfig(PlanConfig):
     out: Path
     """Root of the runs, which later commands share; each ITEM becomes ITEM.md and ITEM.json in it."""
 
-    scale: Literal["tiny", "paper"] = "tiny"
-    """`tiny`: CIFAR-10 on two CPU cores. `paper`: ImageNet, as the paper did."""
+    scale: ScaleName = "small"
+    """`small`: photographs of 128 px and TAESD, a table in hours of two CPU cores. `paper`: ImageNet, as the paper did.
+    `tiny`: CIFAR-10 at 64 px, a table in an hour; most of the paper's effects are too small to be seen there."""
 
     finetune_data: str | None = None
-    """DATA of fine-tuning; None: `data` for `tiny`. `paper` needs OpenImages."""
+    """DATA of fine-tuning; None: `data`. `paper` needs OpenImages."""
+
+    autoencoder_seeds: int | None = None
+    """Seeds of each fine-tuning, each of which has generators of its own; None: 2 for `small`, else 1."""
 
     autoencoder: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="[NAME=]AUTOENCODER")] = ()
     """A further row of Tables 1 and 12, or, with the NAME of a base, where its weights are; may be given repeatedly."""
@@ -91,9 +96,9 @@ def command(config: ReproduceConfig) -> str | None:
     return "\n".join(str(file) for file in reproduce(config) if file.suffix == ".md") or None
 
 
-def reproduce(config: ReproduceConfig, settings: Mapping[str, Setting] = SETTINGS) -> list[Path]:
+def reproduce(config: ReproduceConfig, settings: Mapping[ScaleName, Setting] = SETTINGS) -> list[Path]:
     """Do what is left of the runs, and write the items; returns their files, in all processes but the first none."""
-    setting = make_setting(config, config.autoencoder, settings, finetune_data=config.finetune_data)
+    setting = _setting_of(config, settings)
     items = make_items(config.items, setting)
     plan = Plan.of(run for item in items for run in item.runs)
 
@@ -108,7 +113,7 @@ def _describe(config: ReproduceConfig) -> str:
     """Work out what a reproduction would do and cost. Nothing is written, and no default data are opened."""
     if config.device_name not in DEVICES:
         raise UserError(f"--device-name '{config.device_name}' is not known", nearest_name(config.device_name, DEVICES))
-    setting = make_setting(config, config.autoencoder, finetune_data=config.finetune_data)
+    setting = _setting_of(config)
     items = {item.item: item.runs for item in make_items(config.items, setting)}
     plan = Plan.of(run for runs in items.values() for run in runs)
     plan.check_saved()
@@ -120,12 +125,23 @@ def _describe(config: ReproduceConfig) -> str:
     return describe_plan(plan, items, setting, config.device_name)
 
 
+def _setting_of(config: ReproduceConfig, settings: Mapping[ScaleName, Setting] = SETTINGS) -> Setting:
+    return make_setting(
+        config,
+        config.autoencoder,
+        settings,
+        finetune_data=config.finetune_data,
+        autoencoder_seeds=config.autoencoder_seeds,
+    )
+
+
 def make_setting(
     config: PlanConfig,
     autoencoders: Sequence[str],
-    settings: Mapping[str, Setting] = SETTINGS,
+    settings: Mapping[ScaleName, Setting] = SETTINGS,
     *,
     finetune_data: str | None = None,
+    autoencoder_seeds: int | None = None,
 ) -> Setting:
     """Apply the command line to a scale."""
     setting = settings[config.scale]
@@ -133,6 +149,10 @@ def make_setting(
         if config.seeds < 1:
             raise UserError(f"--seeds is {config.seeds}", "It must be at least 1")
         setting = replace(setting, seeds=tuple(range(config.seeds)))
+    if autoencoder_seeds is not None:
+        if autoencoder_seeds < 1:
+            raise UserError(f"--autoencoder-seeds is {autoencoder_seeds}", "It must be at least 1")
+        setting = replace(setting, autoencoder_seeds=tuple(range(autoencoder_seeds)))
     setting = setting.with_data(
         data=config.data,
         reference_data=config.reference_data,
