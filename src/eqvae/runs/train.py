@@ -21,6 +21,7 @@ from eqvae.generators.gat_transformer import GatGenerator
 from eqvae.generators.protocol import Objective
 from eqvae.generators.recipes import Backbone
 from eqvae.images.image_sets import open_reference
+from eqvae.metrics.comparison import kernel_distance
 from eqvae.metrics.frechet import FeatureMoments, frechet_distance
 from eqvae.metrics.statistics import FeatureStatistics, compute_statistics, holds_statistics
 from eqvae.networks.features import FeatureExtractor, load_features, metric_key
@@ -43,6 +44,8 @@ from eqvae.training.sharding import shard, whole
 _DRAWS, _WEIGHTS, _OPPOSED_WEIGHTS = 1, 2, 3  # what a random stream is for
 
 _WATCH_BATCH_SIZE = 50
+_WATCH_SUBSETS = 10
+"""Of the kernel distance; `eqvae score` takes ten times as many."""
 
 
 def command(config: TrainConfig) -> str | None:
@@ -291,15 +294,36 @@ class SampleWatch:
             contact_sheet(images, config.out / CONTACT_SHEETS / contact_sheet_name(step))
         if self.reference is None:
             return {}
-        moments, own = FeatureMoments(), range(config.num_watch_samples)[self.processes.rank :: self.processes.count]
+        return self._distances(drawer, self.reference) | {"num_samples": config.num_watch_samples}
+
+    def _distances(self, drawer: Drawer, reference: Reference) -> dict[str, float | int]:
+        """Measure samples: their moments by the Frechet distance, the features themselves by the unbiased kernel's."""
+        extractor, statistics, processes = reference.extractor, reference.statistics, self.processes
+        moments, own = FeatureMoments(), range(self.config.num_watch_samples)[processes.rank :: processes.count]
+        kept: list[Tensor] = []
         for images in _drawn(drawer, own):
-            moments.add(self.reference.extractor.extract(images).pooled)
-        moments = moments.summed_over(self.processes)
-        statistics = self.reference.statistics
+            pooled = extractor.extract(images).pooled
+            moments.add(pooled)
+            kept.append(pooled.cpu())
+        moments = moments.summed_over(processes)
+        name = extractor.name
         distance = frechet_distance(
             moments.mean.cpu(), moments.covariance.cpu(), statistics.mean.cpu(), statistics.covariance.cpu()
         )
-        return {metric_key(self.reference.extractor.name): distance, "num_samples": config.num_watch_samples}
+        figures: dict[str, float | int] = {metric_key(name): distance}
+        if statistics.pooled is not None:  # an ADM batch may hold moments alone
+            samples = _in_order(processes.gather(torch.cat([statistics.pooled[:0], *kept])))
+            kernel = kernel_distance(reference=statistics.pooled, samples=samples, num_subsets=_WATCH_SUBSETS)
+            figures[metric_key(name, "kid")] = kernel.value
+        return figures
+
+
+def _in_order(parts: Sequence[Tensor]) -> Tensor:
+    """Put together what processes drew in turns, so that subsets of it don't depend on their number."""
+    rows = torch.empty((sum(map(len, parts)), parts[0].shape[1]))
+    for rank, part in enumerate(parts):
+        rows[rank :: len(parts)] = part
+    return rows
 
 
 def _drawn(drawer: Drawer, indices: Sequence[int]) -> Iterator[Tensor]:
