@@ -75,6 +75,7 @@ def test_the_number_of_processes_does_not_show(watch, count: int):
         thread.join()
     for figures in found:
         assert figures["fd_efficientnet_lite0"] == pytest.approx(alone["fd_efficientnet_lite0"], rel=1e-3)
+        assert figures["kd_efficientnet_lite0"] == pytest.approx(alone["kd_efficientnet_lite0"], rel=1e-2, abs=1e-4)
         assert figures["num_samples"] == 4
 
 
