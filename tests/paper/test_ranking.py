@@ -109,7 +109,10 @@ def test_wrong_input(config, settings, setting: Setting, given: tuple[str, ...],
 def test_the_command_line(images: Path, tmp_path: Path, performed: list[str], capsys):
     bases = [f"{name}=untrained:tiny-kl-f2" for name in NAMES[:2]]
     data = ["--data", images, "--reference-data", images]
-    assert run(["rank", *bases, *map(str, data), "--out", str(tmp_path / "ranking"), "--seeds", "2", "--scale", "tiny"]) == 0
+    assert (
+        run(["rank", *bases, *map(str, data), "--out", str(tmp_path / "ranking"), "--seeds", "2", "--scale", "tiny"])
+        == 0
+    )
     shown = capsys.readouterr().out
     assert shown == (tmp_path / "ranking" / "ranking.md").read_text()
     assert "two" not in shown
