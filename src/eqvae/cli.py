@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -46,6 +47,13 @@ EQ-VAE: equivariance-regularized latent spaces for image generation (arXiv:2502.
 'eqvae COMMAND --help' lists a command's flags."""
 
 Config = TypeVar("Config")
+
+_MAX_CONFIG_BYTES = 2**16
+
+_YAML_TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null"))
+_YAML_WORDS = {"": "None", "~": "None", "null": "None"}
+_YAML_WORDS |= dict.fromkeys(("true", "yes", "on"), "True") | dict.fromkeys(("false", "no", "off"), "False")
+"""What unquoted words mean in YAML 1.1."""
 
 
 def main() -> None:
@@ -129,6 +137,7 @@ def parse(config_type: type[Config], command: str, arguments: Sequence[str]) -> 
     import tyro
 
     fields = flag_types(config_type)
+    file = next((f" and '{rest}'" for flag, rest in pairwise([*arguments, ""]) if flag == "--config"), "")
     arguments = _with_config_file(fields, command, _spell_out_booleans(fields, arguments))
     said = io.StringIO()
     try:
@@ -140,7 +149,7 @@ def parse(config_type: type[Config], command: str, arguments: Sequence[str]) -> 
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UserError(_one_line(said.getvalue()), f"See 'eqvae {command} --help'") from None
+        raise UserError(_one_line(said.getvalue()), f"See 'eqvae {command} --help'{file}") from None
     if unknown:
         flag = unknown[0].split("=")[0]
         raise UserError(f"eqvae {command} does not know '{unknown[0]}'", nearest_name(flag, map(_flag, fields)))
@@ -195,30 +204,44 @@ def _merge(fields: dict[str, Any], command: str, path: Path, rest: list[str]) ->
     flags: list[str] = []
     positional: list[str] = []
     for key, value in _read_yaml(path).items():
-        name = str(key).replace("-", "_")
+        name = key.replace("-", "_")
         if name not in fields:
             raise UserError(
                 f"'{path}' has a key '{key}' that eqvae {command} does not know", nearest_name(name, fields)
             )
         if tyro.conf.Positional in getattr(fields[name], "__metadata__", ()):
-            positional = [] if _has_positional(rest) else [str(value)]
+            positional = [] if _has_positional(rest) else [value]
         else:
-            flags += [_flag(name), str(value)]
+            flags += [_flag(name), value]
     return positional + flags + rest
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> dict[str, str]:
+    """Read the text of 'name: value' lines: nothing is constructed, so tags, dates and aliases mean nothing."""
     import yaml
 
+    mend = "Write it as 'name: value' lines"
     try:
-        content = yaml.safe_load(path.read_text())
+        if path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise UserError(f"--config '{path}' has more than {_MAX_CONFIG_BYTES} bytes", mend)
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except OSError as error:
         raise UserError(f"--config '{path}' can't be read ({error.strerror})", "Check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config '{path}' is no YAML ({error})", "Write it as 'name: value' lines") from None
-    if not isinstance(content, dict):
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"--config '{path}' is no YAML ({str(error)[:200]})", mend) from None
+    if not isinstance(root, yaml.MappingNode):
         raise UserError(f"--config '{path}' holds no 'name: value' lines", "Write one line for each field")
-    return content
+    found: dict[str, str] = {}
+    for key, value in root.value:
+        if not isinstance(key, yaml.ScalarNode) or key.value in found:
+            line = key.start_mark.line + 1
+            raise UserError(f"--config '{path}' has a name that is no word, or comes twice, in line {line}", mend)
+        if not isinstance(value, yaml.ScalarNode) or value.tag not in _YAML_TAGS:
+            kind = "a list" if isinstance(value, yaml.SequenceNode) else f"what is no plain value ({value.tag})"
+            raise UserError(f"--config '{path}': '{key.value}' is {kind[:80]}", "Write what its flag takes")
+        is_plain = value.style is None
+        found[key.value] = _YAML_WORDS.get(value.value.lower(), value.value) if is_plain else value.value
+    return found
 
 
 def _has_positional(arguments: list[str]) -> bool:

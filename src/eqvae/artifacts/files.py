@@ -3,10 +3,16 @@
 import contextlib
 import hashlib
 import json
+import lzma
+import math
 import os
+import pickle
 import re
 import shutil
+import struct
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -20,6 +26,16 @@ from torch import Tensor, nn
 
 from eqvae.artifacts.names import JOURNAL
 from eqvae.errors import UserError
+
+DAMAGE = (
+    ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, OSError, RuntimeError,
+    SafetensorError, SyntaxError, TypeError, ValueError, lzma.LZMAError, pickle.UnpicklingError, struct.error,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What readers of others' bytes raise where these are damaged. (NumPy's and zipfile's have no errors of their own.)"""
+
+MAX_JSON_BYTES = 2**25
+"""Of one file: ten times what the index of a cache of ImageNet takes."""
 
 _NUM_NAMED = 3
 
@@ -141,16 +157,32 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object."""
+    """Read a JSON object; all its numbers are finite."""
+    mend = "Write it again or remove it"
     try:
-        content = json.loads(path.read_text())
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise UserError(f"'{path}' has more than {MAX_JSON_BYTES >> 20} MiB, too many for what it is", mend)
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"'{path}' does not exist", "Is this a folder that an eqvae command wrote?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"'{path}' is no readable JSON ({error})", "Write it again or remove it") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"'{path}' is no readable JSON ({error})", mend) from None
     if not isinstance(content, dict):
-        raise UserError(f"'{path}' holds no JSON object", "Write it again or remove it")
+        raise UserError(f"'{path}' holds no JSON object", mend)
     return content
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON; NaN, infinite numbers and any that float64 does not hold are a ValueError."""
+
+    def refuse(name: str) -> float:
+        raise ValueError(f"{name} is no finite number")
+
+    def read_float(text: str) -> float:
+        number = float(text)
+        return number if math.isfinite(number) else refuse(text)
+
+    return json.loads(text, parse_constant=refuse, parse_float=read_float)
 
 
 def read_journal(folder: Path) -> list[dict[str, Any]]:
@@ -159,10 +191,10 @@ def read_journal(folder: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     records: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(record, dict):
             records.append(record)
@@ -218,7 +250,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             metadata = dict(file.metadata() or {})
     except FileNotFoundError:
         raise UserError(f"'{path}' does not exist", "Check the path") from None
-    except (SafetensorError, OSError) as error:
+    except DAMAGE as error:
         raise UserError(f"'{path}' is truncated or no safetensors file ({error})", "Fetch or write it again") from None
     digest = metadata.pop(_DIGEST, None)
     if digest is None and any(re.fullmatch("[0-9a-f]{64}", value) for value in metadata.values()):
@@ -237,6 +269,15 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
+def check_finite(tensors: Mapping[str, Tensor], *, source: str, mend: str) -> None:
+    """Refuse weights of which one is NaN or infinite: they would make black pictures and figures of nothing."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.device.type != "meta" and not bool(tensor.isfinite().all()):
+            count = int((~tensor.isfinite()).sum())
+            numbers = "a number that is" if count == 1 else f"{count} numbers that are"
+            raise UserError(f"'{source}' has diverged or is damaged: '{name}' holds {numbers} not finite", mend)
+
+
 def load_strictly(
     model: nn.Module,
     state: Mapping[str, Tensor],
@@ -245,7 +286,7 @@ def load_strictly(
     model_name: str | None = None,
     mend: str = "Are weights and config.json from one model?",
 ) -> None:
-    """Put weights into a model whose names and shapes they fit exactly."""
+    """Put weights into a model whose names, shapes and kinds of numbers they fit exactly, if all are finite."""
     expected = model.state_dict()
     missing = [key for key in expected if key not in state]
     unexpected = [key for key in state if key not in expected]
@@ -254,15 +295,26 @@ def load_strictly(
         for key, tensor in expected.items()
         if key in state and state[key].shape != tensor.shape
     ]
+    changed = [
+        f"{key} {str(state[key].dtype).removeprefix('torch.')} instead of {str(tensor.dtype).removeprefix('torch.')}"
+        for key, tensor in expected.items()
+        if key in state and state[key].is_floating_point() != tensor.is_floating_point()
+    ]
     faults = [
         f"{len(keys)} {what} ({', '.join(keys[:_NUM_NAMED])}{', ...' if len(keys) > _NUM_NAMED else ''})"
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        for what, keys in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", reshaped),
+            ("of another kind", changed),
+        )
         if keys
     ]
     if faults:
         raise UserError(
             f"The weights in '{source}' do not fit {model_name or type(model).__name__}: {'; '.join(faults)}", mend
         )
+    check_finite(state, source=source, mend="Take an earlier checkpoint of it, or fetch it again")
     contiguous: dict[str, Any] = {key: tensor.contiguous() for key, tensor in state.items()}
     model.load_state_dict(contiguous, strict=True, assign=True)
 

@@ -6,19 +6,25 @@ of a larger set: `mu` and `sigma` of pooled features, `mu_s` and `sigma_s` of sp
 
 import math
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from eqvae.artifacts.files import write_atomically
+from eqvae.artifacts.files import DAMAGE, write_atomically
 from eqvae.errors import UserError
 
 IMAGES_KEY, LABELS_KEY = "arr_0", "arr_1"
 MOMENT_KEYS = ("mu", "sigma", "mu_s", "sigma_s")
+
+_MAX_ARRAY_BYTES = 2**28
+"""Of moments; Inception's covariance has 32 MiB."""
+
+_BOMB_BYTES, _BOMB_RATIO = 2**26, 200
+"""Pictures of more than so many bytes never take less than one in so many."""
 
 _MEND = "An .npz in ADM's layout holds 'arr_0': uint8 (n, h, w, 3), 0 ... 255"
 
@@ -55,8 +61,7 @@ def stream_sample_set(
 def read_blocks(path: Path, num_rows: int = 256) -> Iterator[UInt8[np.ndarray, "_ h w 3"]]:
     """Read the images of a set, some at a time; whoever reads to the end has the archive's checksum compared."""
     num_images, *size = check_header(path)
-    with reading(path), open_member(path, IMAGES_KEY) as file:
-        read_header(file)
+    with reading(path), open_array(path, IMAGES_KEY) as (file, *_):
         for first in range(0, num_images, num_rows):
             count = min(num_rows, num_images - first)
             content = file.read(count * math.prod(size))
@@ -93,29 +98,57 @@ def reading(path: Path) -> Iterator[None]:
     """Turn what a damaged archive raises into one line."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise UserError(
-            f"'{path}' is truncated, damaged or no .npz file ({error})", "Fetch or write it again"
-        ) from None
+    except DAMAGE as error:
+        what = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"'{path}' is truncated, damaged or no .npz file ({what})", "Fetch or write it again") from None
 
 
 def _list_keys(path: Path) -> list[str]:
     with reading(path), zipfile.ZipFile(path) as archive:
-        return [name.removesuffix(".npy") for name in archive.namelist()]
+        return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+
+
+class StoredArray(NamedTuple):
+    """An array in an archive, of which the header has been read."""
+
+    file: zipfile.ZipExtFile
+    """Where its numbers begin."""
+
+    shape: tuple[int, ...]
+
+    is_fortran: bool
+    """Whether the first axis varies fastest."""
+
+    dtype: np.dtype
 
 
 @contextmanager
-def open_member(path: Path, key: str) -> Iterator[zipfile.ZipExtFile]:
-    with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
-        assert isinstance(file, zipfile.ZipExtFile)
-        yield file
+def open_array(path: Path, key: str) -> Iterator[StoredArray]:
+    """Open an array that is as long as its header says, and does not fill the memory from a small file."""
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo(f"{key}.npy")
+        if info.file_size > _BOMB_BYTES and info.file_size > _BOMB_RATIO * info.compress_size:
+            raise ValueError(f"'{key}' unpacks from {info.compress_size} bytes to {info.file_size}, as no pictures do")
+        with archive.open(info) as file:
+            assert isinstance(file, zipfile.ZipExtFile)
+            is_first = np.lib.format.read_magic(file) == (1, 0)
+            read_header = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
+            shape, is_fortran, dtype = read_header(file)
+            if any(isinstance(side, bool) or not 0 <= side < 2**48 for side in shape):
+                raise ValueError(f"'{key}' has the shape {shape}")
+            num_bytes = math.prod(shape) * dtype.itemsize
+            if not dtype.hasobject and file.tell() + num_bytes != info.file_size:
+                raise ValueError(f"'{key}' of shape {shape} has other than {num_bytes} bytes")
+            yield StoredArray(file, shape, is_fortran, dtype)
 
 
-def read_header(file: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Read an array's shape, whether it is in Fortran's order, and its type."""
-    if np.lib.format.read_magic(file) == (1, 0):
-        return np.lib.format.read_array_header_1_0(file)
-    return np.lib.format.read_array_header_2_0(file)
+def read_array(path: Path, key: str) -> np.ndarray:
+    """Read an array other than the images, moments say, whole."""
+    with reading(path), open_array(path, key) as (file, shape, is_fortran, dtype):
+        if dtype.hasobject or math.prod(shape) * dtype.itemsize > _MAX_ARRAY_BYTES:
+            raise ValueError(f"'{key}' of type {dtype} and shape {shape}")
+        array = np.frombuffer(file.read(), dtype)
+        return array.reshape(shape, order="F" if is_fortran else "C")
 
 
 def check_header(path: Path) -> tuple[int, ...]:
@@ -123,8 +156,8 @@ def check_header(path: Path) -> tuple[int, ...]:
     keys = _list_keys(path)
     if IMAGES_KEY not in keys:
         raise UserError(f"'{path}' has no key 'arr_0' (keys: {', '.join(keys) or 'none'})", _MEND)
-    with reading(path), open_member(path, IMAGES_KEY) as file:
-        shape, is_fortran, dtype = read_header(file)
+    with reading(path), open_array(path, IMAGES_KEY) as (_, shape, is_fortran, dtype):
+        pass
     if dtype.hasobject:
         raise UserError(f"'{path}' holds Python objects: are its images of mixed sizes?", _MEND)
     if dtype != np.uint8:

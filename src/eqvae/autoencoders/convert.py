@@ -16,7 +16,7 @@ from eqvae.artifacts.files import check_writable, read_json, replace_folder, wri
 from eqvae.artifacts.names import AUTOENCODER, CONFIG, MODEL_CARD
 from eqvae.artifacts.records import Converted
 from eqvae.autoencoders.layouts import diffusers_to_ldm
-from eqvae.autoencoders.loading import load_autoencoder
+from eqvae.autoencoders.loading import load_autoencoder, split_weights
 from eqvae.autoencoders.presets import PRESETS, UNTRAINED
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
@@ -50,6 +50,7 @@ def convert_autoencoder(source: str, destination: Path, to: Format) -> Converted
     if to == "ldm" and name in PRESETS:  # told before gigabytes are fetched
         _check_ldm_class(source, PRESETS[name].architecture.class_name)
     autoencoder = load_autoencoder(source)
+    source, _ = split_weights(source)
     note = _read_note(source)
     model: Any = autoencoder.model
     kept = {field: note[field] for field in _BESIDE_ARCHITECTURE if field in note and field in model.config}

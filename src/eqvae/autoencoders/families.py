@@ -1,5 +1,6 @@
 """Families of autoencoders over diffusers' models: KL (SD, SDXL, SD3, Flux, FLUX.2), TAESD, DC-AE, VQ-GAN."""
 
+import inspect
 import json
 import math
 from collections.abc import Mapping
@@ -48,7 +49,17 @@ class DiffusersAutoencoder(Autoencoder):
     def build(cls, class_name: str, config: Mapping[str, Any], *, name: str) -> "DiffusersAutoencoder":
         """Build what a `config.json` describes, with the weights that its layers begin with."""
         model_class: Any = next(each for each in cls.model_classes if each.__name__ == class_name)
+        _check_types(model_class, config)
         return cls(model_class.from_config(dict(config)), name=name)
+
+    def check_shapes(self) -> None:
+        """See that a model codes images as its config says; on the meta device nothing is computed."""
+        x = torch.empty(1, 3, 2 * self.stride, 2 * self.stride)
+        z = self.encode(x).mean
+        if z.shape != (1, self.latent_channels, 2, 2):
+            raise ValueError(f"it encodes {tuple(x.shape)} into {tuple(z.shape)}")
+        if self.decode(z).shape != x.shape:
+            raise ValueError(f"it decodes {tuple(z.shape)} into {tuple(self.decode(z).shape)}")
 
     def encode(self, x: Float[Tensor, "n 3 h w"]) -> Posterior:
         """Encode images; deterministic, as all families are but those of a Gaussian posterior."""
@@ -180,6 +191,24 @@ class VQAutoencoder(DiscreteAutoencoder, DiffusersAutoencoder):
         """Decode what lies on codes already."""
         model = self.model
         return model.decoder(model.post_quant_conv(z_q), z_q if model.config.norm_type == "spatial" else None)
+
+
+def _check_types(model_class: Any, config: Mapping[str, Any]) -> None:
+    """Hold a config's values to the kinds that the class's own defaults have: some wrong ones fail in the first run."""
+    for name, parameter in inspect.signature(model_class.__init__).parameters.items():
+        value, default = config.get(name), parameter.default
+        if value is None or default is None or default is parameter.empty:
+            continue
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        kinds = {
+            bool: isinstance(value, bool),
+            int: isinstance(value, int) and is_number and 0 <= value < 2**31,
+            float: is_number and math.isfinite(value),
+            str: isinstance(value, str | list | tuple),
+            tuple: isinstance(value, list | tuple) or (is_number and "layers_per_block" in name),
+        }
+        if not kinds.get(type(default), True):
+            raise ValueError(f"{name} is {value!r}"[:100])
 
 
 _FAMILIES = (KLAutoencoder, Flux2Autoencoder, TinyAutoencoder, DCAutoencoder, VQAutoencoder)

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from eqvae.errors import UserError
 
-_PREFIXES = ("first_stage_model.", "vae.", "")
-_TRAINING_STATE = ("loss.", "model_ema.")
+LDM_ANCHORS = ("encoder.conv_in.weight", "decoder.conv_in.weight")
+"""Names that every autoencoder of LDM, taming-transformers and LlamaGen has."""
+
 _ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 _ATTENTION_PATTERN = re.compile(rf"(attn_1|attn\.\d+)\.({'|'.join(map(re.escape, _ATTENTION))})\.")
 
@@ -50,26 +51,28 @@ class Published:
     state: dict[str, Tensor]
 
 
-def block_types(attends: Sequence[bool]) -> dict[str, Any]:
-    """Say in a config which resolutions attend, the finest first."""
+def block_types(attends: Sequence[bool], decoder_attends: Sequence[bool] | None = None) -> dict[str, Any]:
+    """Say in a config which resolutions attend, the finest first; the decoder's are the encoder's unless given."""
+    up = attends if decoder_attends is None else decoder_attends
     return {
         "down_block_types": tuple("AttnDownEncoderBlock2D" if yes else "DownEncoderBlock2D" for yes in attends),
-        "up_block_types": tuple("AttnUpDecoderBlock2D" if yes else "UpDecoderBlock2D" for yes in reversed(attends)),
+        "up_block_types": tuple("AttnUpDecoderBlock2D" if yes else "UpDecoderBlock2D" for yes in reversed(up)),
     }
 
 
-def read_ldm(weights: Mapping[str, Tensor]) -> Published | None:
-    """Read an autoencoder of LDM, taming-transformers or LlamaGen; None where the weights are none of these.
+def is_ldm(names: Iterable[str]) -> bool:
+    """Tell CompVis' names from diffusers', which begin alike."""
+    return any(re.match(r"(encoder\.down\.\d+\.|encoder\.conv_blocks\.\d+\.)", name) for name in names)
+
+
+def read_ldm(weights: Mapping[str, Tensor]) -> Published:
+    """Read an autoencoder of LDM, taming-transformers, MAR or LlamaGen, whose names `is_ldm` knows.
 
     The weights keep CompVis' names, see `ldm_to_diffusers`.
     """
-    prefix = next(prefix for prefix in _PREFIXES if not prefix or any(key.startswith(prefix) for key in weights))
-    own = {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}
-    state = {key: tensor for key, tensor in own.items() if not key.startswith(_TRAINING_STATE)}
+    state = dict(weights)
     if _CODEBOOK in state and any(_LLAMAGEN_BLOCKS.match(key) for key in state):
         state = llamagen_to_taming(state)
-    if not {"encoder.down.0.block.0.conv1.weight", "encoder.conv_in.weight", "decoder.conv_in.weight"} <= set(state):
-        return None
     config = _infer_config(state)
     last = state.get("encoder.conv_out.weight")
     # A posterior needs twice as many channels at the encoder's end as the decoder takes.
@@ -84,13 +87,15 @@ def read_ldm(weights: Mapping[str, Tensor]) -> Published | None:
 
 
 def _infer_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read the architecture off names and shapes."""
-    num_levels = _count(state, r"encoder\.down\.(\d+)\.")
-    levels = range(num_levels)
-    attends = [any(key.startswith(f"encoder.down.{level}.attn.") for key in state) for level in levels]
+    """Read the architecture off names and shapes, encoder and decoder apart: MAR's attends in the encoder alone."""
+    levels = range(_count(state, r"encoder\.down\.(\d+)\."))
+    attends, decoder_attends = (
+        [any(key.startswith(f"{part}.{level}.attn.") for key in state) for level in levels]
+        for part in ("encoder.down", "decoder.up")
+    )
     return {
         "block_out_channels": [_num_outputs(state, f"encoder.down.{level}.block.0.conv1.weight") for level in levels],
-        **block_types(attends),
+        **block_types(attends, decoder_attends),
         "layers_per_block": _count(state, r"encoder\.down\.0\.block\.(\d+)\."),
         "latent_channels": state["decoder.conv_in.weight"].shape[1],
         "use_quant_conv": any(key.startswith("quant_conv.") for key in state),

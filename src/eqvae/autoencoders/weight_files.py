@@ -1,42 +1,40 @@
-"""Weight files: found on the Hugging Face hub or in its local cache, and read without running anything in them."""
+"""Where an autoencoder's weights are: in a diffusers folder, in which variant, or on the Hugging Face hub."""
 
-import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from eqvae.artifacts.files import read_json, read_tensors
+from eqvae.artifacts.files import read_json
 from eqvae.artifacts.names import AUTOENCODER_WEIGHTS, CONFIG
+from eqvae.artifacts.weights import WhichWeights
 from eqvae.errors import UserError
 
-WEIGHT_FILES = (
-    AUTOENCODER_WEIGHTS,
-    "diffusion_pytorch_model.safetensors.index.json",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "diffusion_pytorch_model.bin",
-    "diffusion_pytorch_model.bin.index.json",
-)
-"""The names of a diffusers folder's weights, the preferred one first."""
+_STEM = AUTOENCODER_WEIGHTS.removesuffix(".safetensors")
+_WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt)(\.index(\.\w+)?\.json)?|.*\.index\.json")
+_SHARD = re.compile(r".*-\d{5}-of-\d{5}\b.*")
+_VARIANT = re.compile(rf"{_STEM}(?:\.(?P<first>\w+))?\.(safetensors|bin)(\.index(?:\.(?P<last>\w+))?\.json)?")
+_PREFERENCE = ("", "ema", "fp32", "fp16", "bf16", "non_ema")
+"""Variants of diffusers' weights, the preferred one first: of two half precisions, the finer."""
 
 _FILE_SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt", ".bin", ".json")
 _OFFLINE_CHOICES = "Offline choices: the preset 'tiny-kl', or the path of a local folder"
 
-_REFUSED_PATTERN = re.compile(r"((?:GLOBAL|class|function) \S+)")
-"""What torch's restricted unpickler names when a pickle asks for more than tensors and containers."""
 
-_WRAPPERS = ("state_dict", "model")
-"""Entries under which Lightning's checkpoints and LlamaGen's keep the weights."""
+def choose_weight_file(names: Collection[str], which: WhichWeights | None) -> str | None:
+    """Choose among the names in a diffusers folder: whole precision before half, averaged weights before raw."""
 
+    def rank(name: str) -> tuple[object, ...]:
+        found = _VARIANT.fullmatch(name)
+        variant = (found["first"] or found["last"] or "") if found is not None else None
+        is_raw = variant is not None and "non_ema" in variant
+        known = _PREFERENCE.index(variant) if variant in _PREFERENCE else len(_PREFERENCE)
+        return is_raw != (which == "raw"), known, ".bin" in name, ".index" in name, name
 
-class _Inert:
-    """Stands for Lightning's ModelCheckpoint, a key of the callbacks' table in most LDM files; it does nothing."""
-
-
-_INERT_GLOBALS: list[Any] = [(_Inert, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")]
+    found = [name for name in names if _WEIGHTS.fullmatch(name) and not _SHARD.fullmatch(name)]
+    usual = [name for name in found if _VARIANT.fullmatch(name)]
+    if not usual and len(found) > 1:
+        return None
+    return min(usual or found, key=rank, default=None)
 
 
 def looks_like_hub_id(name: str) -> bool:
@@ -46,42 +44,44 @@ def looks_like_hub_id(name: str) -> bool:
     )
 
 
-def fetch_folder(repository: str, subfolder: str) -> Path:
+def fetch_folder(repository: str, subfolder: str, which: WhichWeights | None = None) -> Path:
     """Bring config and weights into the hub's local cache; what is there already is not downloaded again."""
     folders = (subfolder,) if subfolder else ("", "vae")
-    cached = next((found for folder in folders if (found := _find_cached(repository, folder)) is not None), None)
+    cached = next((found for folder in folders if (found := _find_cached(repository, folder, which))), None)
     if cached is not None:
         return cached
     published = _list_files(repository)
     for folder in folders:
-        config = str(PurePosixPath(folder, CONFIG))
-        weights = next((path for name in WEIGHT_FILES if (path := str(PurePosixPath(folder, name))) in published), None)
-        if config in published and weights is not None:
-            for shard in _shards_of(_download(repository, weights)):
+        here = [path.name for path in map(PurePosixPath, published) if path.parent == PurePosixPath(folder)]
+        weights = choose_weight_file(here, which)
+        if CONFIG in here and weights is not None:
+            for shard in _shards_of(_download(repository, str(PurePosixPath(folder, weights)))):
                 _download(repository, str(PurePosixPath(folder, shard)))
-            return _download(repository, config).parent
+            return _download(repository, str(PurePosixPath(folder, CONFIG))).parent
     raise UserError(f"'{repository}' on the hub holds no autoencoder in diffusers' format", "Give another repository")
 
 
-def _find_cached(repository: str, folder: str) -> Path | None:
+def _find_cached(repository: str, folder: str, which: WhichWeights | None) -> Path | None:
     """Look for config and all weights in the local cache."""
     from huggingface_hub import try_to_load_from_cache
 
-    def find(name: str) -> Path | None:
-        path = try_to_load_from_cache(repository, str(PurePosixPath(folder, name)))
-        return Path(path) if isinstance(path, str) else None
-
-    config = find(CONFIG)
-    weights = next((path for name in WEIGHT_FILES if (path := find(name)) is not None), None)
-    if config is None or weights is None or any(find(shard) is None for shard in _shards_of(weights)):
+    config = try_to_load_from_cache(repository, str(PurePosixPath(folder, CONFIG)))
+    if not isinstance(config, str):
         return None
-    return config.parent
+    here = Path(config).parent
+    names = [path.name for path in here.iterdir() if path.is_file()]
+    weights = choose_weight_file(names, which)
+    if weights is None or any(shard not in names for shard in _shards_of(here / weights)):
+        return None
+    return here
 
 
 def _shards_of(weights: Path) -> list[str]:
     if weights.suffix != ".json":
         return []
-    return sorted({PurePosixPath(shard).name for shard in read_json(weights).get("weight_map", {}).values()})
+    named = read_json(weights).get("weight_map")
+    shards = named.values() if isinstance(named, dict) else ()
+    return sorted({PurePosixPath(shard).name for shard in shards if isinstance(shard, str)})
 
 
 def _list_files(repository: str) -> set[str]:
@@ -115,55 +115,3 @@ def _download(repository: str, path: str) -> Path:
         ) from None
     except (HfHubHTTPError, OSError) as error:
         raise UserError(f"'{path}' of '{repository}' could not be fetched ({error})", _OFFLINE_CHOICES) from None
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a weight file; one that is missing, truncated or without weights, or that holds code, is a `UserError`."""
-    if path.suffix == ".json":
-        state = _read_shards(path)
-    elif path.suffix == ".safetensors":
-        state, _ = read_tensors(path)
-    else:
-        state = _read_pickle(path)
-    return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
-
-
-def _read_shards(index: Path) -> dict[str, Tensor]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"'{index}' names no shards", "Fetch it again")
-    state: dict[str, Tensor] = {}
-    for name in sorted(set(weight_map.values())):
-        state |= read_weights(index.with_name(Path(name).name))  # a shard lies beside its index and nowhere else
-    return state
-
-
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    try:
-        with torch.serialization.safe_globals(_INERT_GLOBALS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"'{path}' does not exist", "Check the path") from None
-    except pickle.UnpicklingError as error:
-        if (refused := _REFUSED_PATTERN.search(str(error))) is not None:
-            raise UserError(
-                f"'{path}' holds code ({refused[1]}) and was refused: nothing in it was run",
-                "Use a .safetensors file of the same weights",
-            ) from None
-        raise _unreadable(path) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError):
-        raise _unreadable(path) from None
-    while isinstance(content, Mapping) and (
-        name := next((name for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)
-    ):
-        content = content[name]
-    if not isinstance(content, Mapping):
-        raise UserError(f"'{path}' holds no named weights but {type(content).__name__}", "Give a state dict")
-    state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    if not state:
-        raise UserError(f"'{path}' holds no named weights", "Give a state dict")
-    return state
-
-
-def _unreadable(path: Path) -> UserError:
-    return UserError(f"'{path}' is truncated or no weight file", "Fetch or write it again")

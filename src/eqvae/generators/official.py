@@ -4,7 +4,6 @@ A file holds a state dict, or what a training code keeps: `model`, `ema`, `opt`,
 `generator`, `ema` (GAT), or `model_state_dict` (MaskGIT). Parameters have the names that they have here.
 """
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,77 +13,48 @@ from torch import Tensor
 
 from eqvae.artifacts.files import read_tensors, write_atomically
 from eqvae.artifacts.names import GENERATOR, weights_name
+from eqvae.artifacts.weights import WhichWeights, choose_set, describe_choice, find_sets, plain_names, read_named
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import GeneratorCard, Weights, load_transformer, read_card
 from eqvae.generators.recipes import Recipe
-from eqvae.runtime.journal import installed_version
+from eqvae.runtime.journal import installed_version, say_once
 
-_WRAPPERS = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and torch.compile put before names."""
-
-
-class _Inert:
-    """Stands for the command line (argparse's Namespace) that training codes save beside weights; it does nothing."""
-
-
-_INERT_GLOBALS: list[Any] = [(_Inert, "argparse.Namespace")]
+_ANCHORS = (
+    ("x_embedder.proj.weight", "final_layer.linear.weight"),
+    ("tok_emb.weight", "pos_emb"),
+    ("latent_embedder.0.weight", "pos_embed"),
+)
+"""Names that every DiT, SiT or REPA has, every MaskGIT, and every GAT."""
 
 
-def read_official(path: Path) -> dict[Weights, dict[str, Tensor]]:
+def read_official(path: Path, which: WhichWeights | None = None) -> dict[Weights, dict[str, Tensor]]:
     """Read an official file of DiT, SiT, REPA, GAT or MaskGIT: a state dict, or a training checkpoint with one or two.
 
-    Where there is one set of weights only, it is `ema`, which is sampled from.
+    Where there is one set of weights only, or one was asked for, it is `ema`, which is sampled from.
     """
-    content: Any = read_tensors(path)[0] if path.suffix == ".safetensors" else _read_pickle(path)
-    content = content if isinstance(content, Mapping) else {}
-    found: dict[Weights, dict[str, Tensor]] = {}
-    names: tuple[tuple[str, Weights], ...] = (
-        ("model", "model"),
-        ("generator", "model"),
-        ("model_state_dict", "ema"),
-        ("ema", "ema"),
-    )
-    for name, which in names:
-        if isinstance(content.get(name), Mapping):
-            found[which] = _named_tensors(content[name])
-    if not found:
-        found["ema"] = _named_tensors(content)
-    if "ema" not in found:
-        found["ema"] = found.pop("model")
-    if not all(found.values()):
-        raise UserError(f"'{path}' holds no named weights", "Give a state dict or a training checkpoint")
-    if "cls_emb.weight" in found["ema"]:
+    named = read_named(path)
+    if any(name.split(".")[-2:] == ["cls_emb", "weight"] for name in named.getters):
         raise UserError(
             f"'{path}' is of Halton-MaskGIT's network, which is not MaskGIT's of 2023",
             "Give one of valeoai/Maskgit-pytorch, v1.0; the Halton order samples from it too",
         )
+    sets = [each for anchors in _ANCHORS for each in find_sets(named, anchors)]
+    if not sets:
+        return {"ema": _count_on(named.take(plain_names(named)))}
+    chosen, other = choose_set(named, sets, which)
+    found: dict[Weights, dict[str, Tensor]] = {"ema": _count_on(named.take(chosen.names))}
+    if which is not None:
+        return found
+    if other is not None:
+        found["model"] = _count_on(named.take(choose_set(named, sets, "raw")[0].names))
+    if (line := describe_choice(named, chosen, other, takes_both=True)) is not None:
+        say_once(line)
     return found
 
 
-def _read_pickle(path: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals(_INERT_GLOBALS):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"'{path}' does not exist", "Check the path") from None
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"'{path}' is truncated or holds more than weights, and was refused: nothing in it was run",
-            "Use a .safetensors file of the same weights",
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError):
-        raise UserError(f"'{path}' is truncated or no weight file", "Fetch it again") from None
-
-
-def _named_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Take the wrappers off the names, and let the blocks after REPA's projector count on, as in its later files."""
-    named: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        while name.startswith(_WRAPPERS):
-            name = name.split(".", 1)[1]
-        if isinstance(tensor, Tensor):
-            named[name] = tensor.float()
+def _count_on(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Let the blocks after REPA's projector count on, as in its later files."""
     encoder_depth = len({name.split(".")[1] for name in named if name.startswith("blocks.")})
     for name in [name for name in named if name.startswith("decoder_blocks.")]:
         _, index, rest = name.split(".", 2)

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from eqvae.artifacts.names import SAMPLE_SET
-from eqvae.artifacts.sample_sets import IMAGES_KEY, check_header, moments_in, open_member, read_header, reading, skip
+from eqvae.artifacts.sample_sets import IMAGES_KEY, check_header, moments_in, open_array, reading, skip
 from eqvae.errors import UserError
 from eqvae.images import ImageSource, encoding_batches, open_images, open_picture
 from eqvae.images.decoding import BrokenImage, BrokenImageError, check_pixels
@@ -33,8 +33,7 @@ class NpzImages:
     def batches(self, indices: range, *, batch_size: int, num_workers: int) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
         del num_workers
         num_bytes = int(np.prod(self.shape[1:]))
-        with reading(self.path), open_member(self.path, IMAGES_KEY) as file:
-            read_header(file)
+        with reading(self.path), open_array(self.path, IMAGES_KEY) as (file, *_):
             position = 0
             for start in range(0, len(indices), batch_size):
                 chosen = indices[start : start + batch_size]

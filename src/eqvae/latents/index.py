@@ -13,6 +13,7 @@ from torch import Tensor
 from eqvae.artifacts.files import read_json, write_json
 from eqvae.artifacts.names import CACHE_INDEX as INDEX
 from eqvae.artifacts.names import CONFIG
+from eqvae.artifacts.typed import to_record
 from eqvae.errors import UserError
 from eqvae.latents.shards import DTYPES, MIRRORED
 
@@ -21,6 +22,9 @@ VERSION = 1
 
 PREPROCESSING = "adm-crop"
 """ADM's centre crop, the only one that `eqvae encode` knows."""
+
+_LARGEST = 2**40
+"""No count of images, cells, classes or codes is larger."""
 
 _ROWS_AT_A_TIME = 64
 """Float64 takes four times the bytes of what is stored: a shard is summed in pieces."""
@@ -230,11 +234,11 @@ def read_index(folder: Path) -> CacheIndex:
             f"Upgrade eqvae (the cache was written by {content.get('eqvae_version', 'a later version')})",
         )
     try:
-        index = _plain_to_index(content)
+        index = to_record(CacheIndex, content)
         _check(index)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except ValueError as error:
         raise UserError(
-            f"'{folder / INDEX}' is damaged ({type(error).__name__}: {error})",
+            f"'{folder / INDEX}' is damaged ({error})",
             "Remove it and run the same 'eqvae encode' command again: whole shards are kept",
         ) from None
     return index
@@ -250,40 +254,27 @@ def _no_index(folder: Path) -> UserError:
     return UserError(f"'{folder}' is no latent cache (it has no {INDEX})", "Write one with 'eqvae encode'")
 
 
-def _plain_to_index(content: dict[str, Any]) -> CacheIndex:
-    """Turn JSON into the record; a field that is missing or unknown is a TypeError."""
-    statistics = content["statistics"]
-    measures = None if statistics is None else LatentMeasures(
-        **{name: tuple(map(float, values)) for name, values in statistics.items()}
-    )  # fmt: skip
-    names = content["class_names"]
-    return CacheIndex(
-        **content
-        | {
-            "statistics": measures,
-            "class_names": None if names is None else tuple(map(str, names)),
-            "shards": tuple(ShardEntry(**entry) for entry in content["shards"]),
-        }
-    )
-
-
 def _check(index: CacheIndex) -> None:
     """Hold the fields against each other."""
     for field in dataclasses.fields(index):
         value = getattr(index, field.name)
-        if field.type in ("int", int) and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-            raise ValueError(f"{field.name} is {value!r}")
-    if index.kind not in ("moments", "tokens") or index.dtype not in DTYPES:
-        raise ValueError(f"kind '{index.kind}' of type '{index.dtype}'")
+        if isinstance(value, int) and not 0 <= value < _LARGEST:
+            raise ValueError(f"{field.name} is {value}")
+    if index.dtype not in DTYPES:
+        raise ValueError(f"type '{index.dtype}'")
+    if index.stride == 0 or index.latent_height * index.stride != index.image_size_px:
+        raise ValueError(f"{index.latent_height} cells of {index.stride} px are no {index.image_size_px} px")
     if index.kind == "moments":
         measures = index.statistics
-        if measures is None or {len(measures.mean), len(measures.std)} != {index.latent_channels}:
+        if measures is None or {len(values) for values in vars(measures).values()} != {index.latent_channels}:
             raise ValueError("statistics do not fit latent_channels")
+        if min(measures.std) < 0:
+            raise ValueError("a standard deviation is negative")
     elif index.codebook_size is None:
         raise ValueError("tokens without codebook_size")
     first = 0
     for entry in index.shards:
-        if entry.first != first or Path(entry.file).name != entry.file:
+        if entry.count < 1 or entry.first != first or Path(entry.file).name != entry.file:
             raise ValueError(f"shard '{entry.file}' begins at {entry.first} instead of {first}")
         first += entry.count
     if first != index.num_images or first == 0:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, final
@@ -13,8 +13,9 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from eqvae.artifacts.files import read_tensors, write_tensors
-from eqvae.artifacts.sample_sets import MOMENT_KEYS, reading
+from eqvae.artifacts.files import check_finite, parse_json, read_tensors, write_tensors
+from eqvae.artifacts.sample_sets import MOMENT_KEYS, moments_in, read_array, reading
+from eqvae.artifacts.typed import to_record
 from eqvae.errors import UserError
 from eqvae.images import check_broken
 from eqvae.images.image_sets import ImageSet
@@ -96,8 +97,31 @@ class FeatureStatistics:
         tensors, metadata = read_tensors(path)
         if metadata.get("format") != _FORMAT:
             raise UserError(f"'{path}' holds no feature statistics", "Write them with --save-reference")
-        provenance = Provenance(**json.loads(metadata["provenance"]))
+        mend = "Write them again with --save-reference"
+        check_finite(tensors, source=str(path), mend=mend)
+        try:
+            provenance = to_record(Provenance, parse_json(metadata["provenance"]))
+            _check_statistics(tensors)
+        except (ValueError, KeyError, RecursionError) as error:
+            raise UserError(f"'{path}' holds damaged feature statistics ({error})", mend) from None
         return cls(**{name: tensors.get(name) for name in _TENSORS}, provenance=provenance)  # type: ignore[arg-type]
+
+
+def _check_statistics(tensors: Mapping[str, Tensor]) -> None:
+    """Hold the shapes of statistics against each other."""
+    if not {"mean", "covariance"} <= tensors.keys() <= set(_TENSORS):
+        raise ValueError(f"it has {', '.join(tensors)}")
+    for name, tensor in tensors.items():
+        dims = 1 if name.endswith("mean") else 2
+        if tensor.ndim != dims or not tensor.is_floating_point():
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)} and type {tensor.dtype}")
+    for mean, covariance in (("mean", "covariance"), ("spatial_mean", "spatial_covariance")):
+        if (mean in tensors) != (covariance in tensors):
+            raise ValueError(f"{mean} and {covariance} belong together")
+        if mean in tensors and tensors[covariance].shape != (len(tensors[mean]),) * 2:
+            raise ValueError(f"{covariance} does not fit {mean}")
+    if "pooled" in tensors and tensors["pooled"].shape[1] != len(tensors["mean"]):
+        raise ValueError("pooled does not fit mean")
 
 
 _TENSORS = ("mean", "covariance", "spatial_mean", "spatial_covariance", "pooled", "logits")
@@ -114,8 +138,8 @@ def holds_statistics(path: Path) -> bool:
 
 def with_adm_moments(statistics: FeatureStatistics | None, path: Path) -> FeatureStatistics:
     """Take the moments that an ADM reference batch holds, as ADM's evaluator does: they stand for a larger set."""
-    with reading(path), np.load(path, allow_pickle=False) as arrays:
-        given = {key: np.asarray(arrays[key], dtype=np.float64) for key in MOMENT_KEYS if key in arrays}
+    with reading(path):
+        given = {key: read_array(path, key).astype(np.float64) for key in MOMENT_KEYS if key in moments_in(path)}
     moments = {key: torch.from_numpy(value) for key, value in given.items()}
     for mean_key, covariance_key in (("mu", "sigma"), ("mu_s", "sigma_s")):
         mean, covariance = moments.get(mean_key), moments.get(covariance_key)

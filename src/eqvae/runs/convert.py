@@ -11,8 +11,10 @@ import tyro
 from eqvae.artifacts.files import check_writable, replace_folder, to_plain, write_json
 from eqvae.artifacts.names import CONFIG
 from eqvae.artifacts.records import Converted
+from eqvae.artifacts.weights import WhichWeights
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.convert import convert_autoencoder
+from eqvae.autoencoders.loading import choose_weights
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import GeneratorCard, write_generator
@@ -45,6 +47,10 @@ class ConvertConfig:
     autoencoder: str | None = None
     """Of an official generator: the autoencoder whose latents it models, for example `sd-vae-ft-ema`."""
 
+    weights: WhichWeights | None = None
+    """Of a checkpoint that holds both: `ema`, averaged, or `raw`. None: the averaged ones, which one line says; of an
+    official generator, both."""
+
     normalization: str | None = None
     """Of an official generator: `fixed:0.18215` if its latents were multiplied by this; None: by the scaling factor of
     the autoencoder's config."""
@@ -68,7 +74,7 @@ def convert(config: ConvertConfig) -> Converted:
         raise UserError(f"--recipe {config.recipe} is for an official generator", f"Leave it out, or --to {config.to}")
     if config.to == "official":
         return _export_generator(config)
-    return convert_autoencoder(config.source, config.destination, config.to)
+    return convert_autoencoder(choose_weights(config.source, config.weights), config.destination, config.to)
 
 
 def command(config: ConvertConfig) -> str:
@@ -88,7 +94,7 @@ def _import_generator(config: ConvertConfig) -> Converted:
     if config.autoencoder is None:
         raise UserError("--autoencoder is missing", "Name the one whose latents the generator models")
     _check_destination(config.destination)
-    found, autoencoder = read_official(Path(config.source)), load_autoencoder(config.autoencoder)
+    found, autoencoder = read_official(Path(config.source), config.weights), load_autoencoder(config.autoencoder)
     weights = {which: recipe.from_published(state) for which, state in found.items()}
     shift, scale = _normalization(config.normalization, autoencoder)
     card = describe_official(weights, recipe, autoencoder, shift=shift, scale=scale, source=config.source)

@@ -7,7 +7,7 @@ on how many processes wrote it or where it was interrupted; shards that are whol
 import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +15,9 @@ import tyro
 
 from eqvae.artifacts.files import read_journal
 from eqvae.artifacts.names import CACHE_INDEX, METRICS
+from eqvae.artifacts.weights import WhichWeights
 from eqvae.autoencoders import load_autoencoder
+from eqvae.autoencoders.loading import choose_weights
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
 from eqvae.images import ImageSource, open_images
@@ -43,6 +45,10 @@ class EncodeConfig:
 
     out: Path
     """Output folder; the same command run again keeps the shards that are whole and makes the others."""
+
+    weights: WhichWeights | None = None
+    """Of a checkpoint that holds both: `ema`, averaged, or `raw`. None: the averaged ones, and one line says so.
+    `AUTOENCODER#raw` says the same."""
 
     image_size: int = 256
     """Side of the centre crops, in px (ADM's preprocessing)."""
@@ -126,6 +132,7 @@ def encode(config: EncodeConfig, autoencoder: Autoencoder | None = None) -> dict
     """
     from eqvae.runs.encode_run import EncodeRun  # its file reads the configuration of this one
 
+    config = replace(config, autoencoder=choose_weights(config.autoencoder, config.weights), weights=None)
     device = choose_device(config.device)
     source = open_images(config.data, label_column=config.label_column)
     folder = RunFolder.claim(config.out, "encode")

@@ -1,7 +1,7 @@
 """`eqvae evaluate`: an autoencoder and images in, `metrics.json` and pictures out."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from eqvae.artifacts.files import write_json
 from eqvae.artifacts.names import METRICS, PICTURES, SPECTRUM
+from eqvae.artifacts.weights import WhichWeights
 from eqvae.autoencoders import load_autoencoder
+from eqvae.autoencoders.loading import choose_weights
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import Interrupted, UserError
 from eqvae.images import BrokenImage, ImageSource, check_broken, encoding_batches, open_images, to_images
@@ -73,8 +75,9 @@ class EvaluateConfig:
     """Of the Frechet distances: `inception` (rFID), `efficientnet-lite0` (offline) or a model of timm; None: Inception
     where its weights are at hand, else efficientnet-lite0."""
 
-    weights: Path | None = None
-    """File of the features' weights; None: the local cache or the network."""
+    weights: WhichWeights | Path | None = None
+    """`ema` or `raw`: which weights of a checkpoint that holds both, as in `AUTOENCODER#raw`. Or the file of the
+    features' weights; None: the local cache or the network."""
 
     all: bool = False
     """Also Figure 3, iFID, intrinsic dimension and spectrum: what predicts a generator without training one."""
@@ -122,6 +125,9 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
         Interrupted: If a signal stopped it; nothing is written then.
     """
     check_ranges(config, ((AT_LEAST_1, ("num_images", "batch_size", "num_pictures")), (NOT_NEGATIVE, ("num_workers",))))
+    if config.weights in ("ema", "raw"):
+        which: WhichWeights = "ema" if config.weights == "ema" else "raw"
+        config = replace(config, autoencoder=choose_weights(config.autoencoder, which), weights=None)
     device = choose_device(config.device)
     source = open_images(config.data, split="evaluation")
     folder = RunFolder.claim(config.out, "evaluate")
@@ -202,7 +208,7 @@ def _cut(config: EvaluateConfig, source: ImageSource) -> list[range]:
 def choose_measures(config: EvaluateConfig, device: torch.device) -> list[Measure]:
     """Set up the measures of sets of images and of the latents' geometry."""
     name = config.features or (INCEPTION if inception_is_cached() else EFFICIENTNET_LITE0)
-    features = load_features(name, weights=config.weights).to(device)
+    features = load_features(name, weights=None if config.weights is None else Path(config.weights)).to(device)
     reconstruction = ReconstructionDistance(features)
     measures: list[Measure] = [reconstruction]
     if config.all:

@@ -12,7 +12,9 @@ import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
 from eqvae.artifacts.names import METRICS
+from eqvae.artifacts.weights import WhichWeights
 from eqvae.autoencoders import load_autoencoder
+from eqvae.autoencoders.loading import choose_weights
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
 from eqvae.images import ImageSource, evaluation_batches, open_images, training_batches
@@ -44,6 +46,10 @@ class FinetuneConfig:
 
     out: Path
     """Output folder; the same command run again resumes what lies there, with any number of processes."""
+
+    weights: WhichWeights | None = None
+    """Of a checkpoint that holds both: `ema`, averaged, or `raw`. None: the averaged ones, and one line says so.
+    `AUTOENCODER#raw` says the same."""
 
     image_size: int = 256
     """Side of the training crops, in px."""
@@ -97,6 +103,8 @@ class FinetuneConfig:
         tenth = max(self.training.max_steps // 10, 1)
         return replace(
             self,
+            autoencoder=choose_weights(self.autoencoder, self.weights),
+            weights=None,
             training=self.training.resolved(),
             validate_every=tenth if self.validate_every is None else self.validate_every,
         )

@@ -1,5 +1,6 @@
 """What a run tells: its journal, a JSON record for each logged step; its environment; its progress on the terminal."""
 
+import functools
 import json
 import os
 import platform
@@ -156,3 +157,10 @@ class Progress:
 def say(text: str) -> None:
     """Print a line without tearing a bar."""
     tqdm.write(text, file=sys.stderr)
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Print a line that several parts of a run, or several processes, would say."""
+    if os.environ.get("RANK", "0") == "0":
+        say(text)
