@@ -90,10 +90,8 @@ def test_averaged_weights_beside_raw_ones_are_taken_and_said(tmp_path: Path) -> 
     torch.save({"model": state(), "ema": state(5.0), "opt": {"state": {}}, "args": None}, path)
     weights, line = found(path)
     assert is_state(weights, 5.0)
-    assert (
-        line
-        == f"'{path}': 3 averaged weights of 'ema'; not those of 'model' (--weights raw, or #raw behind its name, takes them)"
-    )
+    how = "--weights raw, or #raw behind its name, takes them"
+    assert line == f"'{path}': 3 averaged weights of 'ema'; not those of 'model' ({how})"
     assert is_state(found(path, "raw")[0])
     for name in ("ema_model", "model_ema", "params_ema", "ema_state_dict", "state_dict_ema", "swa"):
         torch.save({"model": state(), name: state(5.0)}, path)
