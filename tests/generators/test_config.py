@@ -47,6 +47,10 @@ def test_a_run_has_the_fields_of_its_own_family():
     of_repas_own = {"teacher", "teacher_weights", "cache_teacher", "repa_weight", "repa_depth", "data"}
     assert of_repa.keys() - of_sit.keys() == of_repas_own
     # Before, every run wrote down the fields of all families; such a run resumes.
+    of_gat = flat(configure("gat-ti-4").resolved())
+    assert of_gat.keys() - of_maskgit.keys() == {
+        "normalization", "posterior", "r1_weight", "r2_weight", "penalty_every", "augment",
+    }  # fmt: skip
     everything = of_dit | of_maskgit | of_sit | of_repa
     for recipe in ("dit-ti-4", "sit-ti-4", "repa-sit-ti-4", "maskgit-ti"):
         resolved = configure(recipe).resolved()
