@@ -157,6 +157,16 @@ def test_curves_that_were_measured_differently_are_refused(write_run, change: di
         read_arms([write_run("a"), write_run("b", autoencoder="eq", **change)])
 
 
+def test_one_pass_agrees_with_any_number_of_steps(write_run):
+    gan = write_run("gan", recipe="gat-ti-2", watch_steps=1)
+    sit, other = write_run("sit", recipe="sit-ti-2"), write_run("other", recipe="sit-ti-2", watch_steps=9)
+    for folders in ([gan, sit], [sit, gan]):
+        comparison = compare_arms(read_arms(folders))
+        assert comparison.measure["watch_steps"] == 8
+    with pytest.raises(UserError, match="watch_steps 8 and 9"):
+        read_arms([gan, sit, other])
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"), [(Q, "fid", "metric"), ('_samples": 50', '_samples": 60', "50 and 60")]
 )

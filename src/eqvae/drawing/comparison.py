@@ -60,13 +60,22 @@ def comparison_markdown(comparison: RunComparison) -> str:
         "![speed-up against quality](speed_up.svg)",
         "## Arms",
         f"{quality_label(comparison)} of {measure['num_samples']:,} samples{size} against `{measure['reference']}`; "
-        f"{measure['watch_steps']} sampling steps, averaged weights, no guidance. Lower is better.",
+        f"{_passes(comparison)}, averaged weights, no guidance. Lower is better.",
         _arms_table(comparison),
     ]
     for item in comparison.comparisons:
         parts += [f"## {item.arm}, speed-up at each quality", _levels_table(comparison, item)]
     twins = [TWINS] if any(arm.num_autoencoders > 1 for arm in comparison.arms) else []
     return "\n\n".join([*parts, EXPLANATION, *twins, CAVEAT, *(f"- {note}" for note in comparison.notes)]) + "\n"
+
+
+def _passes(comparison: RunComparison) -> str:
+    """Say in how many steps samples were drawn."""
+    in_one_pass = [arm.name for arm in comparison.arms if "watch_steps" not in arm.runs[0].measure]
+    steps = comparison.measure.get("watch_steps")
+    if steps is None:
+        return "one pass"
+    return f"{steps} sampling steps" + (f" ({', '.join(in_one_pass)}: one pass)" if in_one_pass else "")
 
 
 def shared_curves(trainings: Sequence[Training]) -> list[RunComparison]:

@@ -135,8 +135,9 @@ def read_arms(folders: Sequence[Path]) -> tuple[Arm, ...]:
 def gather_arms(curves: Sequence[TrainingCurve]) -> tuple[Arm, ...]:
     """Gather runs of one measure into two arms or more, in the order of their first runs."""
     groups: list[list[TrainingCurve]] = []
-    for curve in curves:
-        _check_same_measure(curves[0], curve)
+    for number, curve in enumerate(curves):
+        for earlier in curves[:number]:
+            _check_same_measure(earlier, curve)
         group = next((group for group in groups if _is_same_arm(group[0], curve)), None)
         if group is None:
             groups.append([curve])
@@ -171,7 +172,7 @@ def compare_arms(arms: Sequence[Arm], *, seed: int = 0, num_resamples: int = NUM
     """Compare arms with the first one; the seed draws the resamples of the arms' seeds."""
     base, *others = arms
     return RunComparison(
-        measure=base.runs[0].measure,
+        measure={name: value for arm in reversed(arms) for name, value in arm.runs[0].measure.items()},
         arms=tuple(arms),
         comparisons=tuple(_compare(base, arm, seed, num_resamples) for arm in others),
         notes=tuple(_notes(arms)),

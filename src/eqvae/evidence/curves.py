@@ -14,6 +14,7 @@ from numpy import ndarray
 from eqvae.artifacts.files import read_journal, read_json
 from eqvae.artifacts.names import AUTOENCODER, CACHE_INDEX, CONFIG, ENVIRONMENT, GENERATOR, GENERATOR_CARD, MODEL_CARD
 from eqvae.errors import UserError
+from eqvae.generators.families import FAMILIES
 
 CARD = Path(GENERATOR, GENERATOR_CARD)
 """What the exported generator says of itself; runs whose weights were left behind have none."""
@@ -106,13 +107,20 @@ def read_curve(folder: Path) -> TrainingCurve:
         autoencoder_recipe=recipe,
         autoencoder_seed=autoencoder_seed,
         latents=(*card.get("shift", ()), *card.get("scale", ())),
-        measure={name: config.get(name) for name in MEASURE} | {"metric": key, "num_samples": num_samples, **size},
+        measure=_how_drawn(config) | {"metric": key, "num_samples": num_samples, **size},
         pace={"device": environment.get("device"), **{name: config.get(name) for name in TIMING}},
         is_finished=bool(records[-1]["step"] >= config.get("max_steps", 0)),
         num_images=np.array([record["step"] * batch_size for record in records], dtype=np.int64),
         training_sec=np.array([record["training_sec"] for record in records], dtype=np.float64),
         values=np.array([record[key] for record in records], dtype=np.float64),
     )
+
+
+def _how_drawn(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Say how samples were drawn; a generator that draws in one pass has no number of steps to agree on."""
+    family = next((each for name, each in FAMILIES.items() if str(config.get("recipe")).startswith(f"{name}-")), None)
+    takes_steps = family is None or family.draws != "pass"
+    return {name: config.get(name) for name in MEASURE if takes_steps or name != "watch_steps"}
 
 
 def read_recipe(places: Sequence[Path], known: frozenset[Path] = frozenset()) -> tuple[str, tuple[int, ...]]:
