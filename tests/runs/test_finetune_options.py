@@ -5,11 +5,22 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from eqvae.artifacts.files import read_journal
 from eqvae.autoencoders import build_autoencoder
+from eqvae.autoencoders.protocol import Autoencoder
+from eqvae.drawing.folders import read_folders
+from eqvae.drawing.panels import run_panels
 from eqvae.errors import UserError
+from eqvae.images import evaluation_batches, open_images
+from eqvae.metrics.autoencoder import evaluate_autoencoder
+from eqvae.metrics.measures import predicting_measures
+from eqvae.networks.features import FeatureExtractor, Features
 from eqvae.runs.finetune import FinetuneConfig, finetune, plan
+from eqvae.runtime.processes import Processes
 from eqvae.runtime.run_folder import from_flat
 
 
@@ -22,14 +33,68 @@ def configure(folder: Path, data: Path, **changes) -> FinetuneConfig:
     return from_flat(FinetuneConfig, autoencoder="small", data=str(data), out=folder / "run", **(quick | changes))
 
 
-def test_tensorboard_gets_the_journal(tmp_path, photographs, small_autoencoder):
+class MeanColour(FeatureExtractor):
+    """Three features: the mean of each colour."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name, self.weights_fingerprint = "efficientnet-lite0", "0" * 16
+
+    def forward(self, images: UInt8[Tensor, "n 3 h w"]) -> Features:
+        return Features(pooled=images.float().mean((2, 3)))
+
+
+def test_predictors_are_watched(tmp_path, photographs, small_autoencoder, monkeypatch):
+    """The last validation, the report's curves, TensorBoard; and what an evaluation of the result says."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    config = configure(tmp_path, photographs, tensorboard=True)
-    finetune(config, small_autoencoder)
+    monkeypatch.setattr("eqvae.runs.finetune.load_features", lambda name: MeanColour())
+    config = configure(
+        tmp_path, photographs, watch="ifid, spectrum,dimension", num_validation_images=5, tensorboard=True
+    )
+    figures = finetune(config, small_autoencoder)
+    watched = {"ifd_efficientnet_lite0", "spectrum_excess_db", "intrinsic_dimension"}
+    validations = [record for record in read_journal(config.out) if record["kind"] == "validation"]
+    assert [record["step"] for record in validations] == [0, 1, 2]
+    assert all(watched <= set(record) for record in validations)
+    assert {name: figures[name] for name in watched} == {name: validations[-1][name] for name in watched}
+    assert {f"before_{name}" for name in watched} <= set(figures)
     events = EventAccumulator(str(config.out / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("train/l1")] == [1, 2]
+    assert [event.step for event in events.Scalars("validation/ifd_efficientnet_lite0")] == [0, 1, 2]
+    (run,) = read_folders([config.out])[1]
+    titles = {panel.title for panel in run_panels(run)["Validation"]}
+    assert {"iFD (efficientnet-lite0) ↓", "Intrinsic dimension ↓", "Spectrum excess ↓"} <= titles
+    measures = predicting_measures(("spectrum",), None, batch_size=2)
+    images = evaluation_batches(
+        open_images(str(photographs)), image_size_px=64, batch_size=2, num_images=5, num_workers=0, spread=True
+    )
+    alone = Processes(rank=0, count=1, device=torch.device("cpu"))
+    found, _, _ = evaluate_autoencoder(
+        load_exported(config, small_autoencoder), (batch.images for batch in images), processes=alone, measures=measures
+    )  # fmt: skip
+    assert found["spectrum_excess_db"] == pytest.approx(figures["spectrum_excess_db"], rel=0.05)  # bf16 in the run
+
+
+def load_exported(config: FinetuneConfig, like: Autoencoder) -> Autoencoder:
+    """What a run of the small autoencoder left, which `SmallAutoencoder.save` writes by torch."""
+    exported = type(like)()
+    exported.load_state_dict(torch.load(config.out / "autoencoder" / "weights.pt", weights_only=True))
+    return exported
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"watch": "ifid,spectra"}, "--watch does not know 'spectra'. Did you mean 'spectrum'"),
+        ({"watch": "dimension"}, "--watch dimension needs 3 images or more, and validation has 2"),
+    ],
+)
+def test_what_can_not_be_watched_is_refused(tmp_path, photographs, small_autoencoder, changes, says):
+    with pytest.raises(UserError, match=says):
+        finetune(configure(tmp_path, photographs, **changes), small_autoencoder)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -19,7 +19,15 @@ from numpy import ndarray
 
 from eqvae.drawing.charts import ACCENT, BASE, INK, PAPER_STYLE, SIZE_INCHES, page_chart
 from eqvae.drawing.folders import FineTuning, Training
-from eqvae.drawing.tables import METRICS, Metric, distance_metric, with_minus_sign
+from eqvae.drawing.tables import (
+    DISTANCE,
+    INTRINSIC_DIMENSION,
+    METRICS,
+    SPECTRUM_EXCESS,
+    Metric,
+    distance_metric,
+    with_minus_sign,
+)
 from eqvae.evidence.curves import finite
 
 MAX_POINTS = 1000
@@ -129,12 +137,23 @@ def run_panels(run: FineTuning) -> dict[str, list[Panel]]:
     """Choose what to draw of a fine-tuning run, under headings."""
     validations, records = run.records("validation"), run.records("train")
     groups: dict[str, list[Panel]] = {"Validation": []}
-    for metric in METRICS:
+    for metric in (*METRICS, *_distances(validations), INTRINSIC_DIMENSION, SPECTRUM_EXCESS):
         y_label = metric.unit or ("relative squared error" if "error" in metric.key else metric.label)
         groups["Validation"] += _metric_panels(validations, metric, y_label, has_base=True)
     for title, quantities in FINE_TUNING.items():
         groups[title] = [panel for quantity in quantities for panel in _step_panels(records, quantity)]
     return {title: panels for title, panels in groups.items() if panels}
+
+
+def _distances(validations: Sequence[dict[str, Any]]) -> list[Metric]:
+    """The Frechet distances that validations hold, where they were watched."""
+    found: dict[str, list[Any]] = {}
+    for record in validations:
+        for key in record:
+            if DISTANCE.fullmatch(key):
+                found.setdefault(key, []).append(record[key])
+    named = {key: distance_metric(key[1:], None, values) for key, values in found.items()}
+    return [replace(metric, key=key, label=key[0] + metric.label) for key, metric in named.items()]
 
 
 def training_panels(training: Training) -> list[Panel]:

@@ -6,7 +6,7 @@ end. Frechet distances are named by their features: `rfid` with Inception's, `rf
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from eqvae.artifacts.records import to_uint8
 from eqvae.errors import UserError
+from eqvae.losses.reconstruction import FeatureDistance
 from eqvae.metrics.frechet import FeatureMoments, frechet_distance
 from eqvae.metrics.intrinsic_dimension import intrinsic_dimension
 from eqvae.metrics.neighbours import nearest_neighbours
@@ -117,8 +118,12 @@ class LatentGeometry(Measure):
     default draws one of ten neighbours by cosine and goes halfway on the great circle: its figures are others.
     """
 
-    def __init__(self, reconstruction: ReconstructionDistance, *, seed: int, batch_size: int) -> None:
+    def __init__(
+        self, reconstruction: ReconstructionDistance | None, *, seed: int, batch_size: int, has_dimension: bool = True
+    ) -> None:
+        """Measure both; without `reconstruction`, whose features and images iFID needs, only the dimension."""
         self.reconstruction, self.seed, self.batch_size = reconstruction, seed, batch_size
+        self.has_dimension = has_dimension
         self.latents: list[Tensor] = []
         self.interpolated = FeatureMoments()
         self.decode: Callable[[Tensor], Tensor] | None = None
@@ -134,7 +139,7 @@ class LatentGeometry(Measure):
         self.latents = [part for parts in gathered for part in parts]
         decoders = [rank for rank, parts in enumerate(gathered) if parts]
         z = torch.cat(self.latents)
-        if self.decode is not None and len(z) > 1:
+        if self.reconstruction is not None and self.decode is not None and len(z) > 1:
             nearest = nearest_neighbours(z.flatten(1), z.flatten(1), num_neighbours=1, skip_self=True).indices[:, 0]
             for rows in torch.arange(len(z)).split(self.batch_size)[decoders.index(processes.rank) :: len(decoders)]:
                 images = to_uint8(self.decode(torch.lerp(z[rows], z[nearest[rows]], 0.5).to(processes.device)))
@@ -143,6 +148,13 @@ class LatentGeometry(Measure):
 
     def figures(self) -> dict[str, float | int]:
         """`intrinsic_dimension`, its standard error, and `ifid` or `ifd_FEATURES`."""
+        figures = self._dimension() if self.has_dimension else {}
+        if self.reconstruction is None:
+            return figures
+        distance = distance_between(self.interpolated, self.reconstruction.images)
+        return figures | {f"i{metric_key(self.reconstruction.features.name)}": distance}
+
+    def _dimension(self) -> dict[str, float | int]:
         latents = torch.cat(self.latents)
         try:
             estimate = intrinsic_dimension(latents.flatten(1), seed=self.seed)
@@ -151,8 +163,7 @@ class LatentGeometry(Measure):
         figures: dict[str, float | int] = {"intrinsic_dimension": estimate.dimension}
         if estimate.standard_error is not None:
             figures["intrinsic_dimension_standard_error"] = estimate.standard_error
-        distance = distance_between(self.interpolated, self.reconstruction.images)
-        return figures | {f"i{metric_key(self.reconstruction.features.name)}": distance}
+        return figures
 
 
 class LatentSpectrum(Measure):
@@ -183,6 +194,45 @@ class LatentSpectrum(Measure):
     def figures(self) -> dict[str, float | int]:
         """`spectrum_excess_db`; see `high_frequency_excess_db`."""
         return {"spectrum_excess_db": high_frequency_excess_db(self.latents.spectrum(), self.images.spectrum())}
+
+
+class PerceptualDistance(Measure):
+    """LPIPS' offline twin between x and D(E(x)): unit features of EfficientNet-Lite0, without learned heads."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.distance = FeatureDistance().to(device)
+        self.values: list[Tensor] = []
+
+    def add(self, batch: CodedBatch) -> None:
+        pair = (images / 127.5 - 1.0 for images in (batch.images, batch.reconstructions))
+        self.values.append(self.distance(*pair).double().cpu())
+
+    def gather(self, processes: Processes) -> None:
+        self.values = [part for parts in processes.gather(self.values) for part in parts]
+
+    def figures(self) -> dict[str, float | int]:
+        """`perceptual_efficientnet_lite0`, the mean over images."""
+        return {"perceptual_efficientnet_lite0": float(torch.cat(self.values).mean())}
+
+
+PREDICTORS = ("ifid", "spectrum", "dimension")
+"""What may predict a generator without training one, by the names of `--watch`."""
+
+MIN_IMAGES = 3
+"""TwoNN looks at two neighbours of each latent."""
+
+
+def predicting_measures(names: Collection[str], features: FeatureExtractor | None, *, batch_size: int) -> list[Measure]:
+    """Set up some of `PREDICTORS`; `ifid` needs features, and brings the reconstructions' distance along."""
+    measures: list[Measure] = []
+    reconstruction = None
+    if "ifid" in names and features is not None:
+        reconstruction = ReconstructionDistance(features)
+        measures.append(reconstruction)
+    if "dimension" in names or reconstruction is not None:
+        has_dimension = "dimension" in names
+        measures.append(LatentGeometry(reconstruction, seed=0, batch_size=batch_size, has_dimension=has_dimension))
+    return [*measures, LatentSpectrum()] if "spectrum" in names else measures
 
 
 def distance_between(pictures: FeatureMoments, reference: FeatureMoments) -> float:

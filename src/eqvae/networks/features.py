@@ -19,6 +19,7 @@ from eqvae.networks.pretrained import (
     check_timm_name,
     efficientnet_lite0_weights,
     fuse_for_inference,
+    inception_is_cached,
     load_timm_model,
     read_inception_weights,
     timm_normalization,
@@ -34,6 +35,11 @@ _IMAGES_AT_ONCE_ON_CPU = 8
 """Whose activations stay in a core's cache."""
 
 Measure = Literal["fid", "kid", "kid_std", "precision", "recall"]
+
+
+def features_at_hand() -> str:
+    """Name the features of figures where none are chosen: Inception's where its weights lie in the local cache."""
+    return INCEPTION if inception_is_cached() else EFFICIENTNET_LITE0
 
 
 def metric_key(features: str, measure: Measure = "fid") -> str:

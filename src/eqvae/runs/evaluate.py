@@ -18,19 +18,24 @@ from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import Interrupted, UserError
 from eqvae.images import BrokenImage, ImageSource, check_broken, encoding_batches, open_images, to_images
 from eqvae.metrics.autoencoder import check_image_size, evaluate_autoencoder
-from eqvae.metrics.measures import LatentGeometry, LatentSpectrum, Measure, ReconstructionDistance, TransformedDistance
+from eqvae.metrics.measures import (
+    MIN_IMAGES,
+    LatentGeometry,
+    LatentSpectrum,
+    Measure,
+    PerceptualDistance,
+    ReconstructionDistance,
+    TransformedDistance,
+)
 from eqvae.metrics.per_image import evaluation_transforms
-from eqvae.networks.features import INCEPTION, load_features
-from eqvae.networks.pretrained import EFFICIENTNET_LITE0, Lpips, inception_is_cached, lpips_is_cached
+from eqvae.networks.features import features_at_hand, load_features
+from eqvae.networks.pretrained import Lpips, lpips_is_cached
 from eqvae.runtime.device import Precision, choose_device, place
 from eqvae.runtime.journal import Journal
 from eqvae.runtime.processes import join_processes, notice_lost_process
 from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, RunFolder, check_ranges
 from eqvae.runtime.signals import stop_on_signals
 from eqvae.transforms import Interpolation
-
-_MIN_IMAGES_FOR_ALL = 3
-"""TwoNN looks at two neighbours of each latent."""
 
 _SHOWN = frozenset(
     {"equivariance_error_rotation", "equivariance_error_scale", "psnr_db", "ssim", "lpips", "latent_std",
@@ -80,7 +85,8 @@ class EvaluateConfig:
     features' weights; None: the local cache or the network."""
 
     all: bool = False
-    """Also Figure 3, iFID, intrinsic dimension and spectrum: what predicts a generator without training one."""
+    """Also Figure 3, iFID, intrinsic dimension, spectrum and the offline twin of LPIPS: what may predict a generator
+    without training one, and what it has to be told apart from."""
 
     seed: int = 0
     """Of the subsamples behind the intrinsic dimension's standard error."""
@@ -200,15 +206,15 @@ def _cut(config: EvaluateConfig, source: ImageSource) -> list[range]:
     num_images = len(source) if config.num_images is None else config.num_images
     if num_images > len(source):
         raise UserError(f"--num-images {num_images} asks for more than the {len(source)} images of '{config.data}'")
-    if config.all and num_images < _MIN_IMAGES_FOR_ALL:
+    if config.all and num_images < MIN_IMAGES:
         raise UserError(f"--all with {num_images} images has no intrinsic dimension", "Use more images, or no --all")
     return [range(num_images)[start : start + config.batch_size] for start in range(0, num_images, config.batch_size)]
 
 
 def choose_measures(config: EvaluateConfig, device: torch.device) -> list[Measure]:
     """Set up the measures of sets of images and of the latents' geometry."""
-    name = config.features or (INCEPTION if inception_is_cached() else EFFICIENTNET_LITE0)
-    features = load_features(name, weights=None if config.weights is None else Path(config.weights)).to(device)
+    weights = None if config.weights is None else Path(config.weights)
+    features = load_features(config.features or features_at_hand(), weights=weights).to(device)
     reconstruction = ReconstructionDistance(features)
     measures: list[Measure] = [reconstruction]
     if config.all:
@@ -217,6 +223,7 @@ def choose_measures(config: EvaluateConfig, device: torch.device) -> list[Measur
             TransformedDistance(features, transforms),
             LatentGeometry(reconstruction, seed=config.seed, batch_size=config.batch_size),
             LatentSpectrum(),
+            PerceptualDistance(device),
         ]
     return measures
 

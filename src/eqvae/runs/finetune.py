@@ -16,11 +16,13 @@ from eqvae.artifacts.weights import WhichWeights
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.loading import choose_weights
 from eqvae.autoencoders.protocol import Autoencoder
-from eqvae.errors import UserError
+from eqvae.errors import UserError, nearest_name
 from eqvae.images import ImageSource, evaluation_batches, open_images, training_batches
 from eqvae.losses.adversarial import MIN_IMAGE_SIZE_PX
 from eqvae.losses.reconstruction import ReconstructionLoss
 from eqvae.metrics.autoencoder import check_image_size
+from eqvae.metrics.measures import MIN_IMAGES, PREDICTORS
+from eqvae.networks.features import FeatureExtractor, features_at_hand, load_features
 from eqvae.networks.pretrained import LPIPS_MIN_IMAGE_SIZE_PX
 from eqvae.runtime.device import choose_device, place
 from eqvae.runtime.journal import say
@@ -77,6 +79,10 @@ class FinetuneConfig:
     keep_every: int = 0
     """Keep the checkpoints of multiples of so many steps for good, in `milestones`; 0 keeps none."""
 
+    watch: str | None = None
+    """What may predict a generator, in validations: some of `ifid,spectrum,dimension`, separated by commas. Set beside
+    each other at one --num-validation-images alone: with few, distances and dimensions are biased."""
+
     log_every: int = 10
     """Steps between records of the journal."""
 
@@ -100,6 +106,9 @@ class FinetuneConfig:
         check_ranges(self, _RANGES)
         if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
             raise UserError("--tensorboard needs TensorBoard", "Run: pip install 'eqvae[tensorboard]'")
+        for name in self.watched:
+            if name not in PREDICTORS:
+                raise UserError(f"--watch does not know '{name}'", nearest_name(name, PREDICTORS))
         tenth = max(self.training.max_steps // 10, 1)
         return replace(
             self,
@@ -108,6 +117,11 @@ class FinetuneConfig:
             training=self.training.resolved(),
             validate_every=tenth if self.validate_every is None else self.validate_every,
         )
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """The names in `watch`."""
+        return () if self.watch is None else tuple(name.strip() for name in self.watch.split(","))
 
 
 _RANGES = (
@@ -119,7 +133,7 @@ _RANGES = (
 
 FREE_TO_CHANGE = frozenset(
     {"out", "max_steps", "polish_steps", "num_workers", "device", "log_every", "validate_every", "checkpoint_every",
-     "keep_every", "tensorboard", "dry_run", "compile", "num_statistics_images"}
+     "keep_every", "tensorboard", "watch", "dry_run", "compile", "num_statistics_images"}
 )  # fmt: skip
 """Fields that may differ between a run and its resumption."""
 
@@ -165,6 +179,7 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
     processes = join_processes(choose_device(config.device))
     training.check_processes(processes.count)
     source, validation_source = open_images(config.data), open_images(config.validation_data, split="evaluation")
+    features = _load_watched_features(config, min(len(validation_source), config.num_validation_images))
     autoencoder = load_autoencoder(config.autoencoder) if autoencoder is None else autoencoder
     training.check_autoencoder(autoencoder, image_size_px=config.image_size, num_processes=processes.count)
     _check_sizes(config, autoencoder.stride)
@@ -191,6 +206,7 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
             reconstruction_loss=place(reconstruction_loss, processes.device),
             source=source,
             validation_source=validation_source,
+            features=None if features is None else place(features, processes.device),
             stop=stop,
         )
         _read_once(config, source, validation_source)
@@ -223,6 +239,16 @@ def _check_sizes(config: FinetuneConfig, stride: int) -> None:
                 f"images of {config.image_size} px can be scaled down to {smallest_px} px, too small for {network}",
                 f"Use a larger --image-size or --min-scale, so that {side_px} px are left",
             )
+
+
+def _load_watched_features(config: FinetuneConfig, num_images: int) -> FeatureExtractor | None:
+    """Load the features of iFID where it is watched, and refuse fewer images than the predictors can see."""
+    if {"ifid", "dimension"} & {*config.watched} and num_images < MIN_IMAGES:
+        raise UserError(
+            f"--watch {config.watch} needs {MIN_IMAGES} images or more, and validation has {num_images}",
+            "Give more --num-validation-images or --validation-data",
+        )
+    return load_features(features_at_hand()) if "ifid" in config.watched else None
 
 
 def _read_once(config: FinetuneConfig, source: ImageSource, validation_source: ImageSource) -> None:

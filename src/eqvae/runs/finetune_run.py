@@ -17,6 +17,8 @@ from eqvae.images import BrokenImage, ImageBatch, ImageSource, evaluation_batche
 from eqvae.losses.adversarial import Watchdog
 from eqvae.losses.reconstruction import ReconstructionLoss
 from eqvae.metrics.autoencoder import LatentMoments, evaluate_autoencoder
+from eqvae.metrics.measures import predicting_measures
+from eqvae.networks.features import FeatureExtractor
 from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runtime.device import autocast
 from eqvae.runtime.journal import Journal, installed_version, say
@@ -39,6 +41,8 @@ class FinetuneRun:
     reconstruction_loss: ReconstructionLoss
     source: ImageSource
     validation_source: ImageSource
+    features: FeatureExtractor | None
+    """Of iFID, where it is watched."""
     stop: StopRequest
     loop: Loop[ImageBatch] = field(init=False)
     journal: Journal = field(init=False)
@@ -121,11 +125,13 @@ class FinetuneRun:
         """Measure the weights that would be exported, and draw their pictures."""
         config, processes = self.config, self.processes
         images = self._evaluation_images(self.validation_source, config.num_validation_images)
+        measures = predicting_measures(config.watched, self.features, batch_size=config.training.batch_size)
         figures, _, pictures = evaluate_autoencoder(
             self.state.exported(),
             (x for _, x in images),
             processes=processes,
             precision=config.training.precision,
+            measures=measures,
             on_batch=lambda num_images: self._stop_if_alone(),
         )
         set_training(self.state.autoencoder)
