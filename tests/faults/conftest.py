@@ -14,13 +14,10 @@ import pytest
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results" / "faults"
 
-NUM_KILLS = int(os.environ.get("EQVAE_KILLS", "50"))
-"""Kills of each command in a full run."""
-
 
 @pytest.fixture(scope="module")
 def counts(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
-    """Figures of a file's tests; those of a full run (`make faults`) go to docs/results/faults/NAME.json."""
+    """Figures of a file's tests; those of a full run, or of its parts, go to docs/results/faults/NAME.json."""
     found: dict[str, Any] = {}
     began_sec = time.monotonic()
     yield found
@@ -30,16 +27,21 @@ def counts(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
     commit = subprocess.run(
         ["git", "describe", "--always", "--abbrev=12"], cwd=RESULTS.parent, capture_output=True, text=True
     )
-    record = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip() or None,
-        "duration_sec": round(time.monotonic() - began_sec, 1),
-        **found,
-    }
     RESULTS.mkdir(parents=True, exist_ok=True)
     name = request.module.__name__.rpartition(".")[2].removeprefix("test_")
-    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+    path = RESULTS / f"{name}.json"
+    record = json.loads(path.read_text()) if path.exists() else {}
+    if record.get("commit") != commit.stdout.strip():  # else parts of it were run before
+        record = {"duration_sec": 0.0}
+    record |= {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit.stdout.strip(),
+        "duration_sec": round(record["duration_sec"] + time.monotonic() - began_sec, 1),
+    }
+    for fault, figures in found.items():
+        record[fault] = {**record.get(fault, {}), **figures} if isinstance(figures, dict) else figures
+    path.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
