@@ -135,7 +135,7 @@ class NotMine:
 def test_a_method_of_ones_own(tmp_path: Path):
     (tmp_path / "mine.py").write_text(MINE)
     text = f"{tmp_path}/mine.py:Mine(p=1):0.5 + eq"
-    assert str(resolve(text).mixture()).startswith(f"{tmp_path}/mine.py:Mine:0.5 + eq(")
+    assert str(resolve(text).mixture()).startswith(f"{tmp_path}/mine.py:Mine(p=1):0.5 + eq(")
     assert "upside-down" not in METHODS
     with pytest.raises(UserError, match="has no method 'NotMine'"):
         resolve(f"{tmp_path}/mine.py:NotMine")

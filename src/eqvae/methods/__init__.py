@@ -9,7 +9,10 @@ from eqvae.methods.mixture import Chosen, Mixture, Part, parse_method
 from eqvae.methods.protocol import Action, Batch, Drawn, Encoded, Method, Pair, Term
 from eqvae.methods.registry import METHODS, method, names_of, table
 
-for _file in ("eq", "se", "detok", "rae_noise", "plain", "kl", "explicit"):
+for _file in (
+    "eq", "se", "dsm", "photometric", "blend", "affine", "elastic", "viewpoint", "detok", "rae_noise", "gae", "lmr",
+    "uae", "channel_drop", "plain", "kl", "explicit", "vf", "esm", "lcr", "af", "tv",
+):  # fmt: skip
     importlib.import_module(f"eqvae.methods.{_file}")  # in the order in which they are listed
 
 __all__ = [

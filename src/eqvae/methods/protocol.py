@@ -158,7 +158,7 @@ class Method(ABC):
         for name, value in self.parameters().items():
             low, high = {"p": (0.0, 1.0)}.get(name) or self.limits.get(name, (-math.inf, math.inf))
             values = value if isinstance(value, tuple) else (value,)
-            if not all(isinstance(each, str) or each is None or low <= each <= high for each in values):
+            if any(isinstance(each, int | float) and not low <= each <= high for each in values):
                 raise UserError(f"--method {self.name}({name}={show(value)})", f"It must lie in [{low:g}, {high:g}]")
 
     def parameters(self) -> dict[str, Any]:

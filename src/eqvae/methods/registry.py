@@ -128,5 +128,6 @@ def table() -> str:
     rows = ["| `--method` | kind | what it does | parameters |", "|---|---|---|---|"]
     for name, kind in METHODS.items():
         what = "pair" if issubclass(kind, Pair) else f"term, {cast(type[Term], kind).default_weight:g}"
-        rows.append(f"| `{name}` | {what} | {summary(kind)} | {describe(kind)} |")
+        cells = (f"`{name}`", what, summary(kind), describe(kind))
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)

@@ -226,8 +226,11 @@ def _accumulate(
             )
             for weight, each in drawn.pair.comparisons()
         ]  # fmt: skip
-        figures, regularization, adaptive = _add_terms(state, mixture, drawn, (x, posterior, z), processes)
-    quantization, num_latent_values = [], autoencoder.latent_channels * num_values // (3 * autoencoder.stride**2)
+        figures, added, adaptive = _add_terms(state, mixture, drawn, (x, posterior, z), processes)
+    # Through the cut, terms go back by themselves, when the adaptive weights are known.
+    is_cut, quantization = leaf is not z, []
+    regularization = x.new_zeros(()) if is_cut else added
+    num_latent_values = autoencoder.latent_channels * num_values // (3 * autoencoder.stride**2)
     for each in comparisons:
         losses = each.quantization(config, num_latent_values=num_latent_values)
         if losses is not None:
@@ -242,10 +245,10 @@ def _accumulate(
             comparisons, regularization, config=config, last_layer=autoencoder.last_layer.weight, factor=factor,
             processes=processes,
         )  # fmt: skip
-        if leaf is not z and leaf.grad is not None:
+        if is_cut and leaf.grad is not None:
             layer = autoencoder.last_encoder_layer.weight
             weights = weigh_adaptively(adaptive, z, leaf.grad / factor, layer, processes)
-            added = sum((weights[name] * value for name, (_, value) in adaptive.items()), x.new_zeros(()))
+            added = sum((weights[name] * value for name, (_, value) in adaptive.items()), added)
             torch.autograd.backward([z, factor * added], [leaf.grad, torch.ones_like(added)])
             figures |= {f"{name}_weight": weight for name, weight in weights.items()}
     if discriminator is not None:

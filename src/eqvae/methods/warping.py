@@ -1,0 +1,58 @@
+"""Warps given in coordinates of the frame, -1 to 1: the same map for an image and for its latent."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+Grid = Float[Tensor, "_ h w 2"]
+"""For each place of the result where its value is taken from: (x, y), -1 and 1 at the outer edges of the frame."""
+
+
+def warp(x: Float[Tensor, "n c _ _"], grid: Grid) -> Float[Tensor, "n c h w"]:
+    """Look values up bilinearly, in float32; outside the frame they are reflected."""
+    grid = grid.to(x.device, torch.float32).expand(len(x), -1, -1, -1)
+    found = F.grid_sample(x.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return found.to(x.dtype)
+
+
+def places(height: int, width: int) -> Grid:
+    """The centres of cells or pixels: the map that changes nothing."""
+    y, x = ((2.0 * torch.arange(side) + 1.0) / side - 1.0 for side in (height, width))
+    return torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)[None]
+
+
+def project(matrix: Float[Tensor, "3 3"], height: int, width: int) -> Grid:
+    """Map places by a homography."""
+    here = places(height, width)
+    there = torch.cat([here, torch.ones_like(here[..., :1])], dim=-1) @ matrix.T
+    return there[..., :2] / there[..., 2:]
+
+
+def draw_matrix(u: Float[Tensor, " 6"], *, is_perspective: bool) -> Float[Tensor, "3 3"]:
+    """Make an affine or a perspective map of six numbers in [-1, 1]; zeros change nothing."""
+    matrix = torch.eye(3)
+    if is_perspective:
+        matrix[2, :2] = 0.3 * u[:2]
+        return matrix
+    cosine, sine = torch.cos(u[0] * math.pi / 6), torch.sin(u[0] * math.pi / 6)
+    turn, shear = torch.tensor([[cosine, -sine], [sine, cosine]]), torch.tensor([[1.0, 0.1 * u[2]], [0.1 * u[3], 1.0]])
+    matrix[:2, :2] = 1.25 ** u[1] * turn @ shear
+    matrix[:2, 2] = 0.2 * u[4:]
+    return matrix
+
+
+def is_inside(grid: Grid, stride: int) -> Float[Tensor, "_ 1 h2 w2"]:
+    """1 for the pixels of cells whose source lies within the frame, else 0; `grid` is that of the latent."""
+    inside = (grid.abs() <= 1.0).all(-1)[:, None].float()
+    return inside.repeat_interleave(stride, -2).repeat_interleave(stride, -1)
+
+
+def shift_by_phase(z: Float[Tensor, "n c h w"], down: float, right: float) -> Float[Tensor, "n c h w"]:
+    """Shift by parts of cells: each frequency's phase turns; circular."""
+    height, width = z.shape[-2:]
+    turns = down * torch.fft.fftfreq(height)[:, None] + right * torch.fft.fftfreq(width)
+    phase = torch.exp(-2j * torch.pi * turns).to(z.device)
+    return torch.fft.ifft2(torch.fft.fft2(z.float()) * phase).real.to(z.dtype)
