@@ -1,7 +1,7 @@
 """What mkdocs asks while it builds: the tables of flags, and the list of public names.
 
 A line `<!-- flags of NAME -->` becomes the table of `eqvae NAME --help`, and `<!-- public names -->` the reference of
-`eqvae.__all__`, so neither can fall behind the code.
+`eqvae.__all__`, and `<!-- methods -->` the table of `--method`, so none can fall behind the code.
 """
 
 import importlib
@@ -12,11 +12,14 @@ from typing import Any
 
 FLAGS = re.compile(r"(?m)^<!-- flags of (\w+) -->$")
 NAMES = "<!-- public names -->"
+METHODS = "<!-- methods -->"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fill in what is generated; mkdocs calls this for each page."""
     markdown = FLAGS.sub(lambda found: flags_table(found[1]), markdown)
+    if METHODS in markdown:
+        markdown = markdown.replace(METHODS, importlib.import_module("eqvae.methods").table())
     markdown = markdown.replace("```text\neqvae: ", "``` { .text .wraps }\neqvae: ")  # refusals are long lines
     return markdown.replace(NAMES, public_names()) if NAMES in markdown else markdown
 

@@ -1,12 +1,15 @@
 """`eqvae finetune --method`: what it reads, what it refuses in one line, and what it leaves for others."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
+from eqvae.artifacts.files import read_json
 from eqvae.errors import UserError
-from eqvae.methods import METHODS, Mixture, parse_method
+from eqvae.methods import METHODS, Mixture, parse_method, table
+from eqvae.methods.registry import summary
 from eqvae.runtime.run_folder import flat, from_flat
 from eqvae.training.autoencoder_config import AutoencoderTraining
 
@@ -142,3 +145,35 @@ def test_a_method_of_ones_own(tmp_path: Path):
     (tmp_path / "broken.py").write_text("import nothing_of_the_kind\n")
     with pytest.raises(UserError, match=r"can't be imported \(ModuleNotFoundError"):
         resolve(f"{tmp_path}/broken.py:Mine")
+
+
+def test_the_readme_and_the_pages_list_the_same_methods():
+    root = Path(__file__).resolve().parents[2]
+    assert table(is_whole=False) in (root / "README.md").read_text()
+    assert "<!-- methods -->" in (root / "docs" / "methods.md").read_text()
+    for name, kind in METHODS.items():
+        assert f"| `{name}` |" in table()
+        assert summary(kind).endswith("."), name
+        lines = Path(sys.modules[kind.__module__].__file__).read_text().splitlines()
+        assert len(lines) <= 60, name
+
+
+def test_the_mixture_stands_in_the_config_the_card_and_the_report(photographs, small_autoencoder, tmp_path):
+    from eqvae.runs.finetune import FinetuneConfig, finetune
+    from eqvae.runs.report import ReportConfig, report
+
+    config = from_flat(
+        FinetuneConfig, autoencoder="small", data=str(photographs), validation_data=str(photographs),
+        out=tmp_path / "run", method="eq + tv:0.5", max_steps=2, image_size=64, batch_size=2, adversarial_weight=0.0,
+        perceptual="none", precision="fp32", num_workers=0, log_every=1, num_validation_images=2,
+        num_statistics_images=2,
+    )  # fmt: skip
+    finetune(config, small_autoencoder)
+    said = str(config.training.resolved().mixture())
+    assert said.endswith("antialias=false) + kl:1e-06 + tv(adaptive=true):0.5")
+    assert read_json(tmp_path / "run" / "config.json")["mixture"] == said
+    assert read_json(tmp_path / "run" / "autoencoder" / "eqvae.json")["recipe"]["mixture"] == said
+    report(ReportConfig(folders=(tmp_path / "run",), out=tmp_path / "report.html"))
+    page = (tmp_path / "report.html").read_text()
+    assert f"<code>{said}</code>" in page
+    assert "Term tv" in page

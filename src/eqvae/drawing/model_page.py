@@ -39,8 +39,7 @@ def autoencoder_page(run: Path, name: str, *, license_name: str | None, pictures
     data = without_local_paths(card["data"])
     sections = {
         "": f"An autoencoder for latent generative models, fine-tuned from `{without_local_paths(card['base'])}` on "
-        f"`{data}` ({card['num_steps']} optimizer steps) as in {_PAPER}: scaling and rotating its latents scales and "
-        "rotates its pictures.",
+        f"`{data}` ({card['num_steps']} optimizer steps) {_told_method(card['recipe'])}",
         "Use": f"```python\nfrom diffusers import {model_class}\n\n"
         f'autoencoder = {model_class}.from_pretrained("{name}")\n```\n\n'
         "Its latents are not those of the base: a generator has to be trained, or adapted, on them. Scaling and shift "
@@ -57,6 +56,14 @@ def autoencoder_page(run: Path, name: str, *, license_name: str | None, pictures
     }
     base = PRESETS[card["base"]].hub if card["base"] in PRESETS else None
     return _page(name, sections, license_name, measured, task="image reconstruction", data=data, base_model=base)
+
+
+def _told_method(recipe: Mapping[str, Any]) -> str:
+    """Say how latents were shaped: EQ-VAE's claim is its own; cards from before there were others are EQ-VAE's."""
+    mixture = recipe.get("mixture", "eq(")
+    if mixture.startswith("eq("):
+        return f"as in {_PAPER}: scaling and rotating its latents scales and rotates its pictures."
+    return f"with `--method '{without_local_paths(mixture)}'` of `eqvae` (which began as {_PAPER})."
 
 
 def generator_page(run: Path, name: str, *, license_name: str | None, pictures: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 Accent: what is trained, and the equivariance branch. Grey: the base autoencoder and the plain branch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -29,6 +29,7 @@ from eqvae.drawing.tables import (
     with_minus_sign,
 )
 from eqvae.evidence.curves import finite
+from eqvae.methods import METHODS, Term
 
 MAX_POINTS = 1000
 """Of a line: panels are a few hundred pixels wide, and long runs log tens of thousands of steps."""
@@ -141,7 +142,11 @@ def run_panels(run: FineTuning) -> dict[str, list[Panel]]:
         y_label = metric.unit or ("relative squared error" if "error" in metric.key else metric.label)
         groups["Validation"] += _metric_panels(validations, metric, y_label, has_base=True)
     for title, quantities in FINE_TUNING.items():
-        groups[title] = [panel for quantity in quantities for panel in _step_panels(records, quantity)]
+        groups[title] = [
+            panel
+            for quantity in (*quantities, *(_terms() if title == "Losses" else ()))
+            for panel in _step_panels(records, quantity)
+        ]
     return {title: panels for title, panels in groups.items() if panels}
 
 
@@ -154,6 +159,14 @@ def _distances(validations: Sequence[dict[str, Any]]) -> list[Metric]:
                 found.setdefault(key, []).append(record[key])
     named = {key: distance_metric(key[1:], None, values) for key, values in found.items()}
     return [replace(metric, key=key, label=key[0] + metric.label) for key, metric in named.items()]
+
+
+def _terms() -> Iterator[Quantity]:
+    """What methods add to the losses, with the weights of adaptive terms."""
+    for name, kind in METHODS.items():
+        if issubclass(kind, Term) and name not in ("kl", "explicit"):
+            yield Quantity(key=name, title=f"Term {name}", y_label="per image")
+            yield Quantity(key=f"{name}_weight", title=f"Adaptive weight of {name}", y_label="weight")
 
 
 def training_panels(training: Training) -> list[Panel]:
@@ -244,8 +257,8 @@ def _metric_panels(
 
 def _step_panels(records: Sequence[dict[str, Any]], quantity: Quantity) -> list[Panel]:
     """One, or none; a series for each branch where they are told apart, as levels differ."""
-    equivariance = [record for record in records if record.get("branch") == "equivariance"]
-    plain = [record for record in records if record.get("branch", "equivariance") != "equivariance"]
+    equivariance = [record for record in records if "plain" not in record.get("branch", "equivariance")]
+    plain = [record for record in records if "plain" in record.get("branch", "equivariance")]
     branches = [(records, ACCENT)]
     if quantity.is_noisy and equivariance and plain:
         branches = [(plain, BASE), (equivariance, ACCENT)]

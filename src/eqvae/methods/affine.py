@@ -13,10 +13,10 @@ from eqvae.methods.warping import draw_matrix, project, warp
 
 @method("affine")
 class Affine(Pair):
-    """`L(tau x, D(tau z))`, tau a crop, a mirror image, an affine or a perspective map: reflected outside.
+    """`L(tau x, D(tau z))`, tau a crop, a mirror image, an affine or a perspective map.
 
-    An exactly equivariant autoencoder loses nothing by crops and mirror images, which move whole cells; strength = 0
-    with kinds=[affine] is Equation 1 up to rounding.
+    Reflected outside. An exactly equivariant autoencoder loses nothing by crops and mirror images, which move whole
+    cells; strength = 0 with kinds=[affine] is Equation 1 up to rounding.
     """
 
     limits: ClassVar = {"strength": (0.0, 1.0), "min_crop": (0.0, 1.0)}

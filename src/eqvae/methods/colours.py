@@ -29,7 +29,9 @@ def draw_colours(generator: torch.Generator, strength: float) -> tuple[Float[Ten
 
 def fit_colours(batch: Batch, z: Float[Tensor, "n c h w"]) -> tuple[Float[Tensor, "3 c"], Float[Tensor, " 3"]]:
     """Fit a cell's mean colour by its latent, over all processes' cells: W and c0, in float64."""
-    colours = torch.nn.functional.adaptive_avg_pool2d(batch.x, z.shape[-2:]).double().flatten(2).transpose(1, 2)
+    colours = (
+        torch.nn.functional.adaptive_avg_pool2d(batch.x, (z.shape[-2], z.shape[-1])).double().flatten(2).transpose(1, 2)
+    )
     latents = z.detach().double().flatten(2).transpose(1, 2)
     design = torch.cat([latents, torch.ones_like(latents[..., :1])], dim=-1).flatten(0, 1)
     sums = batch.processes.sum(design.T @ torch.cat([design, colours.flatten(0, 1)], dim=-1))

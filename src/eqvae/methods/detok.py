@@ -14,8 +14,7 @@ class Detok(Pair):
     """`L(x, D((1 - t) z + t gamma sigma e))`, e ~ N(0, I), t uniform in (0, 1) for each image: l-DeTok.
 
     sigma is the batch's standard deviation of latents, so that gamma means the same for every autoencoder. The source
-    then trains the decoder alone without noise: `--method plain --freeze-encoder` on what this leaves. With gamma = 0
-    and t = 0 it is Equation 1.
+    then trains the decoder alone without noise: `--polish-steps`. With t = 0 it is Equation 1.
     """
 
     not_discrete: ClassVar[str] = "codes would be pulled to noise"

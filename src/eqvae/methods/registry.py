@@ -11,7 +11,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, cast, dataclass_transform, get_args, get_origin, get_type_hints
 
 from eqvae.errors import UserError, nearest_name
-from eqvae.methods.protocol import Method, Pair, Term, show
+from eqvae.methods.protocol import Method, Pair, Term
 
 Kind = TypeVar("Kind", bound=type[Method])
 
@@ -107,15 +107,14 @@ def _called(annotation: Any) -> str:
     return {int: "a whole number", float: "a number", type(None): "none"}.get(annotation, str(annotation))
 
 
-def describe(kind: type[Method]) -> str:
-    """A method's parameters with their defaults, for tables."""
-    defaults = {each.name: each.default for each in fields(cast(Any, kind)) if each.init}
-    return ", ".join(f"{name}={show(value)}" for name, value in defaults.items())
-
-
 def summary(kind: type[Method]) -> str:
     """The first paragraph of a method's description, in one line."""
     return " ".join((kind.__doc__ or "").strip().split("\n\n")[0].split())
+
+
+def source(kind: type[Method]) -> str:
+    """Where a method comes from: the first line of its file."""
+    return (sys.modules[kind.__module__].__doc__ or "").split("\n")[0].rstrip(".")
 
 
 def names_of(shape: type[Method]) -> str:
@@ -123,11 +122,13 @@ def names_of(shape: type[Method]) -> str:
     return ", ".join(name for name, kind in METHODS.items() if issubclass(kind, shape))
 
 
-def table() -> str:
-    """All methods as a Markdown table: the README's and the documentation's."""
-    rows = ["| `--method` | kind | what it does | parameters |", "|---|---|---|---|"]
+def table(*, is_whole: bool = True) -> str:
+    """All methods as a Markdown table: the documentation's, or without values and sources the README's."""
+    titles = ["`--method`", "shape", "what it does", *(["values", "source"] if is_whole else [])]
+    rows = [titles, ["---"] * len(titles)]
     for name, kind in METHODS.items():
-        what = "pair" if issubclass(kind, Pair) else f"term, {cast(type[Term], kind).default_weight:g}"
-        cells = (f"`{name}`", what, summary(kind), describe(kind))
-        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(rows)
+        values = str(kind().resolved()).removeprefix(name).strip("()")
+        shape = "pair" if issubclass(kind, Pair) else f"term, {cast(type[Term], kind).default_weight:g}"
+        row = [f"`{name}`", shape, summary(kind), *([values, source(kind)] if is_whole else [])]
+        rows.append([cell.replace("|", "\\|") for cell in row])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -9,9 +9,9 @@ from eqvae.methods.registry import method
 
 @method("tv")
 class Tv(Term):
-    """Mean absolute difference of neighbouring cells: total variation. Zero for constant latents.
+    """Mean absolute difference of neighbouring cells: total variation.
 
-    It is smaller for smaller latents, too: look at their scale beside it.
+    Zero for constant latents. It is smaller for smaller latents, too: look at their scale beside it.
     """
 
     default_weight = 0.1  # as VF's
