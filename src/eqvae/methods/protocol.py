@@ -175,10 +175,6 @@ class Method(ABC):
         given = ", ".join(f"{name}={show(value)}" for name, value in values.items())
         return f"{self.name}({given})" if given else self.name
 
-    def resolved(self) -> "Method":
-        """Fill in what is None because it follows from other parameters."""
-        return self
-
     def check(self, autoencoder: Autoencoder, *, image_size_px: int, num_images: int) -> None:
         """Refuse an autoencoder, or `num_images` of a process's micro-batch, that the method can't work with."""
         del image_size_px, num_images

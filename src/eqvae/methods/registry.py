@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, Union, cast, dataclass_transform, get_
 
 from eqvae.errors import UserError, nearest_name
 from eqvae.methods.protocol import Method, Pair, Term
+from eqvae.methods.transform_config import TransformConfig
 
 Kind = TypeVar("Kind", bound=type[Method])
 
@@ -127,8 +128,14 @@ def table(*, is_whole: bool = True) -> str:
     titles = ["`--method`", "shape", "what it does", *(["values", "source"] if is_whole else [])]
     rows = [titles, ["---"] * len(titles)]
     for name, kind in METHODS.items():
-        values = str(kind().resolved()).removeprefix(name).strip("()")
+        default: Any = kind()
+        values = str(default.resolved() if isinstance(default, TransformConfig) else default)
         shape = "pair" if issubclass(kind, Pair) else f"term, {cast(type[Term], kind).default_weight:g}"
-        row = [f"`{name}`", shape, summary(kind), *([values, source(kind)] if is_whole else [])]
+        row = [
+            f"`{name}`",
+            shape,
+            summary(kind),
+            *([values.removeprefix(name).strip("()"), source(kind)] if is_whole else []),
+        ]
         rows.append([cell.replace("|", "\\|") for cell in row])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
