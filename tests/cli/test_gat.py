@@ -153,8 +153,17 @@ def test_to_the_authors_layout_and_back(line, sampling, tmp_path):
     assert run(sampling(source=tmp_path / "back")) == 0
 
 
-def test_bf16_and_what_saves_memory(training, tmp_path):
-    more = ("--precision", "bf16", "--posthoc-ema", "--gradient-checkpointing", "--gradient-accumulation-steps", 2)
+def test_bf16_and_what_saves_memory_from_another_runs_weights(line, training, tmp_path):
+    more = (
+        "--init",
+        line / "gat",
+        "--precision",
+        "bf16",
+        "--posthoc-ema",
+        "--gradient-checkpointing",
+        "--gradient-accumulation-steps",
+        2,
+    )
     assert run(training(*more, "--max-steps", 1)) == 0
     assert np.isfinite(figures(tmp_path / "run")[0]["loss"])
     assert len(list((tmp_path / "run" / "snapshots").iterdir())) == 2
@@ -179,6 +188,7 @@ def test_sampling_that_does_not_fit(sampling, tmp_path, capsys, more, what):
     [("gat-ti-2", ("--qk-norm",), "--qk-norm True is DiT or SiT's"), ("gat-ti-2", ("--path", "gvp"), "is SiT's"),
      ("gat-ti-2", ("--label-dropout", 0.1), "--label-dropout 0.1 is not for 'gat-ti-2'"),
      ("gat-ti-2", ("--watch-steps", 4), "--watch-steps 4 is not for"),
+     ("gat-ti-2", ("--shard",), "--shard is not for 'gat-ti-2'"),
      ("gat-ti-2", ("--penalty-every", 0), "--penalty-every is 0"),
      ("sit-ti-2", ("--watch-steps", 4), "--penalty-every 2 is GAT's, and 'sit-ti-2' is no GAT")],
 )  # fmt: skip

@@ -89,7 +89,8 @@ def adversarial_step(
     not finite leaves the state as it was.
     """
     objective, generator, discriminator = state.objective, state.generator, state.discriminator
-    is_penalized = state.step % objective.penalty_every == 0
+    # Of every n steps the last: round numbers of steps, which the journal tells of, are among them.
+    is_penalized = (state.step + 1) % objective.penalty_every == 0
     before = {name: value.clone() for name, value in state.discriminator_tensors().items()}
 
     def discriminate(part: TrainingBatch) -> Loss:
