@@ -5,7 +5,9 @@ any other exception is our fault and keeps its traceback.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 
 class UserError(Exception):
@@ -27,7 +29,18 @@ class ProcessLost(Interrupted):
 
 
 class NotFiniteError(ArithmeticError):
-    """A loss or a gradient became NaN or infinite; the state was left as it was before the step."""
+    """A loss or a gradient became NaN, infinite or enormous; the state was left as it was before the step."""
+
+    def __init__(
+        self,
+        what: str,
+        began: str = "loss",
+        terms: Mapping[str, float] = MappingProxyType({}),
+        draws: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Keep which term began it, all terms, and what was drawn for the step."""
+        self.began, self.terms, self.draws = began, dict(terms), list(draws)
+        super().__init__(what)
 
 
 def printable(name: str) -> str:

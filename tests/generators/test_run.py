@@ -174,8 +174,11 @@ def test_journal_and_figures(session):
 
 def test_divergence_keeps_the_last_good_state(session):
     run = session("run", spoil_at=3)
-    with pytest.raises(UserError, match=r"diverged at step 3 \(loss nan.*--learning-rate"):
+    with pytest.raises(UserError, match=r"diverged at step 3 \(.*loss nan.*it began with the mse.*--learning-rate"):
         run()
+    record = read_json(run.config.out / "diverged.json")
+    assert (record["step"], record["began"], record["terms"]["loss"]) == (3, "mse", "nan")
+    assert record["processes"][0]["generator_key"] == [0, 3, 1]
     straight = session("straight", max_steps=3)
     straight()
     good, expected = checkpoint(run.config.out), checkpoint(straight.config.out)

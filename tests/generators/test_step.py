@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from eqvae.errors import NotFiniteError
 from eqvae.generators.diffusion import DiffusionObjective, GaussianDiffusion
 from eqvae.generators.interpolant import InterpolantObjective
 from eqvae.generators.protocol import Objective
 from eqvae.runs.train_config import TrainConfig
-from eqvae.training.generator_step import NotFiniteError, TrainingBatch, TrainState, build_state, train_step
+from eqvae.training.generator_step import TrainingBatch, TrainState, build_state, train_step
 
 CONFIG = TrainConfig(
     recipe="sit-ti-2", latents=Path("none"), out=Path("none"), batch_size=8, precision="fp32", learning_rate=1e-3

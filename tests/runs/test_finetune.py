@@ -380,6 +380,16 @@ def test_losses_that_are_not_finite_stop_the_run_at_the_last_good_state(configur
     assert '"step": 2' in metadata["numbers"]
     assert tensors.keys() == good.keys()
     assert all(torch.equal(tensors[name], value) for name, value in good.items())
+    assert "it began with the KL divergence" in str(raised.value)
+    record = read_json(config.out / "diverged.json")
+    assert (record["step"], record["began"][:2], record["terms"]["kl"]) == (2, "KL", "nan")
+    (part,) = record["processes"]
+    assert len(part["images"]) == config.training.batch_size
+    assert all(Path(name).exists() for name in part["images"])
+    (draw,) = record["draws"]
+    assert draw["generator_key"] == [0, 2, 0]
+    drawn = config.training.resolved().transform.sampler().draw((24, 24), generator_for(*draw["generator_key"]))
+    assert (draw["branch"], draw["transform"]) == (drawn.branch, str(drawn.tau))
     assert all(value.isfinite().all() for value in tensors.values())
     assert not (config.out / "autoencoder").exists()
     assert not (config.out / "metrics.json").exists()

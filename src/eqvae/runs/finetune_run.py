@@ -67,6 +67,7 @@ class FinetuneRun:
             state=self.state,
             batches=self._batches,
             take_step=self._step,
+            describe=lambda batch: {"images": [self.source.label(index) for index in batch.indices]},
             watch=self._validate,
             stop=self.stop,
             shown={"l1": "l1", "loss": "reconstruction"},

@@ -97,16 +97,10 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     if config.shard:
         shard(transformer, processes, config.precision)
     state = first_state(transformer, plan, processes.device)
+    identity = {"latents_fingerprint": fingerprint, "decoder_fingerprint": decoder_fingerprint}
     with (
         # Figures of a run that is made longer are not figures of this one.
-        folder.hold(
-            config,
-            processes,
-            seed=config.seed,
-            anew=(METRICS,),
-            latents_fingerprint=fingerprint,
-            decoder_fingerprint=decoder_fingerprint,
-        ),  # fmt: skip
+        folder.hold(config, processes, seed=config.seed, anew=(METRICS,), **identity),
         stop_on_signals() as stop,
     ):
         run = Run(
@@ -172,6 +166,7 @@ class Run:
             state=self.state,
             batches=self.batches,
             take_step=self._step,
+            describe=lambda batch: batch.described() | {"generator_key": [config.seed, self.state.step, _DRAWS]},
             watch=self._watch,
             stop=self.stop,
             shown={"loss": "loss", "images_per_sec": "images_per_sec"},

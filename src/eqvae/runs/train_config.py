@@ -256,7 +256,8 @@ class Plan:
                 draws: dict[str, Tensor] = {}
                 if self.teacher is not None:
                     draws[TEACHER_TOKENS] = self.teacher.tokens(batch.indices, batch.mirrored)
-                yield TrainingBatch(latents=batch.latents, labels=labels, draws=draws)
+                images = {"indices": batch.indices, "mirrored": batch.mirrored}
+                yield TrainingBatch(latents=batch.latents, labels=labels, draws=draws, images=images)
 
         return batches
 

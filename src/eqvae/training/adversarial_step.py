@@ -14,6 +14,7 @@ from eqvae.generators.protocol import Loss
 from eqvae.runtime.device import autocast
 from eqvae.runtime.processes import Processes
 from eqvae.training.checkpoints import load_optimizer_tensors, optimizer_tensors, sub_state
+from eqvae.training.divergence import Guard
 from eqvae.training.ema import Ema, PowerEma
 from eqvae.training.generator_step import (
     GeneratorState,
@@ -137,7 +138,12 @@ def _descend(
     processes.average_gradients(trained)
     # All processes have to come to the same verdict, or one would wait for the others for ever.
     loss_of_all = processes.average(sums["loss"])
-    return sums, take_optimizer_step(network, optimizer, config, step=state.step, loss=loss_of_all)
+    # The discriminator's gradient is another one where it is penalized: nothing is usual for it.
+    guard = state.guard if network is state.generator else Guard()
+    norm = take_optimizer_step(
+        network, optimizer, config, step=state.step, losses=sums | {"loss": loss_of_all}, guard=guard
+    )
+    return sums, norm
 
 
 def _parts(batch: TrainingBatch, num_parts: int) -> Iterator[TrainingBatch]:

@@ -13,6 +13,7 @@ from eqvae.losses.codebook import CodebookState
 from eqvae.runtime.device import place
 from eqvae.training.autoencoder_config import AutoencoderTraining
 from eqvae.training.checkpoints import load_optimizer_tensors, optimizer_tensors, sub_state
+from eqvae.training.divergence import Guard
 from eqvae.training.ema import Ema
 
 
@@ -38,6 +39,9 @@ class TrainState:
     """Of these what is trained and kept with the autoencoder; it is not exported."""
 
     step: int = 0
+
+    guard: Guard = field(default_factory=Guard)
+    """Looks at each step before it changes a weight."""
 
     def trained(self) -> list[nn.Parameter]:
         """All that the autoencoder's optimizer steps."""

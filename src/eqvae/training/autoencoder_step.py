@@ -133,10 +133,12 @@ def train_step(
         processes.average_gradients(each)
     norms = [_clip(each, config.optimizer.max_grad_norm) for each in parameters]
     norm = norms[0]
-    if not all(math.isfinite(value) for value in (*sums.values(), *norms)):
+    try:
+        _check(state, sums, norms, draws, config)
+    except NotFiniteError:
         for tensor, former in zip(statistics, former_statistics, strict=True):
             tensor.copy_(former)
-        raise NotFiniteError(", ".join(f"{name} {value:.4g}" for name, value in {**sums, "gradient": norm}.items()))
+        raise
     if state.discriminator_optimizer is not None:
         _step(state.discriminator_optimizer, learning_rate_at(state.step, config, first_step=0))
     if not warming_up:
@@ -153,6 +155,28 @@ def train_step(
         **_codebook_figures(state, codes),
         terms={name: value for name, value in sums.items() if name not in own},
     )
+
+
+_COMPUTED_FIRST = ("kl", "quantization", "l1", "reconstruction")
+_NAMES = {
+    "kl": "KL divergence, of the encoder's posterior", "l1": "reconstruction", "reconstruction": "perceptual distance",
+    "adversarial": "adversarial term", "adaptive_weight": "adaptive weight", "discriminator": "discriminator's loss",
+    "explicit": "explicit term, Equation 4", "discriminator_gradient": "discriminator's gradient",
+}  # fmt: skip
+"""What the message calls a term that is not finite where those before it are."""
+
+
+def _check(
+    state: TrainState, sums: dict[str, float], norms: list[float], draws: list[Chosen], config: AutoencoderTraining
+) -> None:
+    """Refuse a step that does not go well, in the order in which its terms are computed."""
+    terms = {name: sums[name] for name in (*_COMPUTED_FIRST, *sums) if name in sums}
+    terms |= {"gradient": norms[0], "discriminator_gradient": norms[1]}
+    drawn = [
+        {"generator_key": [config.seed, state.step, index], "branch": each.named.branch, "transform": each.named.name}
+        for index, each in enumerate(draws)
+    ]
+    state.guard.check(terms, loss="reconstruction", exploding=_COMPUTED_FIRST, names=_NAMES, draws=drawn)
 
 
 def _choose_trained(state: TrainState, config: AutoencoderTraining, warming_up: bool) -> None:

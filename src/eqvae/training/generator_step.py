@@ -2,20 +2,21 @@
 
 import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from eqvae.errors import NotFiniteError
 from eqvae.generators.gat_transformer import GatDiscriminator
 from eqvae.generators.protocol import Latents, Objective
 from eqvae.generators.recipes import Backbone
 from eqvae.runtime.device import Precision, autocast
 from eqvae.training.checkpoints import load_optimizer_tensors, optimizer_tensors, sub_state
+from eqvae.training.divergence import Guard
 from eqvae.training.ema import Ema, PowerEma
 from eqvae.training.sharding import all_like, whole, whole_tensor
 
@@ -58,6 +59,13 @@ class TrainingBatch:
     draws: dict[str, Tensor] = field(default_factory=dict)
     """This process's rows of all random numbers of the step, and what else the objective looks at (REPA's teacher)."""
 
+    images: dict[str, Tensor] = field(default_factory=dict)
+    """Which images of the cache these are, and which of them mirrored: for a record of a step that went wrong."""
+
+    def described(self) -> dict[str, list[Any]]:
+        """Say which images these are."""
+        return {name: value.tolist() for name, value in (self.images | {"labels": self.labels}).items()}
+
 
 class Learner(nn.Module):
     """The transformer together with its objective: the forward pass is the loss, which is what processes share."""
@@ -81,6 +89,8 @@ class GeneratorState(ABC):
     average: Ema
     power_averages: PowerEma | None
     step: int = 0
+    guard: Guard = field(default_factory=Guard)
+    """Looks at each step before it changes a weight."""
 
     @property
     @abstractmethod
@@ -174,20 +184,30 @@ def train_step(
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value.detach().sum() / len(batch.latents)
     sums["gradient_norm"] = take_optimizer_step(
-        state.transformer, state.optimizer, config, step=state.step, loss=sums["loss"]
+        state.transformer, state.optimizer, config, step=state.step, losses=sums, guard=state.guard
     )
     state.end_step()
     return sums
 
 
 def take_optimizer_step(
-    network: nn.Module, optimizer: Optimizer, config: GeneratorTraining, *, step: int, loss: Tensor
+    network: nn.Module,
+    optimizer: Optimizer,
+    config: GeneratorTraining,
+    *,
+    step: int,
+    losses: Mapping[str, Tensor],
+    guard: Guard,
 ) -> Tensor:
-    """Clip the gradient and follow it, unless it or its loss is not finite; returns its norm as it was before."""
+    """Clip the gradient and follow it, unless it or its loss is not finite; returns its norm as it was before.
+
+    Of several processes each looks at its own part's losses; the gradient is that of all, and so is its explosion.
+    """
     norm = _clip(network, config.max_grad_norm or 0.0)
+    terms = {**{name: value for name, value in losses.items() if name != "loss"}, "loss": losses["loss"]}
     # The only wait for the device in a step: weights must not change before this is known.
-    if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
-        raise NotFiniteError(f"loss {float(loss)}, gradient norm {float(norm)}")
+    values = torch.stack([*(value.detach().float() for value in terms.values()), norm.float()]).tolist()
+    guard.check(dict(zip((*terms, "gradient norm"), values, strict=True)), loss="loss", exploding=("gradient norm",))
     _warm_up(optimizer, step, config)
     optimizer.step()
     return norm

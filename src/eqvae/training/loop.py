@@ -1,6 +1,7 @@
 """How a run goes, whatever it trains, on one process or several: steps, journal, checkpoints, watches, stops."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
@@ -10,13 +11,14 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from eqvae.artifacts.files import read_journal
-from eqvae.artifacts.names import CHECKPOINT
+from eqvae.artifacts.files import read_journal, to_plain, write_json
+from eqvae.artifacts.names import CHECKPOINT, DIVERGED
 from eqvae.errors import Interrupted, NotFiniteError, UserError
 from eqvae.runtime.journal import Journal, say
 from eqvae.runtime.processes import Processes
 from eqvae.runtime.signals import StopRequest
 from eqvae.training.checkpoints import keep_milestone, read_latest_checkpoint, write_checkpoint
+from eqvae.training.divergence import Guard
 
 Batch = TypeVar("Batch")
 
@@ -31,6 +33,8 @@ class State(Protocol):
     """What is trained: all that a resume needs."""
 
     step: int
+
+    guard: Guard
 
     def tensors(self) -> dict[str, Tensor]:
         """Collect the state for a checkpoint, in all processes at once; the first process's counts."""
@@ -70,6 +74,8 @@ class Loop(Generic[Batch]):
     """From the first step and the number of steps to this process's batches."""
     take_step: Callable[[Batch], Figures]
     """Takes one step of the state."""
+    describe: Callable[[Batch], dict[str, Any]]
+    """Says which images a step is made of, and what was drawn for it."""
     watch: Callable[[int], dict[str, float | int]]
     """Looks at the trained weights after a step, draws pictures, and measures."""
     stop: StopRequest
@@ -186,14 +192,28 @@ class Loop(Generic[Batch]):
     def _step(self, batch: Batch) -> Figures:
         """Take one step, or stop the run at its last good state."""
         try:
-            return self.take_step(batch)
+            figures = self.take_step(batch)
         except NotFiniteError as error:
             self.write_checkpoint()
+            self._write_divergence(batch, error)
             raise UserError(
                 f"training diverged at step {self.state.step} ({error}); the state before it is in "
-                f"'{self.out / CHECKPOINT}'",
+                f"'{self.out / CHECKPOINT}', and what the step was made of in '{self.out / DIVERGED}'",
                 self.mend,
             ) from None
+        jump = self.state.guard.jump
+        if jump is not None and self.journal is not None:
+            say(f"step {self.state.step}: {jump}")
+            self.write("jump", **to_plain(jump))
+        return figures
+
+    def _write_divergence(self, batch: Batch, error: NotFiniteError) -> None:
+        """Write down what a step was made of that did not go well: images, draws, terms."""
+        parts = self.processes.gather(self.describe(batch))
+        if self.processes.is_first:
+            terms = {name: value if math.isfinite(value) else str(value) for name, value in error.terms.items()}
+            record = {"step": self.state.step, "began": error.began, "terms": terms, "draws": error.draws}
+            write_json(self.out / DIVERGED, record | {"processes": parts})
 
     def _means(self, figures: Figures) -> dict[str, Any]:
         """Average a step's tensors over processes, which have equal parts of the batch."""
