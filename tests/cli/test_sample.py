@@ -1,5 +1,6 @@
 """`eqvae sample` from end to end: one archive however it is drawn, wrong input in one line."""
 
+import json
 import os
 import signal
 import subprocess
@@ -60,6 +61,16 @@ def test_sampling(arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert images_of(tmp_path / "out").shape == (12, 64, 64, 3)
     with np.load(tmp_path / "out" / "samples.npz", allow_pickle=False) as archive:
         assert archive["arr_1"].tolist() == [1] * 12
+
+
+def test_classes_keep_their_names_from_folder_to_sheet(arguments, trained: Path, tmp_path: Path):
+    assert run(arguments("--classes", "b")) == 0
+    with np.load(tmp_path / "out" / "samples.npz", allow_pickle=False) as archive:
+        assert archive["arr_1"].tolist() == [1] * 12
+    for card in (trained.parent / "cache" / "index.json", trained / "generator" / "generator.json"):
+        assert json.loads(card.read_text())["class_names"] == ["a", "b"]
+    with Image.open(tmp_path / "out" / "samples.png") as sheet:
+        assert sheet.width > 10 * (64 + 2) + 2  # a name beside each row
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,35 @@ def test_listed_classes():
 
 
 @pytest.mark.parametrize(
+    ("classes", "numbers"),
+    [("owl", [2]), ("owl,cat, owl", [2, 0, 2]), ("1,owl", [1, 2]), ("tench, Tinca tinca,cat", [3, 0])],
+)
+def test_classes_by_name(classes: str, numbers: list[int]):
+    assert configure(classes=classes).listed_classes(("cat", "dog", "owl", "tench, Tinca tinca")) == numbers
+
+
+def test_names_that_are_numbers_are_names():
+    names = ("1", "5", "99")
+    assert configure(classes="99,5").listed_classes(names) == [2, 1]
+    with pytest.raises(UserError, match=r"Class 0 is not one of the generator's\. Use .* names such as 1, 5, 99"):
+        configure(classes="0").listed_classes(names)
+
+
+@pytest.mark.parametrize(
+    ("classes", "what"),
+    [("cats", r"Class cats is not one of the generator's\. Did you mean 'cat'\?"), ("cat,", "Class is not one"),
+     ("-", "Class - is not one"), ("zebra", r"names such as cat, dog$")],
+)  # fmt: skip
+def test_classes_that_are_none(classes: str, what: str):
+    with pytest.raises(UserError, match=what):
+        configure(classes=classes).listed_classes(("cat", "dog"))
+    with pytest.raises(UserError, match=f"--classes '{classes}' is not known"):
+        configure(classes=classes).listed_classes()
+
+
+@pytest.mark.parametrize(
     ("options", "what"),
-    [({"classes": "cats"}, "--classes 'cats' is not known"), ({"classes": ""}, "--classes ''"),
+    [({"classes": ""}, "--classes ''"), ({"classes": " , "}, "--classes ' , '"),
      ({"num_samples": 0}, "--num-samples is 0"), ({"guidance_scale": float("nan")}, "--guidance-scale is nan"),
      ({"guidance_low": 0.8, "guidance_high": 0.2}, "are no interval"), ({"guidance_high": 1.5}, "are no interval"),
      ({"temperature": 0.0}, "--temperature is 0"), ({"top_k": 0}, "--top-k is 0"),

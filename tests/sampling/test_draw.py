@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from eqvae.errors import UserError
@@ -15,7 +17,7 @@ from eqvae.generators.maskgit_transformer import MaskTransformer, MaskTransforme
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.generators.transformer import Transformer, TransformerConfig
 from eqvae.runs.sample import SampleConfig
-from eqvae.sampling.draw import Drawer
+from eqvae.sampling.draw import Drawer, contact_sheet, sheet_indices
 
 SIT = Interpolant(time_of_data=1)
 
@@ -174,6 +176,23 @@ def test_classes(drawer):
     assert drawn.unique().tolist() == [0, 1, 2]
     assert torch.equal(drawer(classes="random").labels([250]), drawn[250:251])
     assert not torch.equal(drawer(classes="random", seed=1).labels(range(300)), drawn)
+
+
+def test_a_sheet_names_its_rows(drawer, tmp_path: Path):
+    generator = build_generator()
+    named = replace(generator, card=replace(generator.card, class_names=("cat", "dog", "owl\x1b")))
+    assert drawer().row_names(range(3)) is None
+    assert drawer(named).row_names(range(20)) is None  # balanced: each row has all
+    assert drawer(named).row_names(sheet_indices(30, 3)) == ["cat", "dog", "owl\x1b"]
+    assert drawer(named, classes="dog").row_names(range(12)) == ["dog", "dog"]
+    images = torch.zeros(12, 3, 32, 32, dtype=torch.uint8)
+    for path, names in ((tmp_path / "plain.png", None), (tmp_path / "named.png", ["dog", "owl\x1b"])):
+        contact_sheet(images, path, row_names=names)
+    plain, wide = (np.asarray(Image.open(tmp_path / name)) for name in ("plain.png", "named.png"))
+    assert (wide[:, : plain.shape[1]] == plain).all()
+    words = wide[:, plain.shape[1] :].min(axis=(1, 2))
+    assert (words[:36] < 128).any()
+    assert (words[36:] < 128).any()
 
 
 @torch.no_grad()

@@ -101,8 +101,8 @@ def open_picture(content: bytes | Path) -> Image.Image:
     """Open a picture by its header, not yet decoded; every picture that this package reads goes through here."""
     Image.init()
     formats = [name for name in _FORMATS if name in Image.OPEN]  # Pillow before 11.3 has no AVIF
-    if isinstance(content, Path) and not content.is_file():  # opening a pipe would wait for its writer
-        raise FileNotFoundError("it is no file" if content.exists() else "there is no such file")
+    if isinstance(content, Path):
+        _check_file(content)
     return Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=formats)
 
 
@@ -159,10 +159,17 @@ def _reason(error: Exception, content: bytes | Path) -> str:
     return f"it is no {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} (it begins with {head[:12]!r})"
 
 
+def _check_file(path: Path) -> None:
+    """Refuse what is no file: opening a pipe would wait for its writer."""
+    if not path.is_file():
+        raise FileNotFoundError("it is no file" if path.exists() else "there is no such file")
+
+
 def _head(content: bytes | Path) -> bytes:
     """Read the bytes that tell a format."""
     if isinstance(content, bytes):
         return content[:_NUM_HEAD_BYTES]
+    _check_file(content)
     with content.open("rb") as file:
         return file.read(_NUM_HEAD_BYTES)
 

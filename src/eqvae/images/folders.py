@@ -1,5 +1,6 @@
 """Files under a folder or a glob, each once, and what their folders' names say: classes and splits."""
 
+import fnmatch
 import glob
 import os
 from collections import Counter
@@ -75,7 +76,7 @@ class Walk:
         """Walk through one folder. Links are followed when all that lies there by itself is known."""
         top_real = Path(top).resolve()
         above = {_identity(folder.stat()) for folder in top_real.parents}
-        self._meet(top, os.stat(top), frozenset())  # noqa: PTH116 (names of any bytes, and a million of them)
+        self.meet(top)
         while self._folders or self._links:
             while self._folders:
                 self._list(self._folders.pop())
@@ -86,6 +87,10 @@ class Walk:
                     self._meet(link, os.stat(link), above)  # noqa: PTH116
                 except OSError:
                     self.left_out["links to nothing"] += 1
+
+    def meet(self, path: str) -> None:
+        """Take a file or a folder."""
+        self._meet(path, os.stat(path), frozenset())  # noqa: PTH116 (a million paths)
 
     def _list(self, folder: str) -> None:
         try:
@@ -102,7 +107,7 @@ class Walk:
                 self._links.append(entry.path)
             else:
                 try:
-                    self._meet(entry.path, entry.stat(), frozenset())
+                    self._meet(entry.path, entry.stat(follow_symlinks=False), frozenset())
                 except OSError:
                     self.left_out["that can't be read"] += 1
         self._folders[first:] = reversed(self._folders[first:])  # the last one is listed next
@@ -140,20 +145,43 @@ def list_files(data: str, kinds: Sequence[str]) -> tuple[list[str], Counter[str]
         walk.under(str(path))
     elif path.exists():
         raise UserError(f"Data '{printable(data)}' is neither a file nor a folder", "Give images")
+    elif "**" in path.parts and root_of(data).is_dir():
+        # Not `glob`, which goes round in circles where links do.
+        walk.under(str(root_of(data)))
+        num_shared = len(root_of(data).parts)
+        pattern = path.parts[num_shared:]
+        walk.files = [file for file in walk.files if _matches(Path(file).parts[num_shared:], pattern)]
+        if not walk.files:
+            raise _missing(data, kinds)
     else:
-        found = sorted(glob.iglob(str(path), recursive=True), key=lambda name: (name.count(os.sep), name))  # noqa: PTH207
+        found = sorted(glob.iglob(str(path)), key=_parts)  # noqa: PTH207
         for name in found:
             if os.path.isfile(name):  # noqa: PTH113
-                walk._meet(name, os.stat(name), frozenset())  # noqa: PTH116
+                walk.meet(name)
         if not walk.files:
             for name in found:
                 walk.under(name)
         if not found:
-            mend = (
-                nearest_name(data, kinds) if data.isalpha() else f"Check the path; data is one of: {', '.join(kinds)}"
-            )
-            raise UserError(f"Data '{printable(data)}' does not exist", mend)
+            raise _missing(data, kinds)
     return sorted(walk.files, key=_parts), walk.left_out
+
+
+def _missing(data: str, kinds: Sequence[str]) -> UserError:
+    mend = nearest_name(data, kinds) if data.isalpha() else f"Check the path; data is one of: {', '.join(kinds)}"
+    return UserError(f"Data '{printable(data)}' does not exist", mend)
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Hold a path against a pattern; `**` stands for any folders."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**" and _matches(parts, pattern[1:]):
+        return True
+    if not parts:
+        return False
+    if pattern[0] == "**":
+        return _matches(parts[1:], pattern)
+    return fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
 def _parts(name: str) -> list[str]:

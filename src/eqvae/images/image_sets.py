@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -11,9 +11,12 @@ from torch import Tensor
 
 from eqvae.artifacts.names import SAMPLE_SET
 from eqvae.artifacts.sample_sets import IMAGES_KEY, check_header, moments_in, open_array, reading, skip
-from eqvae.errors import UserError
+from eqvae.errors import UserError, printable
 from eqvae.images import ImageSource, encoding_batches, open_images, open_picture
 from eqvae.images.decoding import BrokenImage, BrokenImageError, check_pixels
+from eqvae.images.sources import counted
+from eqvae.runtime.journal import say
+from eqvae.runtime.processes import Processes
 
 
 @final
@@ -29,6 +32,15 @@ class NpzImages:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def announce(self, title: str, processes: Processes) -> None:
+        """Tell the user in one line what a command is about to read."""
+        if processes.is_first:
+            say(f"{title}: {counted(len(self), 'image')} of {self.image_size_px} px")
+
+    def summary(self) -> dict[str, Any]:
+        """Say the same as a record."""
+        return {"name": printable(self.name), "num_images": len(self)}
 
     def batches(self, indices: range, *, batch_size: int, num_workers: int) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
         del num_workers
@@ -58,6 +70,14 @@ class SourceImages:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def announce(self, title: str, processes: Processes) -> None:
+        """Tell the user in one line what a command is about to read."""
+        self.source.announce(title, processes)
+
+    def summary(self) -> dict[str, Any]:
+        """Say the same as a record."""
+        return self.source.summary()
 
     def batches(self, indices: range, *, batch_size: int, num_workers: int) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
         parts = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
@@ -91,12 +111,12 @@ def open_samples(path: Path) -> ImageSet:
     return SourceImages(source, _common_size_px(source), cropped=False)
 
 
-def open_reference(reference: str, *, image_size_px: int) -> ImageSet:
+def open_reference(reference: str, *, image_size_px: int, image_column: str | None = None) -> ImageSet:
     """Open the images of REFERENCE."""
     path = Path(reference).expanduser()
     npz = path / SAMPLE_SET if (path / SAMPLE_SET).is_file() else path
     if npz.suffix != ".npz":
-        return SourceImages(open_images(reference), image_size_px, cropped=True)
+        return SourceImages(open_images(reference, image_column=image_column), image_size_px, cropped=True)
     if not npz.is_file():
         raise UserError(f"--reference '{npz}' does not exist", "Check the path")
     images = NpzImages(npz)

@@ -10,7 +10,6 @@ from typing import Any, final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Bool, Int64
 
 from eqvae.errors import UserError
@@ -95,6 +94,8 @@ def text_labels(texts: Sequence[str | None]) -> LabelColumn | None:
 
 def to_labels(column: pa.ChunkedArray) -> pa.ChunkedArray | str:
     """Bring a table's column to integers or strings, or say why it holds no labels."""
+    import pyarrow.compute as pc  # no `--help` waits for it
+
     kind = column.type
     try:
         if pa.types.is_dictionary(kind):

@@ -5,7 +5,7 @@ asks for them: work that needs no labels is not stopped by a wrong one.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, final, runtime_checkable
@@ -15,10 +15,13 @@ from PIL import Image
 from eqvae.errors import UserError, printable
 from eqvae.images.decoding import BrokenImageError, decode_image
 from eqvae.images.labels import Classes, LabelColumn
+from eqvae.runtime.journal import say
+from eqvae.runtime.processes import Processes
 
 Split = Literal["train", "evaluation"]
 
 _NUM_SHOWN = 3
+_MAX_RECORDED_NAMES = 1000
 _MAX_SHOWN_NAME = 40
 
 
@@ -106,6 +109,11 @@ class ImageSource:
             digest.update(f"{identity}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
 
+    def announce(self, title: str, processes: Processes) -> None:
+        """Tell the user in one line what a command is about to read."""
+        if processes.is_first:
+            say(f"{title}: {self.describe()}")
+
     def summary(self) -> dict[str, Any]:
         """Say what was found and what was left out, as a record."""
         names, unlabelled = None, self._aside.unlabelled
@@ -116,7 +124,8 @@ class ImageSource:
         return {
             "name": printable(self.name),
             "num_images": len(self),
-            "class_names": names,
+            "num_classes": None if names is None else len(names),
+            "class_names": None if names is None else [printable(name) for name in names[:_MAX_RECORDED_NAMES]],
             "unlabelled": unlabelled if names is None else "",
             "left_out": dict(self._aside.left_out),
             "choice": self._aside.choice,
@@ -124,12 +133,11 @@ class ImageSource:
 
     def describe(self) -> str:
         """Say the same in one line."""
-        found = self.summary()
-        names, parts = found["class_names"], [counted(len(self), "image")]
-        if names is None:
+        found, parts = self.summary(), [counted(len(self), "image")]
+        if found["num_classes"] is None:
             parts.append(f"no classes ({found['unlabelled']})" if found["unlabelled"] else "no classes")
         else:
-            parts.append(f"{counted(len(names), 'class')} ({list_names(names)})")
+            parts.append(f"{counted(found['num_classes'], 'class')} ({list_names(found['class_names'])})")
         if left_out := found["left_out"]:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(left_out.items()))
             parts.append(f"{sum(left_out.values()):,} left out ({reasons})")
@@ -147,7 +155,7 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun if count == 1 else plural}"
 
 
-def list_names(names: tuple[str, ...]) -> str:
+def list_names(names: Sequence[str]) -> str:
     """List the first of some names, as they can be printed."""
     shown = [printable(name[:_MAX_SHOWN_NAME]) for name in names[:_NUM_SHOWN]]
     return ", ".join([*shown[: _NUM_SHOWN - 1], "..."] if len(names) > _NUM_SHOWN else shown)

@@ -6,7 +6,7 @@ import itertools
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
@@ -18,18 +18,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eqvae.artifacts.files import write_atomically
-from eqvae.errors import UserError, nearest_name, printable
-from eqvae.images.archives import USUAL_NAMES
-from eqvae.images.decoding import is_image
-from eqvae.images.labels import NO_LABELS, LabelColumn, can_label, is_text, to_labels
+from eqvae.errors import UserError, printable
+from eqvae.images.columns import (
+    NUM_PROBED_CELLS,
+    Columns,
+    cell_to_content,
+    choose_images,
+    choose_labels,
+    filled,
+    is_encoded,
+)
+from eqvae.images.folders import SPLITS
 from eqvae.images.sources import Aside, ImageSource, Split, num_bytes
 from eqvae.runtime.journal import say
-
-LABEL_COLUMNS = ("label", "labels", "fine_label", "fine_labels", "class", "class_label", "target", "cls")
-"""Names under which a table's labels are looked for, the likeliest first."""
-
-_EVALUATION_SPLITS = ("validation", "valid", "val", "test")
-_NUM_PROBED_CELLS = 16
 
 _MAX_KEPT_BYTES = 2**28
 """Of decoded row groups, in each process."""
@@ -92,7 +93,6 @@ class ParquetRows:
     """Bytes of each file."""
 
     group_ends: tuple[tuple[int, ...], ...]
-    """Of each file, row after the last of each group."""
 
     _kept: OrderedDict[tuple[int, int], Any] = field(default_factory=OrderedDict)
 
@@ -103,7 +103,7 @@ class ParquetRows:
         part, row = self._place(index)
         group = bisect_right(self.group_ends[part], row)
         row -= self.group_ends[part][group - 1] if group else 0
-        return _filled(_cell_to_content(self._group(part, group)[row].as_py(), Path(self.parts[part]).parent))
+        return filled(cell_to_content(self._group(part, group)[row].as_py(), Path(self.parts[part]).parent))
 
     def label(self, index: int) -> str:
         part, row = self._place(index)
@@ -144,7 +144,7 @@ class HubRows:
         return len(self.table)
 
     def content(self, index: int) -> bytes | Path:
-        return _filled(_cell_to_content(self.table[index][self.table.column_names[0]], Path()))
+        return filled(cell_to_content(self.table[index][self.table.column_names[0]], Path()))
 
     def label(self, index: int) -> str:
         return f"{self.name}[{index}]"
@@ -162,21 +162,21 @@ def open_parquet(
 ) -> ImageSource:
     """Open parquet files in place."""
     opened = [(file, _open_table(file)) for file in files]
-    filled = [(file, table) for file, table in opened if table.metadata.num_rows]
-    if not filled:
+    opened = [(file, table) for file, table in opened if table.metadata.num_rows]
+    if not opened:
         raise UserError(f"'{printable(data)}' has no rows", "Give a table with images")
     with _reading(data):
-        columns = _Columns.of_parquet(filled)
-        column, choice = _choose_images(data, columns, image_column)
-        _check_alike([table for _, table in filled], column)
+        columns = parquet_columns(opened)
+        column, choice = choose_images(data, columns, image_column)
+        _check_alike([table for _, table in opened], column)
         labels, unlabelled, label_choice = choose_labels(data, columns, label_column)
-        tables = [_in_place(file, table, column) for file, table in filled]
+        tables = [_in_place(file, table, column) for file, table in opened]
         counts = [table.counts() for table in tables]
     rows = ParquetRows(
         tables=tuple(tables),
-        parts=tuple(str(file) for file, _ in filled),
+        parts=tuple(str(file) for file, _ in opened),
         ends=tuple(accumulate(map(sum, counts))),
-        sizes=tuple(num_bytes(file) for file, _ in filled),
+        sizes=tuple(num_bytes(file) for file, _ in opened),
         group_ends=tuple(tuple(accumulate(each)) for each in counts),
     )
     choice = "; ".join(filter(None, (choice, label_choice)))
@@ -192,9 +192,8 @@ def _reading(data: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = printable(str(error) or type(error).__name__)
-        raise UserError(
-            f"'{printable(data)}' cannot be read as parquet ({reason})", "Do its files share one schema?"
-        ) from None
+        what = f"'{printable(data)}' cannot be read as parquet ({reason})"
+        raise UserError(what, "Do its files share one schema?") from None
 
 
 def _open_table(file: Path) -> pq.ParquetFile:
@@ -220,7 +219,7 @@ def _check_alike(tables: Sequence[pq.ParquetFile], column: str) -> None:
         if column not in schema.names:
             raise ValueError(f"a file has no column '{column}'")
         kind = schema.field(column).type
-        if not (_is_encoded(kind) or pa.types.is_null(kind)):
+        if not (is_encoded(kind) or pa.types.is_null(kind)):
             raise ValueError(f"column '{column}' holds {kind} in a file")
 
 
@@ -261,65 +260,45 @@ def _unpack(table: pq.ParquetFile, column: str, path: Path) -> None:
             writer.write_batch(batch)
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class _Columns:
-    """Columns of one or several tables, whatever they are stored in."""
+def parquet_columns(files: Sequence[tuple[Path, pq.ParquetFile]]) -> Columns:
+    """See the columns of parquet files, which must have the same."""
+    schemas = [table.schema_arrow for _, table in files]
+    kinds: dict[str, pa.DataType] = {}
+    for name in schemas[0].names:
+        found = [schema.field(name).type for schema in schemas if name in schema.names]
+        kinds[name] = next((kind for kind in found if not pa.types.is_null(kind)), found[0])
 
-    kinds: Mapping[str, pa.DataType]
+    def contents(name: str) -> Iterator[bytes | Path | None]:
+        for file, table in files:
+            for batch in table.iter_batches(batch_size=NUM_PROBED_CELLS, columns=[name], use_threads=False):
+                yield from (cell_to_content(cell, file.parent) for cell in batch.column(0).to_pylist())
 
-    declared: Mapping[str, tuple[str, ...]]
-    """Names of the integers of a column, where the table says them."""
+    def read(name: str) -> list[pa.ChunkedArray]:
+        return [table.read(columns=[name], use_threads=False).column(0) for _, table in files]
 
-    contents: Callable[[str], Iterator[bytes | Path | None]]
-    """What the cells of one column hold, read as they are asked for."""
+    names = [_declared_names(schema) for schema in schemas]
+    return Columns(
+        kinds=kinds, declared=names[0] if all(each == names[0] for each in names) else {}, contents=contents, read=read
+    )
 
-    read: Callable[[str], list[pa.ChunkedArray]]
-    """One column of each table."""
 
-    @classmethod
-    def of_parquet(cls, files: Sequence[tuple[Path, pq.ParquetFile]]) -> "_Columns":
-        """See the columns of parquet files, which must have the same."""
-        schemas = [table.schema_arrow for _, table in files]
-        kinds: dict[str, pa.DataType] = {}
-        for name in schemas[0].names:
-            found = [schema.field(name).type for schema in schemas if name in schema.names]
-            kinds[name] = next((kind for kind in found if not pa.types.is_null(kind)), found[0])
+def hub_columns(table: datasets.Dataset) -> Columns:
+    """See the columns of a data set."""
 
-        def contents(name: str) -> Iterator[bytes | Path | None]:
-            for file, table in files:
-                for batch in table.iter_batches(batch_size=_NUM_PROBED_CELLS, columns=[name], use_threads=False):
-                    yield from (_cell_to_content(cell, file.parent) for cell in batch.column(0).to_pylist())
+    def contents(name: str) -> Iterator[bytes | Path | None]:
+        feature, column = table.features[name], table.select_columns([name])
+        if isinstance(feature, datasets.Image):
+            column = column.cast_column(name, datasets.Image(decode=False))
+        return (cell_to_content(row[name], Path()) for row in column)
 
-        def read(name: str) -> list[pa.ChunkedArray]:
-            return [table.read(columns=[name], use_threads=False).column(0) for _, table in files]
+    def read(name: str) -> list[pa.ChunkedArray]:
+        return [table.select_columns([name]).with_format("arrow")[:].column(0)]
 
-        names = [_declared_names(schema) for schema in schemas]
-        return cls(
-            kinds=kinds,
-            declared=names[0] if all(each == names[0] for each in names) else {},
-            contents=contents,
-            read=read,
-        )
-
-    @classmethod
-    def of_hub(cls, table: datasets.Dataset) -> "_Columns":
-        """See the columns of a data set."""
-
-        def contents(name: str) -> Iterator[bytes | Path | None]:
-            feature, column = table.features[name], table.select_columns([name])
-            if isinstance(feature, datasets.Image):
-                column = column.cast_column(name, datasets.Image(decode=False))
-            return (_cell_to_content(row[name], Path()) for row in column)
-
-        def read(name: str) -> list[pa.ChunkedArray]:
-            return [table.select_columns([name]).with_format("arrow")[:].column(0)]
-
-        schema = table.features.arrow_schema
-        return cls(
-            kinds={name: schema.field(name).type for name in schema.names}, declared=_class_names(table.features),
-            contents=contents, read=read,
-        )  # fmt: skip
+    schema = table.features.arrow_schema
+    return Columns(
+        kinds={name: schema.field(name).type for name in schema.names}, declared=_class_names(table.features),
+        contents=contents, read=read,
+    )  # fmt: skip
 
 
 def _declared_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
@@ -333,107 +312,6 @@ def _declared_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
 def _class_names(features: datasets.Features) -> dict[str, tuple[str, ...]]:
     labels = {name: feature for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)}
     return {name: tuple(map(str, label.names or ())) for name, label in labels.items()}
-
-
-def _choose_images(data: str, columns: _Columns, wanted: str | None) -> tuple[str, str]:
-    """Choose the image column: the one that is asked for, else one that holds images, the usual names first."""
-    able = [name for name, kind in columns.kinds.items() if _is_encoded(kind)]
-    if wanted is not None and wanted not in columns.kinds:
-        raise UserError(f"'{printable(data)}' has no column '{wanted}'", nearest_name(wanted, able or columns.kinds))
-    found = [name for name in able if wanted in (None, name) and _holds_images(columns, name)]
-    if not found:
-        what = "no image column" if wanted is None else f"no images in --image-column '{wanted}'"
-        raise UserError(
-            f"'{printable(data)}' has {what} (columns: {', '.join(columns.kinds)})",
-            "Images are encoded bytes, plain or in a struct with `bytes` and `path`",
-        )
-    usual = {name: place for place, name in enumerate(USUAL_NAMES)}
-    chosen = min(found, key=lambda name: usual.get(name.lower(), len(usual)))
-    others = ", ".join(f"'{name}'" for name in found if name != chosen)
-    return chosen, f"images of '{chosen}', not of {others} (--image-column chooses)" if others else ""
-
-
-def _is_encoded(kind: pa.DataType) -> bool:
-    """Tell whether a column's type can hold encoded images."""
-    if pa.types.is_struct(kind):
-        return bool({field.name for field in kind} & {"bytes", "path"})
-    types = pa.types
-    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
-
-
-def _holds_images(columns: _Columns, name: str) -> bool:
-    """Look at the first cells that are not empty."""
-    filled = itertools.islice((content for content in columns.contents(name) if content is not None), _NUM_PROBED_CELLS)
-    return any(is_image(content) for content in filled)
-
-
-def _cell_to_content(cell: Any, folder: Path) -> bytes | Path | None:
-    """Take the bytes, or else the path, out of a cell."""
-    if not isinstance(cell, dict):
-        return cell
-    if cell.get("bytes") is not None:
-        return cell["bytes"]
-    path = cell.get("path")
-    if not path:
-        return None
-    beside = folder / path
-    return beside if os.path.exists(beside) else Path(path)  # noqa: PTH110 (`Path.exists` raises for odd names)
-
-
-def _filled(content: bytes | Path | None) -> bytes | Path:
-    if content is None:
-        raise ValueError("the cell is empty")
-    return content
-
-
-def choose_labels(data: str, columns: _Columns, wanted: str | None) -> tuple[LabelColumn | None, str, str]:
-    """Find a table's labels: the column that is asked for, else a known name, else the only column of class labels.
-
-    Returns the labels, or why there are none, and which column was taken of several.
-    """
-    if wanted == NO_LABELS:
-        return None, "as asked", ""
-    able = [name for name, kind in columns.kinds.items() if can_label(kind)]
-    if wanted is not None:
-        if wanted not in columns.kinds:
-            raise UserError(f"'{printable(data)}' has no column '{wanted}'", nearest_name(wanted, columns.kinds))
-        if isinstance(labels := _read_labels(columns, wanted), str):
-            what = "holds neither integers nor strings" if wanted not in able else labels
-            raise UserError(f"--label-column '{wanted}' of '{printable(data)}' {what}", nearest_name("", able))
-        return labels, "", ""
-    known = [name for name in LABEL_COLUMNS if name in columns.kinds]
-    candidates = known or (list(columns.declared) if len(columns.declared) == 1 else [])
-    if not candidates:
-        return None, "no column is called label; --label-column names one" if able else "no column of labels", ""
-    unusable = ""
-    for name in candidates:
-        labels = _read_labels(columns, name)
-        if isinstance(labels, str):
-            unusable = unusable or f"column '{name}' {labels}"
-            continue
-        others = ", ".join(f"'{other}'" for other in candidates if other != name)
-        return labels, "", f"labels of '{name}', not of {others} (--label-column chooses)" if others else ""
-    return None, unusable, ""
-
-
-def _read_labels(columns: _Columns, name: str) -> LabelColumn | str:
-    """Read a column as labels, or say why it holds none."""
-    if not (can_label(columns.kinds[name]) or is_text(columns.kinds[name])):
-        return f"holds {columns.kinds[name]}"
-    parts = [to_labels(part) for part in columns.read(name)]
-    usable = [part for part in parts if not isinstance(part, str)]
-    if len(usable) < len(parts) and (not usable or any(part != "is empty" for part in parts if isinstance(part, str))):
-        return next(part for part in parts if isinstance(part, str))
-    kinds = {part.type for part in usable}
-    if len(kinds) > 1:
-        return "holds numbers here, text there"
-    (kind,) = kinds
-    lengths = [len(part) for part in columns.read(name)]
-    chunks = [
-        pa.nulls(length, kind) if isinstance(part, str) else part.combine_chunks()
-        for part, length in zip(parts, lengths, strict=True)
-    ]
-    return LabelColumn(values=pa.chunked_array(chunks, kind), names=columns.declared.get(name) or None)
 
 
 def open_hub(data: str, split: Split, label_column: str | None, image_column: str | None = None) -> ImageSource:
@@ -453,8 +331,8 @@ def open_hub(data: str, split: Split, label_column: str | None, image_column: st
         ) from None
     except (datasets.exceptions.DatasetsError, OSError, RuntimeError, ValueError) as error:
         raise UserError(f"'{data}' cannot be opened ({error})", "DATA is hf:NAME[:SPLIT]") from None
-    columns = _Columns.of_hub(table)
-    column, choice = _choose_images(data, columns, image_column)
+    columns = hub_columns(table)
+    column, choice = choose_images(data, columns, image_column)
     labels, unlabelled, label_choice = choose_labels(data, columns, label_column)
     images = table.select_columns([column])
     if isinstance(table.features[column], datasets.Image):
@@ -466,7 +344,7 @@ def open_hub(data: str, split: Split, label_column: str | None, image_column: st
 
 def _choose_split(data: str, names: Sequence[str], split: Split) -> str:
     """Choose the hub's split for training or for evaluation."""
-    for name in ("train",) if split == "train" else _EVALUATION_SPLITS:
+    for name in SPLITS[split]:
         if name in names:
             return name
     raise UserError(f"'{data}' has no split for {split}", f"Name one of: {', '.join(f'{data}:{n}' for n in names)}")

@@ -199,6 +199,9 @@ class CacheIndex:
 
     shards: tuple[ShardEntry, ...]
 
+    image_column: str | None = None
+    """Of DATA, where one was asked for."""
+
     encoder_fingerprint: str | None = None
     """Digest of the encoder's weights: what binds latents to a decoder; None in older caches."""
 

@@ -68,7 +68,8 @@ class TeacherTokens:
 def teach(config: RepaConfig, cache: LatentCache, grid: tuple[int, int], processes: Processes) -> TeacherTokens:
     """Set up the teacher of a REPA run; its tokens have the grid of the transformer's."""
     data = config.data or cache.index.data
-    source = open_images(data)
+    source = open_images(data, image_column=cache.index.image_column)
+    source.announce("DATA", processes)
     if source.fingerprint() != cache.index.data_fingerprint:
         raise UserError(
             f"'{data}' holds other images than those that '{cache.folder}' encodes",

@@ -115,6 +115,7 @@ class Recipe:
     data: str
     data_fingerprint: str
     class_names: tuple[str, ...] | None
+    image_column: str | None = None
     mirror: bool
     precision: str
     num_visited: int
@@ -227,6 +228,7 @@ def collect_index(folder: Path, recipe: Recipe) -> CacheIndex:
         num_broken=sum(len(shard.note["broken"]) for shard in shards),
         num_classes=None if recipe.class_names is None else len(recipe.class_names),
         class_names=recipe.class_names,
+        image_column=recipe.image_column,
         has_mirrored=recipe.mirror,
         has_std="std" in shards[0].places,
         dtype=recipe.coding.dtype,

@@ -29,7 +29,7 @@ from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, RunFolder, check_
 from eqvae.runtime.signals import stop_on_signals
 
 _NAMED_OTHERWISE = frozenset(("autoencoder", "data", "out", "device", "num_workers"))
-_FIXED = ("image_size", "shard_size", "mirror", "dtype", "precision", "label_column")
+_FIXED = ("image_size", "shard_size", "mirror", "dtype", "precision", "label_column", "image_column")
 _SHOWN = ("latent_mean", "latent_std")
 
 
@@ -74,6 +74,9 @@ class EncodeConfig:
 
     label_column: str | None = None
     """Column of a table that holds the labels; None: look for one; `none`: no labels."""
+
+    image_column: str | None = None
+    """Column of a table, or ending of an archive's members (`mask.png`), that holds the images; None: the usual one."""
 
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
@@ -134,11 +137,13 @@ def encode(config: EncodeConfig, autoencoder: Autoencoder | None = None) -> dict
 
     config = replace(config, autoencoder=choose_weights(config.autoencoder, config.weights), weights=None)
     device = choose_device(config.device)
-    source = open_images(config.data, label_column=config.label_column)
+    source = open_images(config.data, label_column=config.label_column, image_column=config.image_column)
+    source = source.labelled_up_to(config.num_images or len(source))  # classes are those that are seen
     folder = RunFolder.claim(config.out, "encode")
     autoencoder = autoencoder or load_autoencoder(config.autoencoder)  # last: it may be gigabytes from the hub
     config.check(autoencoder.stride)
     processes = join_processes(device)
+    source.announce("DATA", processes)
     recipe = plan(config, autoencoder, source)
     identity = {"fingerprint": recipe.fingerprint, "data_fingerprint": recipe.data_fingerprint}
     _check_same_cache(folder, config, identity)
@@ -148,6 +153,8 @@ def encode(config: EncodeConfig, autoencoder: Autoencoder | None = None) -> dict
             config=config, recipe=recipe, source=source, processes=processes, stop=stop,
             autoencoder=place(autoencoder, processes.device).eval(), journal=Journal(config.out),
         )  # fmt: skip
+        if processes.is_first:
+            run.journal.write("data", **source.summary())
         kept = run.keep_whole_shards()
         run.num_records = len(read_journal(config.out))
         run.num_kept = sum(processes.gather(kept))  # waits for all: from here on, a shard that is there is whole
@@ -172,6 +179,7 @@ def plan(config: EncodeConfig, autoencoder: Autoencoder, source: ImageSource) ->
         data=config.data,
         data_fingerprint=source.fingerprint(),
         class_names=source.class_names,
+        image_column=config.image_column,
         mirror=config.mirror,
         precision=config.precision,
         num_visited=num_images,

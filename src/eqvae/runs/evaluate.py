@@ -64,6 +64,9 @@ class EvaluateConfig:
     num_images: int | None = None
     """The first images of the data; None: all."""
 
+    image_column: str | None = None
+    """Column of a table, or ending of an archive's members (`mask.png`), that holds the images; None: the usual one."""
+
     batch_size: int = 16
     """Images at a time; changes no figure."""
 
@@ -135,7 +138,7 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
         which: WhichWeights = "ema" if config.weights == "ema" else "raw"
         config = replace(config, autoencoder=choose_weights(config.autoencoder, which), weights=None)
     device = choose_device(config.device)
-    source = open_images(config.data, split="evaluation")
+    source = open_images(config.data, split="evaluation", image_column=config.image_column)
     folder = RunFolder.claim(config.out, "evaluate")
     autoencoder = autoencoder or load_autoencoder(config.autoencoder)  # last: it may be gigabytes from the hub
     check_image_size(config.image_size, autoencoder.stride, quarters=True)
@@ -143,6 +146,7 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
     _check_same_evaluation(folder, config, fingerprint)
     batches = _cut(config, source)
     processes = join_processes(device)
+    source.announce("DATA", processes)
     measures = choose_measures(config, processes.device)
     lpips = lpips_is_cached() if config.lpips is None else config.lpips
     parts, own_broken = batches[processes.own_part(len(batches))], list[BrokenImage]()
@@ -176,6 +180,7 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
             return None
         pictures.write(config.out / PICTURES)
         journal = Journal(config.out, keep_up_to_step=-1)
+        journal.write("data", **source.summary())
         for image in broken:
             journal.write("broken_image", **image._asdict())
         for measure in measures:

@@ -61,8 +61,14 @@ class FinetuneConfig:
 
     training: Annotated[AutoencoderTraining, tyro.conf.OmitArgPrefixes] = field(default_factory=AutoencoderTraining)
 
+    image_column: str | None = None
+    """Column of a table, or ending of an archive's members (`mask.png`), that holds the images; None: the usual one."""
+
     validation_data: str = "photos"
     """Images for validation; of `photos`, the photographs held out from training."""
+
+    validation_image_column: str | None = None
+    """Of the validation data."""
 
     num_validation_images: int = 32
     """How many of them at most, spread over the data."""
@@ -178,7 +184,10 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
     training = config.training
     processes = join_processes(choose_device(config.device))
     training.check_processes(processes.count)
-    source, validation_source = open_images(config.data), open_images(config.validation_data, split="evaluation")
+    source = open_images(config.data, image_column=config.image_column)
+    validation_source = open_images(
+        config.validation_data, split="evaluation", image_column=config.validation_image_column
+    )
     features = _load_watched_features(config, min(len(validation_source), config.num_validation_images))
     autoencoder = load_autoencoder(config.autoencoder) if autoencoder is None else autoencoder
     training.check_autoencoder(autoencoder, image_size_px=config.image_size, num_processes=processes.count)
@@ -198,6 +207,8 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
     done = folder.figures_after(training.total_steps)
     if done is not None:
         return done if processes.is_first else None
+    source.announce("DATA", processes)
+    validation_source.announce("VALIDATION DATA", processes)
     with stop_on_signals() as stop:
         run = FinetuneRun(
             config=config,

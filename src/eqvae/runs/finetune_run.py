@@ -83,6 +83,9 @@ class FinetuneRun:
         kept = Journal(config.out, keep_up_to_step=state.step) if self.processes.is_first else None
         self.processes.wait()
         self.journal, loop.journal = Journal(config.out), kept
+        if kept is not None:
+            kept.write("data", **self.source.summary())
+            kept.write("validation_data", **self.validation_source.summary())
         with _open_board(config, state.step, self.processes) as self.board:
             if state.step == 0:
                 loop.numbers["before"] = loop.look()

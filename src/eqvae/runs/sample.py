@@ -219,8 +219,8 @@ def _join_parts(
 
 def _draw_sheet(drawer: Drawer, config: SampleConfig) -> None:
     shown = sheet_indices(config.num_samples, drawer.num_classes if config.classes == "balanced" else 0)
-    images = pick_images(config.out / SAMPLE_SET, shown)
-    contact_sheet(torch.from_numpy(images).permute(0, 3, 1, 2), config.out / SAMPLE_SHEET)
+    images = torch.from_numpy(pick_images(config.out / SAMPLE_SET, shown)).permute(0, 3, 1, 2)
+    contact_sheet(images, config.out / SAMPLE_SHEET, row_names=drawer.row_names(shown))
 
 
 def _stop_if_asked(stop: StopRequest, config: SampleConfig) -> None:

@@ -63,6 +63,9 @@ class ScoreConfig:
     num_reference: int | None = None
     """So many of the reference's images, at equal distances; None: all."""
 
+    image_column: str | None = None
+    """Of a reference that is a table or an archive: the column or ending that holds the images; None: the usual one."""
+
     num_neighbours: int = 3
     """Of precision and recall."""
 
@@ -133,6 +136,9 @@ def score(config: ScoreConfig) -> dict[str, Any] | None:
         reference_indices = _choose(reference, config.num_reference, "--num-reference", spread=True)
         check_enough(reference.name, len(reference_indices), config.num_neighbours)
     check_enough(samples.name, len(sample_indices), config.num_neighbours)
+    samples.announce("SAMPLES", processes)
+    if isinstance(reference, ImageSet):
+        reference.announce("REFERENCE", processes)
     extractor = place(load_features(config.features, weights=config.weights), processes.device)
     broken: list[BrokenImage] = []
     if isinstance(reference, FeatureStatistics):
@@ -161,6 +167,9 @@ def score(config: ScoreConfig) -> dict[str, Any] | None:
     write_json(config.out / CONFIG, to_plain(config) | {"command": "score"})
     write_environment(config.out, device=processes.device, seed=config.seed, num_processes=processes.count)
     journal = Journal(config.out, keep_up_to_step=-1)
+    journal.write("samples", **samples.summary())
+    if isinstance(reference, ImageSet):
+        journal.write("reference", **reference.summary())
     for image in broken:
         journal.write("broken_image", **image._asdict())
     write_json(config.out / METRICS, figures)
@@ -195,7 +204,7 @@ def _open(config: ScoreConfig, samples: ImageSet) -> ImageSet | FeatureStatistic
     elif path.suffix == ".npz" and moments_in(path) and not has_images(path):
         known = with_adm_moments(None, path)
     else:
-        return open_reference(config.reference, image_size_px=samples.image_size_px)
+        return open_reference(config.reference, image_size_px=samples.image_size_px, image_column=config.image_column)
     if config.num_reference is not None:
         raise UserError(
             f"--num-reference {config.num_reference} has no place: '{path}' holds statistics of all its images",

@@ -118,6 +118,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
                 processes=processes,
             ),
             stop=stop,
+            found=None if reference is None else reference.found,
         )
         figures = run.train()
     return figures if processes.is_first else None
@@ -147,6 +148,8 @@ class Run:
     watch: Callable[[int], dict[str, float | int]]
     """Samples from the exported weights after a step, draws pictures, and measures what it was asked to."""
     stop: StopRequest
+    found: dict[str, Any] | None = None
+    """What the reference's images are."""
     loop: Loop[TrainingBatch] = field(init=False)
     shared: nn.Module | None = field(init=False, default=None)
     """The learner as all processes train it; a discriminator's and its generator's gradients are averaged otherwise."""
@@ -178,6 +181,8 @@ class Run:
         config, state, loop = self.config, self.state, self.loop
         loop.resume()
         loop.journal = Journal(config.out, keep_up_to_step=state.step) if self.processes.is_first else None
+        if loop.journal is not None and self.found is not None:
+            loop.journal.write("reference", **self.found)
         self.shared = self._share()
         if state.step < config.max_steps:
             peak = matrix_peak_flops_per_sec(self.processes.device, config.precision) * self.processes.count
@@ -257,6 +262,9 @@ class Reference:
 
     statistics: FeatureStatistics
 
+    found: dict[str, Any] | None
+    """What its images are, where it is images."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleWatch:
@@ -286,7 +294,9 @@ class SampleWatch:
         if self.processes.is_first:
             shown = sheet_indices(config.num_watch_samples, drawer.num_classes)
             images = torch.cat(list(_drawn(drawer, shown)))
-            contact_sheet(images, config.out / CONTACT_SHEETS / contact_sheet_name(step))
+            contact_sheet(
+                images, config.out / CONTACT_SHEETS / contact_sheet_name(step), row_names=drawer.row_names(shown)
+            )
         if self.reference is None:
             return {}
         return self._distances(drawer, self.reference) | {"num_samples": config.num_watch_samples}
@@ -331,7 +341,7 @@ def load_reference(config: TrainConfig, image_size_px: int, processes: Processes
     if config.reference is None:
         return None
     extractor = place(load_features(config.features), processes.device)
-    path = Path(config.reference).expanduser()
+    path, found = Path(config.reference).expanduser(), None
     if holds_statistics(path):
         statistics = FeatureStatistics.load(path)
         if (name := statistics.provenance.features) != extractor.name:
@@ -340,8 +350,12 @@ def load_reference(config: TrainConfig, image_size_px: int, processes: Processes
                 f"Use --features {name}, or write others with 'eqvae score --save-reference'",
             )
     else:
-        images = open_reference(config.reference, image_size_px=image_size_px)
+        images = open_reference(
+            config.reference, image_size_px=image_size_px, image_column=config.reference_image_column
+        )
+        images.announce("REFERENCE", processes)
+        found = images.summary()
         statistics = compute_statistics(
             extractor, images, indices=range(len(images)), device=processes.device, processes=processes
         )
-    return Reference(extractor=extractor, statistics=statistics)
+    return Reference(extractor=extractor, statistics=statistics, found=found)

@@ -11,7 +11,7 @@ from tyro.conf import AvoidSubcommands, OmitArgPrefixes, Positional, arg
 
 from eqvae.artifacts.files import load_strictly
 from eqvae.autoencoders.protocol import Autoencoder
-from eqvae.errors import UserError
+from eqvae.errors import UserError, printable
 from eqvae.generators.checkpoints import GeneratorCard, read_generator
 from eqvae.generators.diffusion import DitConfig
 from eqvae.generators.families import PARTS, find_recipe
@@ -120,6 +120,9 @@ class TrainConfig:
     sample_every: int | None = None
     """Steps between contact sheets and measurements; None: a tenth of max_steps."""
 
+    reference_image_column: str | None = None
+    """Of a reference that is a table or an archive: the column or ending that holds the images; None: the usual one."""
+
     reference: str | None = None
     """DATA or saved statistics against which samples are measured during the run; None: pictures only."""
 
@@ -203,7 +206,7 @@ _RANGES = (
 
 FREE_TO_CHANGE = frozenset(
     {"out", "max_steps", "device", "log_every", "sample_every", "checkpoint_every", "keep_every", "dry_run", "compile",
-     "reference", "features", "num_watch_samples", "watch_steps", "gradient_checkpointing",
+     "reference", "reference_image_column", "features", "num_watch_samples", "watch_steps", "gradient_checkpointing",
      "gradient_accumulation_steps", "shard", "data", "autoencoder", "cache_teacher"}
 )  # fmt: skip
 """Fields that may differ between a run and its resumption."""
@@ -326,6 +329,11 @@ def begin_from(run: Path, transformer: Backbone, plan: Plan) -> None:
     for what, there, here in differences:
         if there != here:
             raise UserError(f"--init '{run}' is {what} {there}, this run {what} {here}", "Name a run that is alike")
+    names = zip(generator.card.class_names or (), plan.cache.index.class_names or (), strict=False)
+    for number, (there, here) in enumerate(names):
+        if there != here:
+            say(f"--init '{run}': class {number} is '{printable(there)}' there and '{printable(here)}' here")
+            break
     state = transformer.state_dict()
     weights = generator.transformer.state_dict()
     for name, first in state.items():  # another teacher's tokens may be of another width: its projector begins anew

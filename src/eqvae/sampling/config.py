@@ -1,17 +1,21 @@
 """How images are drawn: every field is a flag of `eqvae sample`."""
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from eqvae.errors import UserError
+from eqvae.errors import UserError, printable
 from eqvae.generators.maskgit import Schedule
+from eqvae.images.sources import list_names
 from eqvae.runtime.device import Precision
 from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, check_ranges
 from eqvae.sampling.sde import DiffusionForm, LastStep
 from eqvae.sampling.tokens import GuidanceSchedule
 
 Sampler = Literal["ddpm", "ddim", "euler", "heun", "dopri5", "sde", "confidence", "halton", "one-pass"]
+
+_CLASSES_MEND = "Use balanced, random, or a list such as 3,7,9"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +30,7 @@ class SamplerConfig:
     """With an image's index, of its noise."""
 
     classes: str = "balanced"
-    """`balanced`, `random`, or a list such as `3,7,9`."""
+    """`balanced`, `random`, or a list of names or numbers such as `cat,dog` or `3,7,9`."""
 
     guidance_scale: float = 1.0
     """Of classifier-free guidance; 1 for none."""
@@ -106,14 +110,31 @@ class SamplerConfig:
                 f"--guidance-low {self.guidance_low} and --guidance-high {self.guidance_high} are no interval",
                 "Give 0 <= low <= high <= 1",
             )
-        if self.classes not in ("balanced", "random"):
-            self.listed_classes()
+        if not self.classes.strip(" ,"):
+            raise UserError(f"--classes '{self.classes}' is not known", _CLASSES_MEND)
 
-    def listed_classes(self) -> list[int]:
-        """Read `classes` as a list."""
-        try:
-            return [int(label) for label in self.classes.split(",")]
-        except ValueError:
-            raise UserError(
-                f"--classes '{self.classes}' is not known", "Use balanced, random, or a list such as 3,7,9"
-            ) from None
+    def listed_classes(self, names: tuple[str, ...] | None = None) -> list[int]:
+        """Read a list of names, or of numbers counted from 0 where the names are no numbers themselves."""
+        number_of = {name: number for number, name in reversed(list(enumerate(names or ())))}
+        takes_numbers = not any(name.removeprefix("-").isdecimal() for name in number_of)
+        parts, listed = self.classes.split(","), list[int]()
+        while parts:
+            # A name may hold commas: the longest that is known counts.
+            lengths = range(len(parts), 0, -1)
+            length = next((count for count in lengths if ",".join(parts[:count]).strip() in number_of), 0)
+            word = ",".join(parts[: max(length, 1)]).strip()
+            if length:
+                listed.append(number_of[word])
+            elif takes_numbers and word.removeprefix("-").isdecimal():
+                listed.append(int(word))
+            else:
+                raise self._unknown_class(word, names)
+            parts = parts[max(length, 1) :]
+        return listed
+
+    def _unknown_class(self, word: str, names: tuple[str, ...] | None) -> UserError:
+        if not names:
+            return UserError(f"--classes '{self.classes}' is not known", _CLASSES_MEND)
+        near = difflib.get_close_matches(word, names, n=1)
+        known = f"Did you mean '{near[0]}'?" if near else f"Use balanced, random, or names such as {list_names(names)}"
+        return UserError(f"Class {printable(word)} is not one of the generator's", known)

@@ -7,13 +7,13 @@ from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int64, UInt8
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from eqvae.artifacts.files import write_atomically
 from eqvae.artifacts.records import to_uint8
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
-from eqvae.errors import UserError
+from eqvae.errors import UserError, printable
 from eqvae.generators.checkpoints import Generator, GeneratorCard
 from eqvae.generators.diffusion import GaussianDiffusion
 from eqvae.generators.gat_transformer import STYLE_SIZE
@@ -39,7 +39,7 @@ _FOREIGN = {
 }
 """Flags that would change nothing, by how a generator draws."""
 
-_SHEET_SIDE = 10
+_SHEET_SIDE, _GAP_PX, _MAX_NAME = 10, 2, 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,15 @@ class Drawer:
             return balanced_labels(indices, self.num_classes)
         if config.classes == "random":
             return random_labels(config.seed, indices, self.num_classes)
-        return listed_labels(indices, config.listed_classes(), self.num_classes)
+        return listed_labels(indices, config.listed_classes(self.generator.card.class_names), self.num_classes)
+
+    def row_names(self, indices: Sequence[int]) -> list[str] | None:
+        """Name the class of each row of a contact sheet, where each shows one and the classes have names."""
+        names, labels = self.generator.card.class_names, self.labels(indices).tolist()
+        rows = [labels[start : start + _SHEET_SIDE] for start in range(0, len(labels), _SHEET_SIDE)]
+        if names is None or any(len(set(row)) > 1 for row in rows):
+            return None
+        return [names[row[0]] for row in rows]
 
     def latents(self, indices: Sequence[int]) -> Latents:
         """Draw normalized latents, or tokens."""
@@ -209,13 +217,34 @@ class Drawer:
         return (low, high) if interpolant.time_of_data == 0 else (1.0 - high, 1.0 - low)
 
 
-def contact_sheet(images: UInt8[Tensor, "n 3 h w"], path: Path, *, num_columns: int = _SHEET_SIDE) -> None:
-    """Draw images side by side."""
+def contact_sheet(
+    images: UInt8[Tensor, "n 3 h w"],
+    path: Path,
+    *,
+    num_columns: int = _SHEET_SIDE,
+    row_names: Sequence[str] | None = None,
+) -> None:
+    """Draw images side by side, and to the right of each row its name."""
     from torchvision.utils import make_grid
 
-    grid = make_grid(images.cpu(), nrow=num_columns, padding=2, pad_value=255)
+    grid = make_grid(images.cpu(), nrow=num_columns, padding=_GAP_PX, pad_value=255)
     picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
+    if row_names is not None:
+        picture = _with_names(picture, images.shape[-2] + _GAP_PX, row_names)
     write_atomically(path, lambda temporary: picture.save(temporary, format="png"))
+
+
+def _with_names(sheet: Image.Image, row_px: int, names: Sequence[str]) -> Image.Image:
+    """Write a name beside each row."""
+    font = ImageFont.load_default(min(max(row_px // 3, 9), 20))
+    shown = [printable(name[:_MAX_NAME]) for name in names]
+    width = max(int(font.getlength(name)) for name in shown)
+    wide = Image.new("RGB", (sheet.width + width + 4 * _GAP_PX, sheet.height), "white")
+    wide.paste(sheet)
+    draw = ImageDraw.Draw(wide)
+    for row, name in enumerate(shown):
+        draw.text((sheet.width + _GAP_PX, _GAP_PX + row * row_px + row_px // 2), name, "black", font, anchor="lm")
+    return wide
 
 
 def sheet_indices(num_samples: int, num_classes: int) -> list[int]:
