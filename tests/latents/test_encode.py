@@ -58,7 +58,7 @@ def test_the_folder(config_for: Configure, tmp_path: Path, small_autoencoder):
     config = read_json(out / "config.json")
     assert config["command"] == "encode"
     assert config["fingerprint"] == index.fingerprint == small_autoencoder.fingerprint()
-    assert kinds(out) == ["shard"] * 3
+    assert kinds(out) == ["data", *["shard"] * 3]
 
 
 def test_the_batch_size_changes_no_image(make_cache: Callable[..., LatentCache]):

@@ -277,7 +277,7 @@ def _check(index: CacheIndex) -> None:
         raise ValueError("tokens without codebook_size")
     first = 0
     for entry in index.shards:
-        if entry.count < 1 or entry.first != first or Path(entry.file).name != entry.file:
+        if entry.count < 0 or entry.first != first or Path(entry.file).name != entry.file:
             raise ValueError(f"shard '{entry.file}' begins at {entry.first} instead of {first}")
         first += entry.count
     if first != index.num_images or first == 0:

@@ -59,6 +59,7 @@ def write_reference(config: ReferenceConfig) -> dict[str, Any]:
     folder = RunFolder.claim(config.out, "reference")
     processes = join_processes(choose_device(config.device))
     images = open_reference(config.reference, image_size_px=config.image_size)
+    images.announce("REFERENCE", processes)
     extractor = place(load_features(config.features), processes.device)
     statistics = read_reference(images, range(len(images)), config, extractor, processes)
     figures = {"num_images": len(images)}

@@ -143,11 +143,11 @@ def encode(config: EncodeConfig, autoencoder: Autoencoder | None = None) -> dict
     autoencoder = autoencoder or load_autoencoder(config.autoencoder)  # last: it may be gigabytes from the hub
     config.check(autoencoder.stride)
     processes = join_processes(device)
-    source.announce("DATA", processes)
     recipe = plan(config, autoencoder, source)
     identity = {"fingerprint": recipe.fingerprint, "data_fingerprint": recipe.data_fingerprint}
     _check_same_cache(folder, config, identity)
     anew = (CACHE_INDEX, METRICS) if _is_longer(folder, config) else ()
+    source.announce("DATA", processes)
     with folder.hold(config, processes, seed=None, anew=anew, **identity), stop_on_signals() as stop:
         run = EncodeRun(
             config=config, recipe=recipe, source=source, processes=processes, stop=stop,

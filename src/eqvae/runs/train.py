@@ -103,6 +103,8 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
         folder.hold(config, processes, seed=config.seed, anew=(METRICS,), **identity),
         stop_on_signals() as stop,
     ):
+        if processes.is_first and reference is not None and reference.found is not None:
+            Journal(config.out).write("reference", **reference.found)
         run = Run(
             config=config,
             processes=processes,
@@ -118,7 +120,6 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
                 processes=processes,
             ),
             stop=stop,
-            found=None if reference is None else reference.found,
         )
         figures = run.train()
     return figures if processes.is_first else None
@@ -148,8 +149,6 @@ class Run:
     watch: Callable[[int], dict[str, float | int]]
     """Samples from the exported weights after a step, draws pictures, and measures what it was asked to."""
     stop: StopRequest
-    found: dict[str, Any] | None = None
-    """What the reference's images are."""
     loop: Loop[TrainingBatch] = field(init=False)
     shared: nn.Module | None = field(init=False, default=None)
     """The learner as all processes train it; a discriminator's and its generator's gradients are averaged otherwise."""
@@ -181,8 +180,6 @@ class Run:
         config, state, loop = self.config, self.state, self.loop
         loop.resume()
         loop.journal = Journal(config.out, keep_up_to_step=state.step) if self.processes.is_first else None
-        if loop.journal is not None and self.found is not None:
-            loop.journal.write("reference", **self.found)
         self.shared = self._share()
         if state.step < config.max_steps:
             peak = matrix_peak_flops_per_sec(self.processes.device, config.precision) * self.processes.count
@@ -262,8 +259,8 @@ class Reference:
 
     statistics: FeatureStatistics
 
-    found: dict[str, Any] | None
-    """What its images are, where it is images."""
+    found: dict[str, Any] | None = None
+    """Of its images."""
 
 
 @dataclass(frozen=True, kw_only=True)
