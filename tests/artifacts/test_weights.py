@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from eqvae.artifacts.files import load_strictly, parse_json, read_json
+from eqvae.artifacts.files import load_strictly, read_json
+from eqvae.artifacts.parsing import parse_json
 from eqvae.artifacts.weights import choose_set, describe_choice, find_sets, plain_names, read_named
 from eqvae.errors import UserError
 

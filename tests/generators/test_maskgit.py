@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from eqvae.artifacts.files import to_plain
+from eqvae.artifacts.typed import to_record
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import load_transformer
 from eqvae.generators.maskgit import MaskgitObjective
@@ -152,7 +153,7 @@ def test_heads_must_be_whole():
 
 
 def test_a_config_comes_back_from_json():
-    assert MaskTransformerConfig.from_plain(to_plain(_config())) == _config()
+    assert to_record(MaskTransformerConfig, to_plain(_config())) == _config()
 
 
 def test_first_logits_are_almost_even():

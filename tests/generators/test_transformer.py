@@ -10,6 +10,7 @@ from jaxtyping import TypeCheckError
 from torch.utils.flop_counter import FlopCounterMode
 
 from eqvae.artifacts.files import to_plain
+from eqvae.artifacts.typed import to_record
 from eqvae.errors import UserError
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.generators.transformer import (
@@ -252,7 +253,7 @@ def test_sizes_that_do_not_divide_are_refused(build_transformer):
 
 def test_a_config_comes_back_from_json(build_transformer):
     config = build_transformer(qk_norm=True, teacher_channels=7).config
-    assert TransformerConfig.from_plain(to_plain(config)) == config
+    assert to_record(TransformerConfig, to_plain(config)) == config
 
 
 def test_attention_is_counted_on_the_meta_device(build_transformer):

@@ -63,8 +63,8 @@ def test_a_write_replaces_the_file_and_makes_its_folder(tmp_path):
 def test_figures_that_are_not_finite_are_not_written(tmp_path, value):
     path = tmp_path / "metrics.json"
     write_json(path, {"psnr_db": 30.0})
-    with pytest.raises(ValueError, match="JSON compliant"):
-        write_json(path, {"psnr_db": value})
+    with pytest.raises(UserError, match="'metrics.json' would hold 'of.psnr_db', which is not finite"):
+        write_json(path, {"num": 3, "of": {"psnr_db": value}})
     assert read_json(path) == {"psnr_db": 30.0}
     assert list(tmp_path.iterdir()) == [path]
 

@@ -3,16 +3,10 @@
 import contextlib
 import hashlib
 import json
-import lzma
-import math
 import os
-import pickle
 import re
 import shutil
-import struct
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -24,15 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from eqvae.artifacts.expected import check_expected
 from eqvae.artifacts.names import JOURNAL
+from eqvae.artifacts.parsing import DAMAGE, find_not_finite, parse_json
 from eqvae.errors import UserError
 
-DAMAGE = (
-    ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, OSError, RuntimeError,
-    SafetensorError, SyntaxError, TypeError, ValueError, lzma.LZMAError, pickle.UnpicklingError, struct.error,
-    zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
-"""What readers of others' bytes raise where these are damaged. (NumPy's and zipfile's have no errors of their own.)"""
+_MAX_STEP = 2**31
 
 MAX_JSON_BYTES = 2**25
 """Of one file: ten times what the index of a cache of ImageNet takes."""
@@ -151,8 +142,11 @@ def to_plain(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write readable JSON atomically."""
-    text = json.dumps(to_plain(value), indent=2, allow_nan=False) + "\n"
+    """Write readable JSON atomically; a number that is not finite is no figure."""
+    plain = to_plain(value)
+    if (where := find_not_finite(plain)) is not None:
+        raise UserError(f"'{path.name}' would hold '{where}', which is not finite", "Has the model diverged?")
+    text = json.dumps(plain, indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
@@ -169,20 +163,11 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"'{path}' is no readable JSON ({error})", mend) from None
     if not isinstance(content, dict):
         raise UserError(f"'{path}' holds no JSON object", mend)
+    try:
+        check_expected(path.name, content)
+    except ValueError as error:
+        raise UserError(f"'{path}' is damaged ({error})", mend) from None
     return content
-
-
-def parse_json(text: str) -> Any:
-    """Parse JSON; NaN, infinite numbers and any that float64 does not hold are a ValueError."""
-
-    def refuse(name: str) -> float:
-        raise ValueError(f"{name} is no finite number")
-
-    def read_float(text: str) -> float:
-        number = float(text)
-        return number if math.isfinite(number) else refuse(text)
-
-    return json.loads(text, parse_constant=refuse, parse_float=read_float)
 
 
 def read_journal(folder: Path) -> list[dict[str, Any]]:
@@ -193,10 +178,11 @@ def read_journal(folder: Path) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            record = json.loads(line)
+            record = json.loads(line, parse_constant=lambda name: None)
         except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict):
+        step = record.get("step", 0) if isinstance(record, dict) else None
+        if isinstance(step, int) and not isinstance(step, bool) and 0 <= step < _MAX_STEP:
             records.append(record)
     return records
 

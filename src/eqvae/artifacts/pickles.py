@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eqvae.artifacts.files import DAMAGE
+from eqvae.artifacts.parsing import DAMAGE
 from eqvae.errors import UserError
 
 # fmt: off

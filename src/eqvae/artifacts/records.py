@@ -11,10 +11,18 @@ from torch import Tensor
 
 from eqvae.artifacts.files import read_tensors, write_json, write_tensors
 from eqvae.artifacts.names import MODEL_CARD
+from eqvae.artifacts.parsing import parse_json
+from eqvae.artifacts.typed import to_type
+from eqvae.errors import UserError
 
 
 def to_uint8(x: Float[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h w"]:
-    """Round images in [-1, 1] to 8 bits, as files and metrics see them."""
+    """Round images in [-1, 1] to 8 bits, as files and metrics see them; NaN would become black."""
+    if x.device.type != "meta" and not bool(x.isfinite().all()):
+        raise UserError(
+            "decoded pictures hold NaN or infinite values: the autoencoder or the generator has diverged",
+            "Take an earlier checkpoint, or try --precision fp32",
+        )
     return ((x.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
 
 
@@ -56,15 +64,32 @@ class Pictures:
     def read(cls, path: Path) -> "Pictures":
         """Read what `write` wrote."""
         tensors, metadata = read_tensors(path)
-        names = tuple(json.loads(metadata["transforms"]))
-        return cls(
-            images=tensors["images"],
-            latents=tensors["latents"],
-            reconstructions=tensors["reconstructions"],
-            encoded_transformed=tuple(tensors[f"encoded_transformed.{index}"] for index in range(len(names))),
-            decoded_transformed=tuple(tensors[f"decoded_transformed.{index}"] for index in range(len(names))),
-            transforms=names,
-        )
+        try:
+            names = to_type(tuple[str, ...], parse_json(metadata["transforms"]), where="transforms")
+            found = cls(
+                images=tensors["images"],
+                latents=tensors["latents"],
+                reconstructions=tensors["reconstructions"],
+                encoded_transformed=tuple(tensors[f"encoded_transformed.{index}"] for index in range(len(names))),
+                decoded_transformed=tuple(tensors[f"decoded_transformed.{index}"] for index in range(len(names))),
+                transforms=names,
+            )
+            found.check()
+        except (KeyError, ValueError, RecursionError) as error:
+            raise UserError(f"'{path}' holds no pictures ({error})", "Run 'eqvae evaluate' again") from None
+        return found
+
+    def check(self) -> None:
+        """Hold the tensors against each other; a ValueError names one that does not fit."""
+        pictures = (self.images, self.reconstructions, *self.encoded_transformed, *self.decoded_transformed)
+        for each in pictures:
+            if each.dtype != torch.uint8 or each.ndim != 4 or each.shape[1] != 3 or len(each) != len(self.images):
+                raise ValueError(f"pictures of shape {tuple(each.shape)} and type {each.dtype}")
+        latents = self.latents
+        if not latents.is_floating_point() or latents.ndim != 4 or len(latents) != len(self.images):
+            raise ValueError(f"latents of shape {tuple(latents.shape)} and type {latents.dtype}")
+        if not bool(latents.isfinite().all()) or any(0 in each.shape for each in (*pictures, latents)):
+            raise ValueError("latents that are not finite, or nothing")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from eqvae.artifacts.files import DAMAGE, write_atomically
+from eqvae.artifacts.files import write_atomically
+from eqvae.artifacts.parsing import DAMAGE
 from eqvae.errors import UserError
 
 IMAGES_KEY, LABELS_KEY = "arr_0", "arr_1"

@@ -49,6 +49,8 @@ def to_type(kind: Any, value: object, *, where: str) -> Any:
             raise ValueError(f"{where} is no object but {_short(value)}")
         return {str(name): to_type(arguments[1], item, where=_join(where, name)) for name, item in value.items()}
     if is_dataclass(kind):
+        if isinstance(value, kind):  # type: ignore[arg-type]
+            return value
         return to_record(kind, value, where=where)  # type: ignore[arg-type]
     return _to_plain(kind, value, where)
 

@@ -18,7 +18,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from eqvae.artifacts.files import DAMAGE, read_json
+from eqvae.artifacts.files import read_json
+from eqvae.artifacts.parsing import DAMAGE
 from eqvae.artifacts.pickles import read_pickle
 from eqvae.errors import UserError
 

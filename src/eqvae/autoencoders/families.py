@@ -17,7 +17,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eqvae.artifacts.files import write_json, write_tensors
+from eqvae.artifacts.files import check_finite, write_json, write_tensors
 from eqvae.artifacts.names import AUTOENCODER_WEIGHTS, CONFIG
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, LatentStatistics, Posterior
 from eqvae.autoencoders.tiny import PooledAutoencoderTiny
@@ -85,6 +85,8 @@ class DiffusersAutoencoder(Autoencoder):
     def save(self, folder: Path) -> None:
         """Write `config.json` and the weights as safetensors, each atomically."""
         write_json(folder / CONFIG, json.loads(self.model.to_json_string()))
+        mend = "Take an earlier checkpoint, or a lower --lr"
+        check_finite(self.model.state_dict(), source=self.name, mend=mend)
         write_tensors(folder / AUTOENCODER_WEIGHTS, self.model.state_dict(), {"format": "pt"})
 
 

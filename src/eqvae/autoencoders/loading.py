@@ -2,14 +2,14 @@
 
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from eqvae.artifacts.building import bounded_building
 from eqvae.artifacts.files import load_strictly, read_json
 from eqvae.artifacts.names import AUTOENCODER, CONFIG
 from eqvae.artifacts.weights import (
@@ -43,10 +43,6 @@ if TYPE_CHECKING:
 _KINDS = (
     "a diffusers folder, an eqvae run, a folder with 'vae', a TAESD pair, or an LDM or VQ-GAN .ckpt/.safetensors file"
 )
-
-
-_MOST_MODULES = 3_000
-"""In one model; the largest presets have some hundreds."""
 
 
 class _Source(NamedTuple):
@@ -233,7 +229,7 @@ def _no_autoencoder(folder: Path, config: Mapping[str, Any]) -> UserError:
 def _build(class_name: str, config: Mapping[str, Any], source: _Source) -> "DiffusersAutoencoder":
     """Build a model without weights."""
     try:
-        with torch.device("meta"), _bounded_size():
+        with torch.device("meta"), bounded_building():
             return _family(class_name, source.name).build(class_name, config, name=source.name)
     except Exception as error:  # whatever a wrong config breaks in diffusers' constructors, the input is at fault
         raise _no_description(class_name, source.name, error) from error
@@ -253,24 +249,6 @@ def _check_config(path: Path, class_name: str, text: str) -> None:
 def _no_description(class_name: str, where: str, error: Exception) -> UserError:
     what = " ".join(str(error).split())[:200] or type(error).__name__
     return UserError(f"The config of '{where}' does not describe an {class_name} ({what})", "Mend it")
-
-
-@contextmanager
-def _bounded_size() -> Iterator[None]:
-    """Stop the building of a model that has more parts than any, before memory is full of them."""
-    count = 0
-
-    def register(*_: object) -> None:
-        nonlocal count
-        count += 1
-        if count > _MOST_MODULES:
-            raise ValueError(f"it has more than {_MOST_MODULES} parts")
-
-    handle = nn.modules.module.register_module_module_registration_hook(register)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _fill(

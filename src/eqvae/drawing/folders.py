@@ -135,10 +135,7 @@ class Evaluation(OutputFolder):
     @classmethod
     def own(cls, folder: Path, config: dict[str, Any]) -> dict[str, Any]:
         path = folder / PICTURES
-        try:
-            pictures = Pictures.read(path) if path.exists() else None
-        except KeyError as error:
-            raise UserError(f"'{path}' lacks the entry {error}", "Run 'eqvae evaluate' again") from None
+        pictures = Pictures.read(path) if path.exists() else None
         # The folder may have been written anew without --all since.
         has_spectrum = (folder / SPECTRUM).exists() and config.get("all") is not False
         return {

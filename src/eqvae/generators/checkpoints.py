@@ -14,8 +14,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eqvae.artifacts.files import load_strictly, read_json, read_tensors, replace_folder, write_json, write_tensors
+from eqvae.artifacts.building import bounded_building
+from eqvae.artifacts.files import (
+    check_finite,
+    load_strictly,
+    read_json,
+    read_tensors,
+    replace_folder,
+    write_json,
+    write_tensors,
+)
 from eqvae.artifacts.names import GENERATOR, GENERATOR_CARD, weights_name
+from eqvae.artifacts.typed import to_record
 from eqvae.errors import UserError
 from eqvae.generators.families import FAMILIES
 from eqvae.generators.interpolant import Interpolant
@@ -68,6 +78,14 @@ class GeneratorCard:
     encoder_fingerprint: str | None = None
     """Digest of the encoder's weights, which training the decoder further leaves alone; None in older cards."""
 
+    def __post_init__(self) -> None:
+        """Hold shift and scale against the latents that they are of."""
+        channels = 0 if self.models_tokens else self.transformer.latents.channels
+        if len(self.shift) != channels or len(self.scale) != channels or not all(each > 0 for each in self.scale):
+            raise ValueError(f"shift {self.shift} and scale {self.scale} are not of {channels} channels")
+        if not 0 < self.image_size_px < 2**20 or self.num_steps < 0:
+            raise ValueError(f"image_size_px is {self.image_size_px}, and num_steps {self.num_steps}")
+
     @property
     def kind(self) -> type[Recipe]:
         """The family itself."""
@@ -81,12 +99,12 @@ class GeneratorCard:
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> "GeneratorCard":
         """Read what JSON holds; a card from before `family` stood in it says the same with the recipe's name."""
-        fields = {"family": next(name for name in FAMILIES if plain["recipe"].startswith(f"{name}-")), **plain}
-        fields["transformer"] = FAMILIES[fields["family"]].backbone_config.from_plain(fields["transformer"])
-        fields["interpolant"] = Interpolant(**fields["interpolant"]) if fields["interpolant"] else None
-        for name in ("shift", "scale", "class_names"):
-            fields[name] = tuple(fields[name]) if fields[name] is not None else None
-        return cls(**fields)
+        recipe, family = str(plain.get("recipe")), plain.get("family")
+        family = next((name for name in FAMILIES if recipe.startswith(f"{name}-")), None) if family is None else family
+        if family not in FAMILIES:
+            raise ValueError(f"its recipe is '{recipe[:50]}'")
+        config = to_record(FAMILIES[family].backbone_config, plain.get("transformer"), where="transformer")
+        return to_record(cls, {**plain, "family": family, "transformer": config})
 
     def denormalize(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         """Turn what the generator drew into what the decoder takes."""
@@ -108,6 +126,7 @@ def write_generator(folder: Path, card: GeneratorCard, weights: Mapping[Weights,
 
     def fill(part: Path) -> None:
         for which, state in weights.items():
+            check_finite(state, source="The trained generator", mend="Take an earlier checkpoint, or a lower --lr")
             write_tensors(part / weights_name(which), state, digest=True)
         write_json(part / GENERATOR_CARD, card)
 
@@ -128,7 +147,7 @@ def read_card(run: Path) -> GeneratorCard:
         raise UserError(f"'{run}' holds no trained generator", mend)
     try:
         return GeneratorCard.from_plain(read_json(path))
-    except (KeyError, TypeError, ValueError, StopIteration) as error:
+    except (TypeError, ValueError, ArithmeticError, UserError) as error:
         raise UserError(f"'{path}' describes no generator ({error})", "Write it again") from None
 
 
@@ -139,8 +158,12 @@ def build_generator(card: GeneratorCard, weights: Mapping[str, Tensor], *, sourc
 
 def load_transformer(config: BackboneConfig, weights: Mapping[str, Tensor], *, source: str) -> Backbone:
     """Build a transformer with given weights; every name and shape has to fit."""
-    with torch.device("meta"):
-        transformer = config.build()
+    try:
+        with torch.device("meta"), bounded_building():
+            transformer = config.build()
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise UserError(f"'{source}' is of a generator that can't be built ({what})", "Write it again") from None
     load_strictly(
         transformer,
         weights,

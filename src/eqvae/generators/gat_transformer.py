@@ -12,7 +12,7 @@ Unconditional latents are a single class.
 """
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch
 from jaxtyping import Float, Int64
@@ -106,11 +106,6 @@ class GatNetworkConfig:
                 f"{4 * self.num_heads}",
                 "Choose others",
             )
-
-    @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> "GatNetworkConfig":
-        """Read what `eqvae.artifacts.files.to_plain` made of a config."""
-        return cls(**plain | {"latents": LatentSpecification(**plain["latents"])})
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -12,7 +12,6 @@ even: theirs start from PyTorch's N(0, 1) table.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -79,11 +78,6 @@ class MaskTransformerConfig:
             raise UserError(
                 f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}", "Choose another"
             )
-
-    @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> "MaskTransformerConfig":
-        """Read what `eqvae.artifacts.files.to_plain` made of a config."""
-        return cls(**plain | {"latents": LatentSpecification(**plain["latents"])})
 
     @property
     def grid(self) -> tuple[int, int]:

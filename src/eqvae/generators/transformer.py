@@ -6,7 +6,7 @@ strictly; SiT (arXiv:2401.08740) is the same network, REPA (arXiv:2410.06940) ad
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -71,11 +71,6 @@ class TransformerConfig:
                 f"hidden_size {self.hidden_size} is not divisible by 4 and by num_heads {self.num_heads}",
                 "Choose another",
             )
-
-    @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> "TransformerConfig":
-        """Read what `eqvae.artifacts.files.to_plain` made of a config."""
-        return cls(**plain | {"latents": LatentSpecification(**plain["latents"])})
 
     @property
     def grid(self) -> tuple[int, int]:

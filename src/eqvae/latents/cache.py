@@ -111,6 +111,10 @@ class LatentCache:
         if noise is not None and self.index.has_std:
             z.addcmul_(self._gather("std", where, mirrored).float(), noise)
         latents = self.normalization.normalize(z)
+        if not bool(latents.isfinite().all()):
+            image = int(indices[~latents.isfinite().flatten(1).all(1)][0])
+            shard = int(np.searchsorted(self._firsts, image, side="right")) - 1
+            raise _broken_shard(self.folder, self.index.shards[shard], self.index, "holds NaN or infinite latents")
         return LatentBatch(latents=latents, labels=self._labels(where), indices=indices, mirrored=mirrored)
 
     def read_tokens(self, indices: Int64[Tensor, " n"], *, mirrored: Bool[Tensor, " n"] | None = None) -> LatentBatch:

@@ -90,7 +90,10 @@ def to_stored(name: str, values: Shaped[Tensor, "n ..."], coding: Coding) -> Sha
             raise UserError(f"Tokens {int(values.min())} ... {int(values.max())} are outside a codebook of {size}")
         return values.to(DTYPES[coding.dtype]).cpu()
     if not bool(values.isfinite().all()):
-        raise UserError(f"The latents hold NaN or infinite values ({name})", "Try --precision fp32")
+        raise UserError(
+            f"The latents hold NaN or infinite values ({name}): the autoencoder has diverged, or needs more precision",
+            "Try --precision fp32, or an earlier checkpoint",
+        )
     stored = values.to(DTYPES[coding.dtype])
     if not bool(stored.isfinite().all()):
         raise UserError(

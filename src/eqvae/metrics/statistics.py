@@ -13,7 +13,8 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from eqvae.artifacts.files import check_finite, parse_json, read_tensors, write_tensors
+from eqvae.artifacts.files import check_finite, read_tensors, write_tensors
+from eqvae.artifacts.parsing import parse_json
 from eqvae.artifacts.sample_sets import MOMENT_KEYS, moments_in, read_array, reading
 from eqvae.artifacts.typed import to_record
 from eqvae.errors import UserError

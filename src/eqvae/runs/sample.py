@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -113,8 +113,8 @@ def draw_samples(drawer: Drawer, config: SampleConfig, processes: Processes) -> 
     config, card = replace(config, num_steps=drawer.num_steps), drawer.generator.card
     folder = RunFolder.claim(config.out, "sample")
     folder.check_same(config, FREE_TO_CHANGE)
-    if folder.saved is not None and GeneratorCard.from_plain(folder.saved["generator"]) != card:  # or an older card
-        before = folder.saved["generator"]["num_steps"]
+    if folder.saved is not None and (saved := _saved_card(folder.saved)) != card:  # or an older card
+        before = saved.num_steps if saved is not None else "unknown"
         raise UserError(
             f"'{config.out}' holds samples of '{config.run}' at step {before}, not {card.num_steps}",
             "Choose another --out, or remove that folder",
@@ -163,6 +163,13 @@ def _parts(num_there: int, num_samples: int) -> list[range]:
     firsts = range(num_there // size * size, num_samples, size)
     parts = [range(max(first, num_there), min(first + size, num_samples)) for first in firsts]
     return [part for part in parts if part]
+
+
+def _saved_card(saved: Mapping[str, Any]) -> GeneratorCard | None:
+    try:
+        return GeneratorCard.from_plain(saved["generator"])
+    except (KeyError, TypeError, ValueError, ArithmeticError, UserError):
+        return None
 
 
 def _draw_parts(

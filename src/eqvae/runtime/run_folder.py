@@ -232,15 +232,15 @@ BELOW_1: tuple[str, Callable[[float], bool]] = ("0 or more and less than 1", lam
 def check_ranges(config: Any, rules: Sequence[tuple[tuple[str, Callable[[float], bool]], tuple[str, ...]]]) -> None:
     """Refuse values that make no sense; None passes. No field takes a number that is not finite, or beyond 64 bits."""
     values = flat(config)
-    for name, value in values.items():
-        is_number = isinstance(value, int | float) and not (math.isfinite(value) and abs(value) < 2**63)
-        if is_number:
-            raise UserError(f"--{name.replace('_', '-')} is {value}"[:100], "It must be finite and less than 2^63")
     for (rule, is_kept), names in rules:
         for name in names:
             value = values.get(name)
             if value is not None and not is_kept(value):
                 raise UserError(f"--{name.replace('_', '-')} is {value}", f"It must be {rule}")
+    for name, value in values.items():
+        is_number = isinstance(value, int | float) and not (math.isfinite(value) and abs(value) < 2**63)
+        if is_number:
+            raise UserError(f"--{name.replace('_', '-')} is {value}"[:100], "It must be finite and less than 2^63")
 
 
 def check_same_run(saved: Mapping[str, object], config: Any, free_to_change: Collection[str]) -> None:
