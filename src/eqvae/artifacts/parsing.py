@@ -5,6 +5,7 @@ import lzma
 import math
 import pickle
 import struct
+import tokenize
 import zipfile
 import zlib
 from typing import Any
@@ -12,9 +13,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 DAMAGE = (
-    ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, OSError, RuntimeError,
-    SafetensorError, SyntaxError, TypeError, ValueError, lzma.LZMAError, pickle.UnpicklingError, struct.error,
-    zipfile.BadZipFile, zlib.error,
+    ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, OSError,
+    RuntimeError, SafetensorError, SyntaxError, TypeError, ValueError, lzma.LZMAError, pickle.UnpicklingError,
+    struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 """What readers of others' bytes raise where these are damaged. (NumPy's and zipfile's have no errors of their own.)"""
 
