@@ -81,7 +81,7 @@ def test_nothing_is_pickled(finetuned, evaluated):
 
 def test_evaluate_writes_figures_and_pictures(finetuned, evaluated, capsys):
     assert {path.name for path in evaluated.iterdir()} == {
-        "config.json", "environment.json", "metrics.json", "pictures.safetensors",
+        "config.json", "environment.json", "journal.jsonl", "metrics.json", "pictures.safetensors",
     }  # fmt: skip
     metrics = read_json(evaluated / "metrics.json")
     for name in ("equivariance_error_rotation", "equivariance_error_scale", "psnr_db", "ssim", "latent_std"):

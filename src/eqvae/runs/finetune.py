@@ -207,8 +207,6 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
     done = folder.figures_after(training.total_steps)
     if done is not None:
         return done if processes.is_first else None
-    source.announce("DATA", processes)
-    validation_source.announce("VALIDATION DATA", processes)
     with stop_on_signals() as stop:
         run = FinetuneRun(
             config=config,
@@ -221,6 +219,8 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
             stop=stop,
         )
         _read_once(config, source, validation_source)
+        source.announce("DATA", processes)
+        validation_source.announce("VALIDATION DATA", processes)
         # Figures of a run that is made longer are not figures of this one.
         identity = {"base_fingerprint": base_fingerprint, "mixture": str(training.mixture())}
         with folder.hold(config, processes, seed=training.seed, anew=(METRICS,), **identity):

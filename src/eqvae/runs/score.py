@@ -136,10 +136,10 @@ def score(config: ScoreConfig) -> dict[str, Any] | None:
         reference_indices = _choose(reference, config.num_reference, "--num-reference", spread=True)
         check_enough(reference.name, len(reference_indices), config.num_neighbours)
     check_enough(samples.name, len(sample_indices), config.num_neighbours)
+    extractor = place(load_features(config.features, weights=config.weights), processes.device)
     samples.announce("SAMPLES", processes)
     if isinstance(reference, ImageSet):
         reference.announce("REFERENCE", processes)
-    extractor = place(load_features(config.features, weights=config.weights), processes.device)
     broken: list[BrokenImage] = []
     if isinstance(reference, FeatureStatistics):
         check_comparable(samples=_expected(config, samples, extractor), reference=reference.provenance)
