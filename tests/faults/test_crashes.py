@@ -96,9 +96,10 @@ def into(straight_run: Any, out: Path) -> list[str]:
 def finish(forks: Any, run: Any, out: Path) -> list[str]:
     """Run a command undisturbed, and name what is not as if it always had been."""
     ended = forks.run(*into(run, out))
-    if ended.code != 0:
-        return [f"ends with {ended.code}: {ended.said[-2000:]}"]
-    return differences(out, run)
+    found = differences(out, run) if ended.code == 0 else [f"ends with {ended.code}: {ended.said[-2000:]}"]
+    for what in found:
+        print(out, what)  # noqa: T201
+    return found
 
 
 def strike(forks: Any, run: Any, out: Path, number: signal.Signals, chance: random.Random) -> tuple[Any, str]:
