@@ -162,6 +162,17 @@ class Autoencoder(nn.Module, ABC):
             if _is_encoders(name):
                 yield parameter
 
+    def decoder_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters that only pictures depend on: neither the encoder's nor the codes.
+
+        Yields:
+            Parameters.
+        """
+        codes = self.codebook if isinstance(self, DiscreteAutoencoder) else None
+        for name, parameter in self.named_parameters():
+            if not _is_encoders(name) and parameter is not codes:
+                yield parameter
+
     def num_parameters(self) -> int:
         """Count the parameters of encoder and decoder."""
         return sum(parameter.numel() for parameter in self.parameters())

@@ -29,11 +29,12 @@ from eqvae.runtime.journal import say
 from eqvae.runtime.processes import join_processes
 from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, RunFolder, check_ranges, flat
 from eqvae.runtime.signals import stop_on_signals
+from eqvae.training.adapters import add_adapters, trained_parameters
 from eqvae.training.autoencoder_config import AutoencoderTraining
 from eqvae.training.autoencoder_state import build_state
 
-_BYTES_PER_PARAMETER = 4 + 4 + 8 + 4
-"""Weight, gradient, two moments of AdamW, moving average; all fp32."""
+_BYTES_PER_PARAMETER, _BYTES_PER_TRAINED = 4 + 4, 4 + 8
+"""Weight and moving average; gradient and two moments of AdamW; all fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +169,8 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
 
     Args:
         config: What to train, on what, and how.
-        autoencoder: The base, trained in place; None loads `config.autoencoder`.
+        autoencoder: The base, trained in place (and left with its adapters by `lora_rank`); None loads
+            `config.autoencoder`.
 
     Returns:
         The figures of `metrics.json`; those of the base begin with `before_`. None in all processes but the first.
@@ -278,6 +280,9 @@ def plan(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> dict
     check_image_size(config.image_size, autoencoder.stride, quarters=True)
     num_images = training.batch_size // training.gradient_accumulation_steps
     model = copy.deepcopy(autoencoder).to("meta", torch.bfloat16 if training.precision == "bf16" else torch.float32)
+    if training.lora_rank:
+        add_adapters(model, training.lora_rank, seed=training.seed)
+    num_parameters, num_trained = model.num_parameters(), _count_trained(model, training)
     x = torch.empty(
         num_images, 3, config.image_size, config.image_size, device="meta", dtype=next(model.parameters()).dtype
     )
@@ -297,9 +302,18 @@ def plan(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> dict
     forward_flops_per_image = counter.get_total_flops() / num_images
     return {
         "config": flat(config) | {"mixture": str(training.mixture())},
-        "num_parameters": autoencoder.num_parameters(),
+        "num_parameters": num_parameters,
+        "num_trained": num_trained,
         "latent_size": [autoencoder.latent_channels, *z.shape[-2:]],
         "tflops_per_step": 3 * forward_flops_per_image * training.batch_size / 1e12,
         "tflops_total": 3 * forward_flops_per_image * training.batch_size * training.total_steps / 1e12,
-        "memory_gib": (saved_bytes + _BYTES_PER_PARAMETER * autoencoder.num_parameters()) / 2**30,
+        "memory_gib": (saved_bytes + _BYTES_PER_PARAMETER * num_parameters + _BYTES_PER_TRAINED * num_trained) / 2**30,
     }
+
+
+def _count_trained(autoencoder: Autoencoder, training: AutoencoderTraining) -> int:
+    """Count the parameters that steps before polishing change."""
+    frozen: set[torch.nn.Parameter] = set()
+    frozen |= set(autoencoder.encoder_parameters()) if training.freeze_encoder else set()
+    frozen |= set(autoencoder.decoder_parameters()) if training.freeze_decoder else set()
+    return sum(each.numel() for each in trained_parameters(autoencoder) if each not in frozen)

@@ -85,6 +85,14 @@ class AutoencoderTraining:
     """Train the decoder alone, as SD-VAE-FT-MSE was: latents, and with them equivariance errors and tokens, stay as
     they are."""
 
+    freeze_decoder: bool = False
+    """Train the encoder alone, and codes: a latent's picture stays what it is. The discriminator still learns from
+    reconstructions, and pulls at the encoder through the decoder; its weight is measured where it always is."""
+
+    lora_rank: int = 0
+    """Train adapters of this rank on convolutions and linear layers instead of their weights (LoRA), merged where the
+    autoencoder is exported; 0 trains all weights. Needs `pip install 'eqvae[lora]'`."""
+
     explicit_weight: float | None = None
     """Weight of Equation 4 where it is added; None: 0.1."""
 
@@ -122,6 +130,8 @@ class AutoencoderTraining:
                 f"--objective {self.objective} trains the encoder, which --freeze-encoder leaves as it is",
                 "Use --objective implicit, or no --freeze-encoder",
             )
+        if self.freeze_encoder and self.freeze_decoder:
+            raise UserError("--freeze-encoder and --freeze-decoder leave nothing to train", "Leave out one of them")
         if self.freeze_encoder and self.polish_steps:
             raise UserError(
                 f"--polish-steps {self.polish_steps} follows steps that train the encoder, which --freeze-encoder "
@@ -164,8 +174,8 @@ class AutoencoderTraining:
     def _polishing(self) -> "AutoencoderTraining":
         return change_flat(
             self, max_steps=self.total_steps, discriminator_warmup_steps=self.max_steps, freeze_encoder=True,
-            method="eq", transforms="plain", equivariance_probability=0.0, objective="implicit", codebook="gradient",
-            restart_dead_codes=0,
+            freeze_decoder=False, method="eq", transforms="plain", equivariance_probability=0.0, objective="implicit",
+            codebook="gradient", restart_dead_codes=0,
         )  # fmt: skip
 
     def mixture(self) -> Mixture:
@@ -271,8 +281,8 @@ _RANGES = (
     (AT_LEAST_1, ("max_steps", "batch_size", "gradient_accumulation_steps")),
     (POSITIVE, ("learning_rate",)),
     (NOT_NEGATIVE,
-     ("seed", "polish_steps", "lr_warmup_steps", "discriminator_warmup_steps", "weight_decay", "max_grad_norm",
-      "explicit_weight", "perceptual_weight", "kl_weight", "adversarial_weight", "codebook_weight", "commitment_weight",
-      "restart_dead_codes")),
+     ("seed", "polish_steps", "lora_rank", "lr_warmup_steps", "discriminator_warmup_steps", "weight_decay",
+      "max_grad_norm", "explicit_weight", "perceptual_weight", "kl_weight", "adversarial_weight", "codebook_weight",
+      "commitment_weight", "restart_dead_codes")),
     (BELOW_1, ("adam_beta1", "adam_beta2", "ema_decay", "codebook_decay")),
 )  # fmt: skip

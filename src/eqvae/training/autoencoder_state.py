@@ -11,6 +11,7 @@ from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.losses.adversarial import PatchDiscriminator, build_discriminator
 from eqvae.losses.codebook import CodebookState
 from eqvae.runtime.device import place
+from eqvae.training.adapters import add_adapters, has_adapters, merged, trained_parameters
 from eqvae.training.autoencoder_config import AutoencoderTraining
 from eqvae.training.checkpoints import load_optimizer_tensors, optimizer_tensors, sub_state
 from eqvae.training.divergence import Guard
@@ -45,7 +46,7 @@ class TrainState:
 
     def trained(self) -> list[nn.Parameter]:
         """All that the autoencoder's optimizer steps."""
-        return [*self.autoencoder.parameters(), *self.learned.values()]
+        return [*trained_parameters(self.autoencoder), *self.learned.values()]
 
     def tensors(self) -> dict[str, Tensor]:
         """Collect the state for a checkpoint."""
@@ -86,14 +87,17 @@ class TrainState:
         self.optimizer.state.clear()
 
     def exported(self) -> Autoencoder:
-        """The autoencoder to validate and export: the averaged one where there is one."""
-        return self.autoencoder if self.averaged is None else self.averaged
+        """The autoencoder to validate and export: the averaged one where there is one, adapters merged."""
+        found = self.autoencoder if self.averaged is None else self.averaged
+        return merged(found) if has_adapters(found) else found
 
 
 def build_state(
     autoencoder: Autoencoder, config: AutoencoderTraining, device: torch.device, *, image_size_px: int = 256
 ) -> TrainState:
     """Prepare a run's first step."""
+    if config.lora_rank:
+        add_adapters(autoencoder, config.lora_rank, seed=config.seed)
     set_training(place(autoencoder, device))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # what methods learn begins alike in each process
@@ -128,7 +132,7 @@ def build_state(
         codebook = CodebookState.begin(autoencoder.codebook)
     return TrainState(
         autoencoder=autoencoder,
-        optimizer=adamw(*autoencoder.parameters(), *learned.values()),
+        optimizer=adamw(*trained_parameters(autoencoder), *learned.values()),
         discriminator=discriminator,
         discriminator_optimizer=adamw(*discriminator.parameters()) if discriminator is not None else None,
         average=average,

@@ -128,6 +128,8 @@ def train_step(
         coded += found
     codes = Codes.join(coded)
 
+    if config.freeze_decoder:  # its last layer has a gradient for lambda_gan's sake alone
+        state.autoencoder.last_layer.weight.grad = None
     parameters = (state.trained(), [] if state.discriminator is None else list(state.discriminator.parameters()))
     for each in parameters:
         processes.average_gradients(each)
@@ -186,6 +188,10 @@ def _choose_trained(state: TrainState, config: AutoencoderTraining, warming_up: 
         parameter.requires_grad_(not warming_up)
     for parameter in autoencoder.encoder_parameters() if config.freeze_encoder else ():
         parameter.requires_grad_(False)
+    for parameter in autoencoder.decoder_parameters() if config.freeze_decoder else ():
+        parameter.requires_grad_(False)
+    if config.freeze_decoder and state.discriminator is not None and not warming_up:
+        autoencoder.last_layer.weight.requires_grad_(True)  # where the adaptive weight is measured
     if isinstance(autoencoder, DiscreteAutoencoder) and (config.freeze_encoder or config.codes.codebook == "ema"):
         autoencoder.codebook.requires_grad_(False)
 
@@ -203,10 +209,10 @@ def _update_averages(state: TrainState, config: AutoencoderTraining, codes: Code
     if state.average is None:
         return
     state.average.update(state.autoencoder)
-    exported = state.exported()
-    if restarted is not None and isinstance(exported, DiscreteAutoencoder):
+    averaged = state.averaged
+    if restarted is not None and isinstance(averaged, DiscreteAutoencoder):
         # A mean of a dead code and its successor would stand for nothing.
-        exported.codebook.detach()[restarted] = codebook[restarted]
+        averaged.codebook.detach()[restarted] = codebook[restarted]
 
 
 def _codebook_figures(state: TrainState, codes: Codes | None) -> dict[str, float]:
