@@ -18,6 +18,7 @@ from eqvae.generators.maskgit_transformer import MASKGIT_SIZES
 from eqvae.generators.recipes import SIZES
 from eqvae.networks.features import FeatureExtractor, Features
 from eqvae.paper import execution
+from eqvae.paper.equalize import EqualizeConfig
 from eqvae.paper.plan import PlannedRun, describe_base
 from eqvae.paper.setting import Setting
 from eqvae.paper.settings import TINY
@@ -133,6 +134,9 @@ def pretend(run: PlannedRun) -> None:
     config, chance = run.resolved(), zlib.crc32(run.name.encode()) / 2**32
     write_json(run.folder / "config.json", flat(config) | {"command": run.command})
     figures = {"fd_efficientnet_lite0": 100 + chance, "rfd_efficientnet_lite0": 10 + chance, "latent_std": 2.5}
+    if isinstance(config, EqualizeConfig):
+        shortfall = 0.5 if "+detok" in run.name else 0.0
+        figures |= {"num_steps": config.chunk_steps, "psnr_db": 20.0, "shortfall_db": shortfall}
     figures |= {"equivariance_error_rotation": chance, "intrinsic_dimension": 20 + chance}
     if isinstance(config, TrainConfig):
         records = [

@@ -1,17 +1,21 @@
 """What the paper's tables compare: autoencoders, as they are or fine-tuned, and generators of their latents."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from eqvae.artifacts.names import STATISTICS
 from eqvae.autoencoders.protocol import Autoencoder
+from eqvae.methods import parse_method
+from eqvae.methods.transform_config import TransformConfig
 from eqvae.networks.features import Measure, metric_key
+from eqvae.paper.equalize import EqualizeConfig
 from eqvae.paper.plan import PlannedAutoencoder, PlannedRun
 from eqvae.paper.setting import Family, Setting, Size
 from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runs.sample import SampleConfig
-from eqvae.runtime.run_folder import change_flat
+from eqvae.runtime.run_folder import change_flat, flat
 
 Transforms = Literal["paper", "rotation", "scale", "anisotropic"]
 
@@ -53,11 +57,17 @@ def _template(setting: Setting, base: str) -> FinetuneConfig:
 
 
 def _tuned(
-    setting: Setting, base: str, suffix: str, template: FinetuneConfig, *, epochs: int | None = None
+    setting: Setting,
+    base: str,
+    suffix: str,
+    template: FinetuneConfig,
+    *,
+    epochs: int | None = None,
+    max_steps: int | None = None,
 ) -> PlannedAutoencoder:
     """Plan the fine-tuning with each seed; the first one's folder has the recipe's plain name."""
     found = setting.base(base)
-    max_steps = (setting.epochs if epochs is None else epochs) * setting.steps_per_epoch
+    max_steps = max_steps or (setting.epochs if epochs is None else epochs) * setting.steps_per_epoch
     first, *others = setting.autoencoder_seeds
 
     def tuned(seed: int, mark: str = "") -> PlannedAutoencoder:
@@ -69,6 +79,56 @@ def _tuned(
         return replace(found, name=name, location=str(run.folder), run=run)
 
     return replace(tuned(first), twins=tuple(tuned(seed, f"-seed-{seed}") for seed in others))
+
+
+def by_method(setting: Setting, base: str, method: str) -> PlannedAutoencoder:
+    """Fine-tune with a method or a mixture as `--method` has it, all else as the scale's recipe."""
+    template = _with_method(_template(setting, base), method)
+    parts = [part.method.name.rpartition(":")[2].lower() for part in parse_method(method)]
+    digest = hashlib.sha256(method_text(template).encode()).hexdigest()[:8]
+    return _tuned(setting, base, f"+{'+'.join(parts)}-{digest}", template)
+
+
+def method_text(config: FinetuneConfig) -> str:
+    """The mixture with all its parameters: two texts of one meaning give the same."""
+    return str(config.training.resolved().mixture())
+
+
+def _with_method(template: FinetuneConfig, method: str) -> FinetuneConfig:
+    """Replace the method; the scale's flags of tau go to those that draw one, unless the text says otherwise."""
+    drawing = [part for part in parse_method(method) if isinstance(part.method, TransformConfig)]
+    named = {name for part in drawing for name in part.named}
+    given = template.training.transform.given() if drawing else {}
+    flags = {name: None if name in named else given.get(name) for name in flat(TransformConfig())}
+    return change_flat(
+        template, **flags, method=method, objective="implicit", kl_weight=None, explicit_weight=None
+    )  # fmt: skip
+
+
+def varied(setting: Setting, base: str, mark: str, **changes: object) -> PlannedAutoencoder:
+    """Fine-tune as the scale's recipe has it, but for some flags; `mark` names them."""
+    template = change_flat(_template(setting, base), **changes)
+    max_steps = changes.get("max_steps")
+    return _tuned(setting, base, f"+eq-{mark}", template, max_steps=max_steps if isinstance(max_steps, int) else None)
+
+
+def equalized(
+    setting: Setting, autoencoder: PlannedAutoencoder, *, chunk_steps: int, max_chunks: int
+) -> PlannedAutoencoder:
+    """Let the decoders of a fine-tuned autoencoder and its twins go on until PSNR is the base's."""
+    recipe = _template(setting, autoencoder.base)
+    template = EqualizeConfig.after(recipe, chunk_steps=chunk_steps, max_chunks=max_chunks)
+
+    def with_decoder(each: PlannedAutoencoder) -> PlannedAutoencoder:
+        assert each.run is not None
+        run = _planned(
+            setting, "equalize", f"equalized/{each.name}", template, each.needs,
+            autoencoder=each.location, architecture=each.architecture, seed=flat(each.run.config)["seed"],
+        )  # fmt: skip
+        return replace(each, name=f"{each.name}-equal", location=str(run.folder), run=run, twins=())
+
+    first, *others = map(with_decoder, autoencoder.all_seeds)
+    return replace(first, twins=tuple(others))
 
 
 def evaluations(setting: Setting, autoencoder: PlannedAutoencoder) -> tuple[PlannedRun, ...]:
@@ -178,6 +238,25 @@ def sample_set(setting: Setting, trained: PlannedRun, config: SampleConfig, *, s
     name = "samples/" + trained.name.removeprefix("generators/") + suffix
     folder = str(trained.folder)
     return _planned(setting, "sample", name, config, (trained,), run=folder, architecture=trained.architecture)
+
+
+def redrawn(arm: Arm, decoder: PlannedAutoencoder) -> tuple[PlannedRun, ...]:
+    """The scores of what an arm's generators draw, as in training, with decoders that were trained further."""
+    setting, template = arm.setting, arm.setting.training[arm.family]
+    config = replace(
+        setting.sampling[arm.family], num_samples=template.num_watch_samples, num_steps=template.watch_steps,
+        guidance_scale=1.0,
+    )  # fmt: skip
+    decoders = [each for each in decoder.all_seeds for _ in setting.seeds]
+    statistics, scores = reference(setting), []
+    for own, run in zip(decoders, arm.trained, strict=True):
+        seed = flat(run.config)["seed"]
+        drawn = sample_set(setting, run, replace(config, seed=seed, autoencoder=own.location), suffix="-equal")
+        drawn = replace(drawn, needs=(*drawn.needs, *own.needs))
+        name, files = "scores/" + drawn.name.removeprefix("samples/"), str(statistics.folder / STATISTICS)
+        needs: dict[str, Any] = {"samples": drawn.folder, "reference": files}
+        scores.append(_planned(setting, "score", name, setting.scoring, (drawn, statistics), **needs))
+    return tuple(scores)
 
 
 def distance_key(setting: Setting, measure: Measure = "fid") -> str:

@@ -1,7 +1,7 @@
 """What a reproduced table is made of: rows with expected figures, and cells that say which runs measure them here."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Literal
@@ -132,12 +132,17 @@ class TableItem:
 
         Autoencoders with another seed come after all that the first ones have.
         """
-        first, others = [], []
-        for cell in (cell for row in self.rows for cell in row.cells.values()):
-            num_seeds = len(cell.runs) // cell.num_autoencoders
-            first.append(cell.runs[:num_seeds])
-            others.append(cell.runs[num_seeds:])
-        return (*by_seed(first), *by_seed(others))
+        return runs_of(cell for row in self.rows for cell in row.cells.values())
+
+
+def runs_of(cells: Iterable[Cell]) -> tuple[PlannedRun, ...]:
+    """The runs behind some cells, those of all first autoencoders before those of their twins."""
+    first, others = [], []
+    for cell in cells:
+        num_seeds = len(cell.runs) // cell.num_autoencoders
+        first.append(cell.runs[:num_seeds])
+        others.append(cell.runs[num_seeds:])
+    return (*by_seed(first), *by_seed(others))
 
 
 def by_seed(runs: Sequence[Sequence[PlannedRun]]) -> tuple[PlannedRun, ...]:

@@ -23,6 +23,8 @@ from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.generators.families import RepaSit
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.generators.recipes import Recipe
+from eqvae.methods import Mixture
+from eqvae.methods.transform_config import TransformConfig
 from eqvae.networks.features import INCEPTION
 from eqvae.networks.pretrained import EFFICIENTNET_LITE0
 from eqvae.networks.teachers import DINOV2_B
@@ -33,6 +35,7 @@ from eqvae.runs.train_config import TrainConfig
 from eqvae.runtime.device import count_flops
 from eqvae.runtime.run_folder import flat
 from eqvae.runtime.seeds import generator_for
+from eqvae.training.autoencoder_config import AutoencoderTraining
 from eqvae.transforms import Compose, Scale, Transform, TransformSampler
 
 # fmt: off
@@ -109,27 +112,49 @@ def describe_plan(plan: Plan, items: Mapping[str, Sequence[PlannedRun]], setting
 def estimate(run: PlannedRun, setting: Setting) -> Cost:
     """Estimate one run."""
     estimates: Mapping[str, Callable[[PlannedRun, Any, Setting], Cost]] = {
-        "finetune": _finetune, "evaluate": _evaluate, "reference": _reference, "encode": _encode, "train": _train,
-        "sample": _sample, "score": _score,
+        "finetune": _finetune, "equalize": _finetune, "evaluate": _evaluate, "reference": _reference,
+        "encode": _encode, "train": _train, "sample": _sample, "score": _score,
     }  # fmt: skip
     config: Any = run.config
     return estimates[run.command](run, config.resolved() if hasattr(config, "resolved") else config, setting)
 
 
 def _finetune(run: PlannedRun, config: Any, setting: Setting) -> Cost:
-    """Steps, and validations of E(x), D(E(x)) and E(tau x); a checkpoint with average and moments, and the export."""
+    """Steps, and validations of E(x), D(E(x)) and E(tau x); a checkpoint with average and moments, and the export.
+
+    What is frozen costs no gradients of weights, and a frozen encoder no backward pass at all. A method's own networks
+    are left out.
+    """
     training, perceptual = config.training, config.training.reconstruction.perceptual
     encode, decode = coding_flops(run.architecture, config.image_size)
     seen = 0.0 if perceptual == "none" else network_flops(perceptual, config.image_size)
-    area = _mean_area(training.transform.sampler(), config.image_size // _on_meta(run.architecture).stride)
-    step = encode + area * (decode + seen)
-    if training.objective != "implicit":  # the equivariance branch encodes tau x beside x
-        step = (area + training.transform.equivariance_probability) * encode + decode + seen
+    num_encoded, area = _mean_areas(training.mixture(), config.image_size // on_meta(run.architecture).stride)
+    encoder_passes, decoder_passes = _passes(training)
+    step = encoder_passes * num_encoded * encode + area * (decoder_passes * decode + 3 * seen)
+    polish = encode + 3 * (decode + seen)
     num_validations = 2 + (training.total_steps - 1) // config.validate_every  # of the base, between, at the end
-    flops = 3 * training.total_steps * training.batch_size * step + config.num_statistics_images * encode
+    flops = training.batch_size * (training.max_steps * step + training.polish_steps * polish)
+    flops += config.num_statistics_images * encode
     flops += num_validations * config.num_validation_images * ((1 + _TRANSFORMED) * encode + decode)
     num_copies = 5 if flat(config)["ema_decay"] else 4
-    return _computing(training, flops) + Cost(disk_bytes=4 * num_copies * _on_meta(run.architecture).num_parameters())
+    return _computing(training, flops) + Cost(disk_bytes=4 * num_copies * on_meta(run.architecture).num_parameters())
+
+
+def _mean_areas(mixture: Mixture, side: int) -> tuple[float, float]:
+    """How many images' worth is encoded, and how much of one is decoded, for each image."""
+    area, num_encoded = 1.0, 1.0
+    for share, pair in mixture.pairs:
+        area -= share * (1.0 - _mean_area(pair.sampler(), side) if isinstance(pair, TransformConfig) else 0.0)
+    for _, term in mixture.terms:
+        if isinstance(term, TransformConfig):  # the equivariance branch encodes tau x beside x
+            num_encoded += _mean_area(term.sampler(), side) - 1.0 + term.sampler().equivariance_probability
+    return num_encoded, area
+
+
+def _passes(training: AutoencoderTraining) -> tuple[int, int]:
+    """How often a step goes through encoder and decoder: forward, gradients of inputs, gradients of weights."""
+    whole = 2 if training.lora_rank else 3
+    return (1 if training.freeze_encoder else whole), (2 if training.freeze_decoder else whole)
 
 
 def _evaluate(run: PlannedRun, config: Any, setting: Setting) -> Cost:
@@ -152,7 +177,7 @@ def _reference(run: PlannedRun, config: Any, setting: Setting) -> Cost:
 def _encode(run: PlannedRun, config: Any, setting: Setting) -> Cost:
     """Of each image and its mirror image two moments, or tokens, of two bytes."""
     num_views = (config.num_images or setting.num_images) * (2 if config.mirror else 1)
-    autoencoder = _on_meta(run.architecture)
+    autoencoder = on_meta(run.architecture)
     numbers = 1 if isinstance(autoencoder, DiscreteAutoencoder) else 2 * autoencoder.latent_channels
     num_bytes = 2 * num_views * numbers * (config.image_size // autoencoder.stride) ** 2
     encode, _ = coding_flops(run.architecture, config.image_size)
@@ -215,7 +240,8 @@ def _mean_area(sampler: TransformSampler, side: int) -> float:
 
 
 @lru_cache
-def _on_meta(architecture: str | Autoencoder) -> Autoencoder:
+def on_meta(architecture: str | Autoencoder) -> Autoencoder:
+    """Build an autoencoder without its weights."""
     if isinstance(architecture, Autoencoder):
         return copy.deepcopy(architecture).to(META)
     with META:
@@ -225,7 +251,7 @@ def _on_meta(architecture: str | Autoencoder) -> Autoencoder:
 @lru_cache
 def coding_flops(architecture: str | Autoencoder, image_size_px: int) -> tuple[float, float]:
     """Count encoder and decoder, for one image."""
-    autoencoder, x = _on_meta(architecture), torch.empty(1, 3, image_size_px, image_size_px, device=META)
+    autoencoder, x = on_meta(architecture), torch.empty(1, 3, image_size_px, image_size_px, device=META)
     with torch.no_grad():
         z = autoencoder.encode(x).mode()
         return float(count_flops(autoencoder.encode, x)), float(count_flops(autoencoder.decode, z))
@@ -247,7 +273,7 @@ def network_flops(name: str, image_size_px: int | None = None) -> float:
 
 
 def _latents(run: PlannedRun, setting: Setting) -> LatentSpecification:
-    autoencoder = _on_meta(run.architecture)
+    autoencoder = on_meta(run.architecture)
     side = setting.encoding.image_size // autoencoder.stride
     channels = autoencoder.latent_channels
     if isinstance(autoencoder, DiscreteAutoencoder):

@@ -21,6 +21,7 @@ from eqvae.autoencoders import load_autoencoder
 from eqvae.errors import Interrupted, UserError
 from eqvae.images import open_images
 from eqvae.images.image_sets import open_reference
+from eqvae.paper.equalize import equalize
 from eqvae.paper.plan import Plan, PlannedRun, write_reference
 from eqvae.paper.setting import GIVEN_LATER
 from eqvae.runs.encode import encode
@@ -37,6 +38,7 @@ from eqvae.runtime.signals import StopRequest, explain_interruption, terminated_
 
 COMMANDS: Mapping[str, Callable[[Any], object]] = {
     "reference": write_reference,
+    "equalize": equalize,
     **{function.__name__: function for function in (finetune, evaluate, encode, train, sample, score)},
 }
 """What does each kind of run."""
@@ -92,7 +94,7 @@ def check_inputs(plan: Plan) -> None:
     for run in plan.unfinished:
         config: Any = run.config
         data: dict[str, str] = {}
-        if run.command == "finetune":
+        if run.command in ("finetune", "equalize"):
             data = {"--finetune-data": config.data, "--validation-data": config.validation_data}
         elif run.command in ("evaluate", "encode"):
             data = {"--data": config.data}

@@ -70,6 +70,7 @@ def write_reference(config: ReferenceConfig) -> dict[str, Any]:
     return figures
 
 
+# EqualizeConfig is a FinetuneConfig.
 Config = FinetuneConfig | EvaluateConfig | ReferenceConfig | EncodeConfig | TrainConfig | SampleConfig | ScoreConfig
 
 _CHANGES_NO_FIGURE = frozenset(

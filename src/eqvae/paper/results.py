@@ -1,15 +1,12 @@
-"""What a plan's runs show, as text and JSON: tables, figures, a ranking, with whatever is measured so far."""
+"""What a plan's runs show, as text and JSON: tables and figures, with whatever is measured so far."""
 
 import itertools
-import math
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from eqvae.artifacts.files import write_atomically, write_json
 from eqvae.artifacts.names import ENVIRONMENT
@@ -18,20 +15,10 @@ from eqvae.evidence.curves import read_if_there
 from eqvae.evidence.intervals import Difference
 from eqvae.paper.cells import Cell, Row, TableItem
 from eqvae.paper.figures import FigureItem
-from eqvae.paper.plan import Plan, PlannedRun
+from eqvae.paper.plan import Plan
 
 _COMPARED = ("gfid", "gkid", "gfid_fixed", "fid", "kid", "fid_watch", "kid_watch")
 """Columns whose differences between rows get an interval: those with seeds."""
-
-RANKING = "ranking"
-"""`ranking.md` and `ranking.json`."""
-
-_PREDICTORS = (
-    ("equivariance_error_rotation", 3), ("equivariance_error_scale", 3), ("intrinsic_dimension", 1),
-    ("spectrum_excess_db", 2), ("ifid", 2), ("ifd_", 2), ("rfid", 3), ("rfd_", 3), ("psnr_db", 2), ("latent_std", 3),
-    ("token_agreement_rotation", 3), ("token_agreement_scale", 3), ("codebook_perplexity", 1),
-)  # fmt: skip
-"""Keys of an evaluation, or how those begin that end in the features' name, and digits."""
 
 
 def write_item(item: TableItem | FigureItem, root: Path) -> list[Path]:
@@ -46,7 +33,7 @@ def write_item(item: TableItem | FigureItem, root: Path) -> list[Path]:
         written.append(root / f"{item.item}.json")
         write_json(written[-1], _record(table, plan, root))
         lines += _body(table)
-    _write_text(written[0], lines)
+    write_text(written[0], lines)
     return written
 
 
@@ -172,138 +159,6 @@ def _number(value: float, digits: int, sign: str = "") -> str:
     return with_minus_sign(f"{value:{sign}.{digits}f}")
 
 
-def _write_text(path: Path, lines: Iterable[str]) -> None:
+def write_text(path: Path, lines: Iterable[str]) -> None:
+    """Write a page."""
     write_atomically(path, lambda temporary: temporary.write_text("\n".join(lines) + "\n"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contestant:
-    """One autoencoder of a ranking."""
-
-    name: str
-
-    distance: Cell
-    """Of its generators' samples, by seed."""
-
-    evaluation: PlannedRun
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ranked:
-    """What has been measured of a contestant."""
-
-    autoencoder: str
-
-    distance: float | None
-    """Mean over seeds; None while no generator is trained."""
-
-    values: tuple[float, ...]
-    """By seed."""
-
-    against_best: Difference | None
-    """Over the seeds that both have; None for the best itself."""
-
-    predictors: Mapping[str, float]
-    """Measures that need no generator."""
-
-
-def write_ranking(contestants: Sequence[Contestant], root: Path, *, metric: str, scale: str) -> None:
-    """Write `ranking.md` and `ranking.json`."""
-    ranking = order(contestants)
-    measured = [each for each in ranking if each.distance is not None]
-    shared = set.intersection(*(set(each.predictors) for each in ranking))
-    found = correlations(
-        [each.distance for each in measured if each.distance is not None],
-        {key: [each.predictors[key] for each in measured] for key in ranking[0].predictors if key in shared},
-    )
-    write_json(root / f"{RANKING}.json", {"metric": metric, "scale": scale, "ranking": ranking, "correlations": found})
-    _write_text(root / f"{RANKING}.md", _ranking_lines(ranking, found, metric, scale))
-
-
-def order(contestants: Sequence[Contestant]) -> list[Ranked]:
-    """Put the best first, and those that are not measured yet last."""
-    measured = [(each, tuple(each.distance.values())) for each in contestants]
-    ordered = sorted(measured, key=lambda item: float(np.mean(item[1])) if item[1] else math.inf)
-    best = ordered[0][0].distance
-    return [
-        Ranked(
-            autoencoder=each.name,
-            distance=float(np.mean(values)) if values else None,
-            values=values,
-            against_best=each.distance.difference_from(best) if place > 0 else None,
-            predictors=predictors(each.evaluation.figures()),
-        )
-        for place, (each, values) in enumerate(ordered)
-    ]
-
-
-def predictors(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Pick the measures that need no generator; those of single transformations are none."""
-    keys = [key for key, value in metrics.items() if isinstance(value, int | float)]
-    of_all = [key for key in keys if "_rotation" not in key and "_scale" not in key]
-    found: list[str] = []
-    for wanted, _ in _PREDICTORS:
-        found += [key for key in of_all if key.startswith(wanted)] if wanted.endswith("_") else {wanted} & {*keys}
-    return {key: float(metrics[key]) for key in found}
-
-
-def correlations(distances: Sequence[float], measures: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
-    """Correlate the ranks of each measure with those of the distance: do both order the autoencoders alike?
-
-    Positive where a smaller measure goes with a better generator. The p-value is that of Kendall's tau against no
-    association, exact for few autoencoders without ties.
-    """
-    if len(distances) < 3 or len(set(distances)) == 1:
-        return []
-    found = []
-    for name, values in measures.items():
-        if len(set(values)) > 1:
-            spearman, kendall = stats.spearmanr(values, distances), stats.kendalltau(values, distances)
-            found.append(
-                {
-                    "measure": name,
-                    "num_autoencoders": len(values),
-                    "spearman": float(spearman.statistic),
-                    "kendall": float(kendall.statistic),
-                    "p_value": float(kendall.pvalue),
-                }
-            )
-    return sorted(found, key=lambda each: -abs(each["spearman"]))
-
-
-def _ranking_lines(ranking: Sequence[Ranked], found: Sequence[Mapping[str, Any]], metric: str, scale: str) -> list[str]:
-    keys = list(dict.fromkeys(key for each in ranking for key in each.predictors))
-    digits = {key: next(digits for name, digits in _PREDICTORS if key.startswith(name)) for key in keys}
-    names = ["", "autoencoder", f"g{metric}", "± (seeds)", "against the best", *keys]
-    rows = []
-    for place, each in enumerate(ranking, start=1):
-        spread = f"{np.std(each.values, ddof=1):.2f} " if len(each.values) > 1 else ""
-        entries = [MISSING if each.distance is None else f"{each.distance:.2f}", f"{spread}({len(each.values)})"]
-        entries += [_interval(each.against_best)]
-        entries += [f"{each.predictors[key]:.{digits[key]}f}" if key in each.predictors else MISSING for key in keys]
-        rows.append([str(place), each.autoencoder, *entries])
-    lines = [
-        "# Autoencoders by their generators",
-        "",
-        f"The same generator, budget, seeds and normalization for each; scale `{scale}`. g{metric}: lower is better.",
-        "",
-        markdown_table(names, rows, num_text_columns=2),
-        "",
-        "Intervals: 95%, paired t over seeds. Two whose interval holds 0 are not told apart.",
-        "",
-    ]
-    if not found:
-        return [*lines, "Rank correlations need three autoencoders or more."]
-    names = ["measure without a generator", "Spearman", "Kendall", f"p (n = {found[0]['num_autoencoders']})"]
-    layout = {"spearman": "+.2f", "kendall": "+.2f", "p_value": ".2f"}
-    rows = [[each["measure"], *(format(each[name], digits) for name, digits in layout.items())] for each in found]
-    return [*lines, markdown_table(names, rows)]
-
-
-def _interval(difference: Difference | None) -> str:
-    if difference is None:
-        return MISSING
-    if difference.interval is None:
-        return f"{difference.difference:+.2f}"
-    low, high = difference.interval.low or 0.0, difference.interval.high or 0.0
-    return f"{difference.difference:+.2f} ({low:+.2f} to {high:+.2f})"

@@ -47,6 +47,12 @@ class PlanConfig:
     seeds: int | None = None
     """Seeds of each generator; None: 3, for `paper` 1."""
 
+    finetune_data: str | None = None
+    """DATA of fine-tuning; None: `data`. `paper` needs OpenImages."""
+
+    autoencoder_seeds: int | None = None
+    """Seeds of each fine-tuning, each of which has generators of its own; None: 2 for `small`, else 1."""
+
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
 
@@ -56,6 +62,13 @@ class PlanConfig:
 
     processes_per_run: int = 1
     """On a cluster, processes that share each run, each with a GPU where there are some."""
+
+    device_name: str = "h100"
+    """Whose hours --dry-run estimates."""
+
+    dry_run: bool = False
+    """Print the runs with their state, FLOPs, hours and disk, and stop. Estimates leave out optimizers, the
+    discriminator, reading and writing files, and on disk all but weights, latents and samples: some percent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,33 +85,21 @@ class ReproduceConfig(PlanConfig):
     """`small`: photographs of 128 px and TAESD, a table in hours of two CPU cores. `paper`: ImageNet, as the paper did.
     `tiny`: CIFAR-10 at 64 px, a table in an hour; most of the paper's effects are too small to be seen there."""
 
-    finetune_data: str | None = None
-    """DATA of fine-tuning; None: `data`. `paper` needs OpenImages."""
-
-    autoencoder_seeds: int | None = None
-    """Seeds of each fine-tuning, each of which has generators of its own; None: 2 for `small`, else 1."""
-
     autoencoder: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="[NAME=]AUTOENCODER")] = ()
     """A further row of Tables 1 and 12, or, with the NAME of a base, where its weights are; may be given repeatedly."""
-
-    device_name: str = "h100"
-    """Whose hours --dry-run estimates."""
-
-    dry_run: bool = False
-    """Print the runs with their state, FLOPs, hours and disk, and stop. Estimates leave out optimizers, the
-    discriminator, reading and writing files, and on disk all but weights, latents and samples: some percent."""
 
 
 def command(config: ReproduceConfig) -> str | None:
     """Reproduce and name the pages, or with --dry-run list the runs."""
     if config.dry_run:
-        return _describe(config)
+        setting = make_setting(config, config.autoencoder)
+        return describe(config, setting, {item.item: item.runs for item in make_items(config.items, setting)})
     return "\n".join(str(file) for file in reproduce(config) if file.suffix == ".md") or None
 
 
 def reproduce(config: ReproduceConfig, settings: Mapping[ScaleName, Setting] = SETTINGS) -> list[Path]:
     """Do what is left of the runs, and write the items; returns their files, in all processes but the first none."""
-    setting = _setting_of(config, settings)
+    setting = make_setting(config, config.autoencoder, settings)
     items = make_items(config.items, setting)
     plan = Plan.of(run for item in items for run in item.runs)
 
@@ -109,12 +110,10 @@ def reproduce(config: ReproduceConfig, settings: Mapping[ScaleName, Setting] = S
     return write() if carry_out(plan, config, "reproduce", write) else []
 
 
-def _describe(config: ReproduceConfig) -> str:
-    """Work out what a reproduction would do and cost. Nothing is written, and no default data are opened."""
+def describe(config: PlanConfig, setting: Setting, items: Mapping[str, Sequence[PlannedRun]]) -> str:
+    """Work out what a plan would do and cost. Nothing is written, and no default data are opened."""
     if config.device_name not in DEVICES:
         raise UserError(f"--device-name '{config.device_name}' is not known", nearest_name(config.device_name, DEVICES))
-    setting = _setting_of(config)
-    items = {item.item: item.runs for item in make_items(config.items, setting)}
     plan = Plan.of(run for runs in items.values() for run in runs)
     plan.check_saved()
     for data in (config.data, config.finetune_data, config.validation_data):
@@ -125,23 +124,8 @@ def _describe(config: ReproduceConfig) -> str:
     return describe_plan(plan, items, setting, config.device_name)
 
 
-def _setting_of(config: ReproduceConfig, settings: Mapping[ScaleName, Setting] = SETTINGS) -> Setting:
-    return make_setting(
-        config,
-        config.autoencoder,
-        settings,
-        finetune_data=config.finetune_data,
-        autoencoder_seeds=config.autoencoder_seeds,
-    )
-
-
 def make_setting(
-    config: PlanConfig,
-    autoencoders: Sequence[str],
-    settings: Mapping[ScaleName, Setting] = SETTINGS,
-    *,
-    finetune_data: str | None = None,
-    autoencoder_seeds: int | None = None,
+    config: PlanConfig, autoencoders: Sequence[str], settings: Mapping[ScaleName, Setting] = SETTINGS
 ) -> Setting:
     """Apply the command line to a scale."""
     setting = settings[config.scale]
@@ -149,14 +133,14 @@ def make_setting(
         if config.seeds < 1:
             raise UserError(f"--seeds is {config.seeds}", "It must be at least 1")
         setting = replace(setting, seeds=tuple(range(config.seeds)))
-    if autoencoder_seeds is not None:
-        if autoencoder_seeds < 1:
-            raise UserError(f"--autoencoder-seeds is {autoencoder_seeds}", "It must be at least 1")
-        setting = replace(setting, autoencoder_seeds=tuple(range(autoencoder_seeds)))
+    if config.autoencoder_seeds is not None:
+        if config.autoencoder_seeds < 1:
+            raise UserError(f"--autoencoder-seeds is {config.autoencoder_seeds}", "It must be at least 1")
+        setting = replace(setting, autoencoder_seeds=tuple(range(config.autoencoder_seeds)))
     setting = setting.with_data(
         data=config.data,
         reference_data=config.reference_data,
-        finetune_data=finetune_data,
+        finetune_data=config.finetune_data,
         validation_data=config.validation_data,
     )
     for given in autoencoders:
