@@ -7,7 +7,7 @@ Steps are counted from 0 as in the published code: `z_t` with t = 0 has been noi
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -25,6 +25,10 @@ class DitConfig:
 
     qk_norm: bool = False
     """DiT, SiT: normalize queries and keys of the attention."""
+
+
+StepSpacing = Literal["even", "ddim"]
+"""Which steps of training a sampler takes."""
 
 
 def linear_betas(num_steps: int = 1000) -> Float64[Tensor, " steps"]:
@@ -94,16 +98,24 @@ class GaussianDiffusion:
         """T, the length of this process."""
         return len(self.betas)
 
-    def respaced(self, num_steps: int) -> "GaussianDiffusion":
-        """Take an evenly spaced subset of the steps, with the betas that keep each `alpha_bar` (Section 4 of IDDPM)."""
+    def respaced(self, num_steps: int, spacing: StepSpacing = "even") -> "GaussianDiffusion":
+        """Take a subset of the steps, with the betas that keep each `alpha_bar` (Section 4 of IDDPM).
+
+        `even`: from the first to the last step, as the published code's "250"; `ddim`: from the first on at whole
+        strides, as its "ddim250", which leaves out the last.
+        """
         if not 1 <= num_steps <= self.num_steps:
             raise UserError(f"{num_steps} steps can't be taken of {self.num_steps}", f"Choose 1 ... {self.num_steps}")
+        if spacing == "ddim":
+            return self._take(torch.tensor(_strided(self.num_steps, num_steps)))
         stride = (self.num_steps - 1) / max(num_steps - 1, 1)
         kept, position = [], 0.0
         for _ in range(num_steps):  # DiT sums up strides: a product would round other steps where it ends in a half
             kept.append(round(position))
             position += stride
-        taken = torch.tensor(kept if num_steps > 1 else [self.num_steps - 1])
+        return self._take(torch.tensor(kept if num_steps > 1 else [self.num_steps - 1]))
+
+    def _take(self, taken: Int64[Tensor, " kept"]) -> "GaussianDiffusion":
         alphas_bar = self.alphas_bar[taken]
         previous = torch.cat([alphas_bar.new_ones(1), alphas_bar[:-1]])
         return GaussianDiffusion(betas=1 - alphas_bar / previous, timesteps=self.timesteps[taken])
@@ -180,6 +192,16 @@ class GaussianDiffusion:
     def _at(self, name: str, t: Tensor, z: Tensor) -> Tensor:
         values = self._on(t.device)[name][t]
         return values.to(torch.promote_types(z.dtype, torch.float32))[:, None, None, None]
+
+
+def _strided(num_steps: int, wanted: int) -> list[int]:
+    """Find the whole stride that takes so many steps."""
+    for stride in range(1, num_steps + 1):
+        if len(taken := range(0, num_steps, stride)) == wanted:
+            return list(taken)
+    counts = [len(range(0, num_steps, stride)) for stride in range(1, num_steps)]
+    nearest = min(counts, key=lambda count: abs(count - wanted))
+    raise UserError(f"no whole stride takes {wanted} of {num_steps} steps", f"{nearest} are near, or space them evenly")
 
 
 def gaussian_kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_log_variance: Tensor) -> Tensor:

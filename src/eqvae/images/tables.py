@@ -317,6 +317,7 @@ def _class_names(features: datasets.Features) -> dict[str, tuple[str, ...]]:
 def open_hub(data: str, split: Split, label_column: str | None, image_column: str | None = None) -> ImageSource:
     """Open a data set of the hub, or of its local cache."""
     name, _, hub_split = data.removeprefix("hf:").partition(":")
+    datasets.disable_progress_bars()
     try:
         hub_split = hub_split or _choose_split(data, datasets.get_dataset_split_names(name), split)
         table = datasets.load_dataset(name, split=hub_split)

@@ -47,7 +47,7 @@ class GlobalBatchNorm(nn.BatchNorm2d):
 
 
 class PatchDiscriminator(nn.Sequential):
-    """PatchGAN (Isola et al., 2017): a logit for each patch of 70 px, under the published parameter names `main.N`."""
+    """PatchGAN (Isola et al., 2017): a logit for each patch of 70 px; `N.weight` is `main.N.weight` elsewhere."""
 
     def __init__(self, width: int = 64, num_layers: int = 3) -> None:
         """Build with LDM's initialization: weights N(0, 0.02), batch normalization scales N(1, 0.02)."""

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from eqvae.errors import UserError
+from eqvae.metrics.adm_half import adm_half_precision_recall
 from eqvae.metrics.frechet import frechet_distance
 from eqvae.metrics.neighbours import precision_recall
 from eqvae.metrics.statistics import FeatureStatistics, Provenance
@@ -31,6 +32,7 @@ def score_features(
     kid_subset_size: int = 1000,
     seed: int = 0,
     device: torch.device | None = None,
+    adm_half: bool = False,
 ) -> dict[str, Any]:
     """Compare two sets by their statistics. Named arguments only, so that they can't be swapped."""
     check_comparable(samples=samples.provenance, reference=reference.provenance)
@@ -59,6 +61,12 @@ def score_features(
             metric_key(name, "precision"): shares.precision,
             metric_key(name, "recall"): shares.recall,
         }
+        if adm_half:
+            rounded = adm_half_precision_recall(reference=real, samples=fake, num_neighbours=num_neighbours)
+            figures |= {
+                f"{metric_key(name, 'precision')}_adm_half": rounded.precision,
+                f"{metric_key(name, 'recall')}_adm_half": rounded.recall,
+            }
         settings |= {
             "kid_subsets": kernel.num_subsets,
             "kid_subset_size": kernel.subset_size,

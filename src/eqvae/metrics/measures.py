@@ -17,8 +17,8 @@ from eqvae.artifacts.records import to_uint8
 from eqvae.errors import UserError
 from eqvae.losses.reconstruction import FeatureDistance
 from eqvae.metrics.frechet import FeatureMoments, frechet_distance
+from eqvae.metrics.interpolation import Interpolations, choose_partners, midpoints
 from eqvae.metrics.intrinsic_dimension import intrinsic_dimension
-from eqvae.metrics.neighbours import nearest_neighbours
 from eqvae.metrics.spectrum import SpectrumSums, high_frequency_excess_db, images_on_latent_grid
 from eqvae.networks.features import FeatureExtractor, metric_key
 from eqvae.runtime.processes import Processes
@@ -113,17 +113,22 @@ class TransformedDistance(Measure):
 class LatentGeometry(Measure):
     """Intrinsic dimension of the latents (Section B), and iFID: are points between latents still images?
 
-    iFID (Xu et al., arXiv:2603.05630) decodes the midpoint of each latent and its nearest neighbour, by Euclidean
-    distance as the abstract has it, and compares the pictures with the images. The authors' code (commit bac6ede) by
-    default draws one of ten neighbours by cosine and goes halfway on the great circle: its figures are others.
+    iFID decodes the midpoint of each latent and a neighbour, and compares the pictures with the images; see
+    `eqvae.metrics.interpolation` for the two ways to do it.
     """
 
     def __init__(
-        self, reconstruction: ReconstructionDistance | None, *, seed: int, batch_size: int, has_dimension: bool = True
+        self,
+        reconstruction: ReconstructionDistance | None,
+        *,
+        seed: int,
+        batch_size: int,
+        has_dimension: bool = True,
+        interpolation: Interpolations = "paper",
     ) -> None:
         """Measure both; without `reconstruction`, whose features and images iFID needs, only the dimension."""
         self.reconstruction, self.seed, self.batch_size = reconstruction, seed, batch_size
-        self.has_dimension = has_dimension
+        self.has_dimension, self.interpolation = has_dimension, interpolation
         self.latents: list[Tensor] = []
         self.interpolated = FeatureMoments()
         self.decode: Callable[[Tensor], Tensor] | None = None
@@ -140,19 +145,21 @@ class LatentGeometry(Measure):
         decoders = [rank for rank, parts in enumerate(gathered) if parts]
         z = torch.cat(self.latents)
         if self.reconstruction is not None and self.decode is not None and len(z) > 1:
-            nearest = nearest_neighbours(z.flatten(1), z.flatten(1), num_neighbours=1, skip_self=True).indices[:, 0]
+            partners = choose_partners(z, self.interpolation, seed=self.seed)
             for rows in torch.arange(len(z)).split(self.batch_size)[decoders.index(processes.rank) :: len(decoders)]:
-                images = to_uint8(self.decode(torch.lerp(z[rows], z[nearest[rows]], 0.5).to(processes.device)))
+                between = midpoints(z[rows], z[partners[rows]], self.interpolation)
+                images = to_uint8(self.decode(between.to(processes.device)))
                 self.interpolated.add(self.reconstruction.features.extract(images).pooled)
         self.interpolated = _summed(self.interpolated, processes)
 
     def figures(self) -> dict[str, float | int]:
-        """`intrinsic_dimension`, its standard error, and `ifid` or `ifd_FEATURES`."""
+        """`intrinsic_dimension`, its standard error, and `ifid` or `ifd_FEATURES`, with `_authors` as they do it."""
         figures = self._dimension() if self.has_dimension else {}
         if self.reconstruction is None:
             return figures
         distance = distance_between(self.interpolated, self.reconstruction.images)
-        return figures | {f"i{metric_key(self.reconstruction.features.name)}": distance}
+        mark = "" if self.interpolation == "paper" else f"_{self.interpolation}"
+        return figures | {f"i{metric_key(self.reconstruction.features.name)}{mark}": distance}
 
     def _dimension(self) -> dict[str, float | int]:
         latents = torch.cat(self.latents)

@@ -18,6 +18,7 @@ from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import Interrupted, UserError
 from eqvae.images import BrokenImage, ImageSource, check_broken, encoding_batches, open_images, to_images
 from eqvae.metrics.autoencoder import check_image_size, evaluate_autoencoder
+from eqvae.metrics.interpolation import Interpolations
 from eqvae.metrics.measures import (
     MIN_IMAGES,
     LatentGeometry,
@@ -91,8 +92,12 @@ class EvaluateConfig:
     """Also Figure 3, iFID, intrinsic dimension, spectrum and the offline twin of LPIPS: what may predict a generator
     without training one, and what it has to be told apart from."""
 
+    ifid: Interpolations = "paper"
+    """Of --all's iFID: `paper` joins each latent with its nearest neighbour, halfway on the straight line; `authors`,
+    as their code does, with one of ten by cosine, halfway on the great circle, and calls it `ifid_authors`."""
+
     seed: int = 0
-    """Of the subsamples behind the intrinsic dimension's standard error."""
+    """Of the subsamples behind the intrinsic dimension's standard error, and of the authors' draws of neighbours."""
 
     num_pictures: int = 6
     """How many of the first images to keep for the report."""
@@ -226,7 +231,7 @@ def choose_measures(config: EvaluateConfig, device: torch.device) -> list[Measur
         transforms = evaluation_transforms(config.interpolation, config.antialias)
         measures += [
             TransformedDistance(features, transforms),
-            LatentGeometry(reconstruction, seed=config.seed, batch_size=config.batch_size),
+            LatentGeometry(reconstruction, seed=config.seed, batch_size=config.batch_size, interpolation=config.ifid),
             LatentSpectrum(),
             PerceptualDistance(device),
         ]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from eqvae.errors import UserError, printable
+from eqvae.generators.diffusion import StepSpacing
 from eqvae.generators.maskgit import Schedule
 from eqvae.images.sources import list_names
 from eqvae.runtime.device import Precision
@@ -57,6 +58,14 @@ class SamplerConfig:
     ddim_eta: float = 0.0
     """DDIM: 0 is deterministic, 1 as noisy as DDPM."""
 
+    step_spacing: StepSpacing = "even"
+    """DiT: which of the 1000 steps are taken: `even`, from the first to the last, as published; `ddim`, at whole
+    strides from the first on, as `ddimN` of its code."""
+
+    timestep_shift: float = 1.0
+    """euler, heun: time t from noise (0) to data (1) becomes `s t / (1 + (s - 1) t)`: LightningDiT's 0.3 takes more and
+    smaller steps near noise; 1 leaves them equal."""
+
     diffusion_form: DiffusionForm = "sigma"
     """SDE: its diffusion over time."""
 
@@ -99,7 +108,7 @@ class SamplerConfig:
             self,
             (
                 (AT_LEAST_1, ("num_steps", "guidance_channels", "top_k")),
-                (POSITIVE, ("rtol", "atol", "temperature")),
+                (POSITIVE, ("rtol", "atol", "temperature", "timestep_shift")),
                 (NOT_NEGATIVE, ("seed", "guidance_scale", "ddim_eta", "diffusion_norm", "choice_temperature")),
             ),
         )

@@ -1,4 +1,4 @@
-"""Samplers of a diffusion: DDPM (arXiv:2006.11239) and DDIM (arXiv:2010.02502), on an evenly spaced subset of steps.
+"""Samplers of a diffusion: DDPM (arXiv:2006.11239) and DDIM (arXiv:2010.02502), on a subset of the steps.
 
 Nothing is clipped: latents have no range.
 """
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from eqvae.errors import UserError
-from eqvae.generators.diffusion import GaussianDiffusion, ModelPosterior
+from eqvae.generators.diffusion import GaussianDiffusion, ModelPosterior, StepSpacing
 from eqvae.generators.protocol import Predict
 from eqvae.sampling.noise import Callback, ImageNoise, SamplingStep, ask
 
@@ -23,6 +23,7 @@ def ddpm(
     diffusion: GaussianDiffusion,
     *,
     num_steps: int = 250,
+    spacing: StepSpacing = "even",
     callback: Callback | None = None,
 ) -> Float[Tensor, "n c h w"]:
     """Sample by ancestral steps (Algorithm 2 of DDPM), with the variances that the backbone learned if it did.
@@ -34,7 +35,7 @@ def ddpm(
     def step(posterior: ModelPosterior, index: int) -> tuple[Tensor, Tensor]:
         return posterior.mean, (0.5 * posterior.log_variance).exp()
 
-    return _reverse(predict, noise, labels, diffusion.respaced(num_steps), step, callback)
+    return _reverse(predict, noise, labels, diffusion.respaced(num_steps, spacing), step, callback)
 
 
 @torch.no_grad()
@@ -46,6 +47,7 @@ def ddim(
     *,
     num_steps: int = 250,
     eta: float = 0.0,
+    spacing: StepSpacing = "even",
     callback: Callback | None = None,
 ) -> Float[Tensor, "n c h w"]:
     """Sample by DDIM's steps (Equations 12 and 16 of DDIM), spaced as in `ddpm`; learned variances are ignored.
@@ -54,7 +56,7 @@ def ddim(
     """
     if not 0.0 <= eta <= 1.0:
         raise UserError(f"DDIM's eta is {eta}", "Choose it from 0 (deterministic) to 1 (DDPM's noise)")
-    process = diffusion.respaced(num_steps)
+    process = diffusion.respaced(num_steps, spacing)
 
     def step(posterior: ModelPosterior, index: int) -> tuple[Tensor, float | None]:
         alpha_bar = process.alphas_bar_previous[index].item()

@@ -30,7 +30,7 @@ from eqvae.sampling.tokens import TokenDecoding, confidence, halton
 _OF_TOKENS = ("guidance_schedule", "schedule", "temperature", "top_k", "choice_temperature")
 _OF_PROCESSES = (
     "guidance_low", "guidance_high", "guidance_channels", "weak_run", "ddim_eta", "diffusion_form", "diffusion_norm",
-    "last_step", "last_step_size", "rtol", "atol",
+    "last_step", "last_step_size", "rtol", "atol", "step_spacing", "timestep_shift",
 )  # fmt: skip
 _FOREIGN = {
     "process": (*_OF_TOKENS, "truncation"),
@@ -71,6 +71,12 @@ class Drawer:
             if getattr(self.config, name) != getattr(SamplerConfig, name):
                 flag = name.replace("_", "-")
                 raise UserError(f"--{flag} {getattr(self.config, name)} is not for '{card.recipe}'", "Leave it out")
+        if self.config.timestep_shift != 1.0 and self.sampler not in ("euler", "heun"):
+            flag = f"--timestep-shift {self.config.timestep_shift}"
+            raise UserError(f"{flag} is not for the sampler {self.sampler}", "Use --sampler euler or heun")
+        if self.config.step_spacing != "even" and self.sampler not in ("ddpm", "ddim"):
+            flag = f"--step-spacing {self.config.step_spacing}"
+            raise UserError(f"{flag} is not for the sampler {self.sampler}", "It is for DiT")
         if self.config.guidance_scale != 1.0 and self.num_classes == 0 and self.weak is None:
             raise UserError("an unconditional generator has nothing to guide by", "Use --weak-run, or no guidance")
         if self.weak is not None:
@@ -175,11 +181,15 @@ class Drawer:
         if card.interpolant is None:
             diffusion = GaussianDiffusion()
             if self.sampler == "ddpm":
-                return ddpm(predict, noise, labels, diffusion, num_steps=self.num_steps)
-            return ddim(predict, noise, labels, diffusion, num_steps=self.num_steps, eta=config.ddim_eta)
+                return ddpm(predict, noise, labels, diffusion, num_steps=self.num_steps, spacing=config.step_spacing)
+            return ddim(
+                predict, noise, labels, diffusion, num_steps=self.num_steps, eta=config.ddim_eta,
+                spacing=config.step_spacing,
+            )  # fmt: skip
         if self.sampler in ("euler", "heun"):
             step = euler if self.sampler == "euler" else heun
-            return step(predict, noise, labels, card.interpolant, num_steps=self.num_steps)
+            shift = config.timestep_shift
+            return step(predict, noise, labels, card.interpolant, num_steps=self.num_steps, timestep_shift=shift)
         if self.sampler == "dopri5":
             return dopri5(predict, noise, labels, card.interpolant, rtol=config.rtol, atol=config.atol)
         return euler_maruyama(

@@ -10,6 +10,8 @@ mixed and nothing more is computed.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import final
 
 import torch
 from jaxtyping import Float, Int64
@@ -22,6 +24,11 @@ Interval = tuple[float | int, float | int]
 
 Rows = slice | Tensor
 """Which images are guided."""
+
+
+def decided_at(predict: Predict, t: float) -> Predict:
+    """Let a guided prediction be guided as at another time: REPA's Heun decides at a step's beginning for all of it."""
+    return replace(predict, decide_at=t) if isinstance(predict, _Guided) else predict
 
 
 def classifier_free_guidance(
@@ -82,18 +89,35 @@ def _guide(
     if scale == 1.0:
         return predict
 
-    def guided(z: Float[Tensor, "n c h w"], t: Tensor, labels: Int64[Tensor, " n"]) -> Float[Tensor, "n c2 h w"]:
+    return _Guided(predict=predict, both=both, scale=scale, interval=interval, channels=channels)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Guided:
+    """A prediction, guided."""
+
+    predict: Predict
+    both: Callable[[Tensor, Tensor, Tensor, Rows], tuple[Tensor, Tensor]]
+    scale: float | int
+    interval: Interval | None
+    channels: int | None
+    decide_at: float | None = None
+    """The time that the interval is asked at; None: the prediction's own."""
+
+    def __call__(
+        self, z: Float[Tensor, "n c h w"], t: Tensor, labels: Int64[Tensor, " n"]
+    ) -> Float[Tensor, "n c2 h w"]:
         rows: Rows = slice(None)  # without an interval no GPU is waited for
-        if interval is not None:
-            rows = (t >= interval[0]) & (t <= interval[1])
+        if self.interval is not None:
+            times = t if self.decide_at is None else torch.full_like(t, self.decide_at)
+            rows = (times >= self.interval[0]) & (times <= self.interval[1])
             if not rows.any():
-                return predict(z, t, labels)
-        a, b = both(z, t, labels, rows)
-        num_guided = channels or z.shape[1]
+                return self.predict(z, t, labels)
+        a, b = self.both(z, t, labels, rows)
+        num_guided = self.channels or z.shape[1]
         # At least float32: a prediction that autocasts gives 16 bits, of which the difference would leave few.
         dtype = torch.promote_types(a.dtype, torch.float32)
         mixed, weak = a.to(dtype, copy=True), b[:, :num_guided].to(dtype)
-        mixed[rows, :num_guided] = weak + scale * (mixed[rows, :num_guided] - weak)
+        mixed[rows, :num_guided] = weak + self.scale * (mixed[rows, :num_guided] - weak)
         return mixed
-
-    return guided

@@ -21,6 +21,7 @@ from torch import Tensor
 from eqvae.errors import UserError
 from eqvae.generators.interpolant import Interpolant
 from eqvae.generators.protocol import Predict
+from eqvae.sampling.guidance import decided_at
 from eqvae.sampling.noise import Callback, ImageNoise, SamplingStep, ask
 
 NODES = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
@@ -54,10 +55,15 @@ def euler(
     interpolant: Interpolant,
     *,
     num_steps: int = 250,
+    timestep_shift: float = 1.0,
     callback: Callback | None = None,
 ) -> Float[Tensor, "n c h w"]:
-    """Sample with `num_steps` Euler steps of equal size: order 1. (SiT's code counts the grid's points: one more.)"""
-    return _fixed_steps(predict, noise, labels, interpolant, num_steps, callback, corrects=False)
+    """Sample with `num_steps` Euler steps, of equal size unless shifted (see `shifted_times`): order 1.
+
+    SiT's code counts the grid's points: one more.
+    """
+    grid = shifted_times(interpolant, num_steps, timestep_shift)
+    return _fixed_steps(predict, noise, labels, interpolant, grid, callback, corrects=False)
 
 
 @torch.no_grad()
@@ -68,14 +74,32 @@ def heun(
     interpolant: Interpolant,
     *,
     num_steps: int = 125,
+    timestep_shift: float = 1.0,
     callback: Callback | None = None,
 ) -> Float[Tensor, "n c h w"]:
-    """Sample with Heun's steps of equal size: order 2, and `2 num_steps - 1` calls of `predict`.
+    """Sample with Heun's steps, of equal size unless shifted: order 2, and `2 num_steps - 1` calls of `predict`.
 
     The last is Euler's, as in REPA's code and in Algorithm 1 of EDM (arXiv:2206.00364): the backbone is never asked
-    at the data's end, where its noise level was hardly trained. The order is not changed by a single step.
+    at the data's end, where its noise level was hardly trained. The order is not changed by a single step. As in REPA's
+    code, a guidance interval is asked at a step's beginning: its second slope is guided if its first is.
     """
-    return _fixed_steps(predict, noise, labels, interpolant, num_steps, callback, corrects=True)
+    grid = shifted_times(interpolant, num_steps, timestep_shift)
+    return _fixed_steps(predict, noise, labels, interpolant, grid, callback, corrects=True)
+
+
+def shifted_times(interpolant: Interpolant, num_steps: int, shift: float = 1.0) -> list[float]:
+    """Cut the way from noise to data into steps, `num_steps + 1` times.
+
+    With p the share of the way, equal steps are moved to `shift p / (1 + (shift - 1) p)`, as LightningDiT samples
+    (arXiv:2501.01423, whose checkpoints run to data at t = 1, with 0.3); its training draws times without a shift.
+    """
+    if num_steps < 1:
+        raise UserError(f"An ODE can't be solved in {num_steps} steps", "Take at least 1")
+    start, end = interpolant.sampling_times()
+    if shift == 1.0:
+        return torch.linspace(start, end, num_steps + 1, dtype=torch.float64).tolist()
+    share = torch.linspace(0.0, 1.0, num_steps + 1, dtype=torch.float64)
+    return (start + (end - start) * (shift * share / (1.0 + (shift - 1.0) * share))).tolist()
 
 
 @torch.no_grad()
@@ -119,15 +143,11 @@ def _fixed_steps(
     noise: ImageNoise,
     labels: Tensor,
     interpolant: Interpolant,
-    num_steps: int,
+    grid: list[float],
     callback: Callback | None,
     *,
     corrects: bool,
 ) -> Tensor:
-    if num_steps < 1:
-        raise UserError(f"An ODE can't be solved in {num_steps} steps", "Take at least 1")
-    start, end = interpolant.sampling_times()
-    grid = torch.linspace(start, end, num_steps + 1, dtype=torch.float64).tolist()
     z = noise.next()
     labels = labels.to(z.device)
     for step, (now, following) in enumerate(pairwise(grid)):
@@ -136,9 +156,10 @@ def _fixed_steps(
         if callback:
             callback(SamplingStep(step=step, t=t, z=z, denoised=interpolant.denoised(output, z, t)))
         slope = interpolant.velocity(output, z, t)
-        if corrects and step < num_steps - 1:
+        if corrects and step < len(grid) - 2:
             ahead, t_next = z + h * slope, z.new_full((len(z),), following)
-            slope = 0.5 * (slope + interpolant.velocity(ask(predict, ahead, t_next, labels), ahead, t_next))
+            as_before = decided_at(predict, now)
+            slope = 0.5 * (slope + interpolant.velocity(ask(as_before, ahead, t_next, labels), ahead, t_next))
         z = z + h * slope
     return z
 
