@@ -28,6 +28,9 @@ from eqvae.autoencoders.loading import build_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder, Posterior
 from eqvae.losses.adversarial import build_discriminator
 from eqvae.losses.reconstruction import Perceptual, ReconstructionLoss
+from eqvae.methods import Mixture
+from eqvae.methods.eq import Eq
+from eqvae.methods.kl import Kl
 from eqvae.runtime.device import Precision, choose_device, place, synchronize
 from eqvae.runtime.run_folder import from_flat
 from eqvae.runtime.seeds import generator_for
@@ -45,6 +48,14 @@ BRANCHES = {
     "equivariance": replace(TransformSampler(), equivariance_probability=1.0),
 }
 """Both branches of Equation 7, each drawn for certain; steps alternate between them in this order."""
+
+MIXTURES = {
+    sampler: Mixture(
+        pairs=((1.0, Eq(equivariance_probability=sampler.equivariance_probability)),), terms=((1e-6, Kl()),)
+    )
+    for sampler in BRANCHES.values()
+}
+"""What `train_step` draws them from."""
 
 Branch = Literal["plain", "equivariance"]
 TakeStep = Callable[[Tensor, TransformSampler], str]
@@ -219,7 +230,7 @@ def prepare_ours(
     reconstruction_loss = place(reconstruction_loss, device)
 
     def take_step(x: Tensor, sampler: TransformSampler) -> str:
-        return train_step(state, x, config, reconstruction_loss, sampler).transform
+        return train_step(state, x, config, reconstruction_loss, MIXTURES[sampler]).transform
 
     return take_step
 

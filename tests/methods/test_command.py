@@ -177,3 +177,25 @@ def test_the_mixture_stands_in_the_config_the_card_and_the_report(photographs, s
     page = (tmp_path / "report.html").read_text()
     assert f"<code>{said}</code>" in page
     assert "Term tv" in page
+
+
+def test_a_run_with_a_method_of_ones_own_goes_on_only_with_the_same_file(photographs, small_autoencoder, tmp_path):
+    from eqvae.runs.finetune import FinetuneConfig, finetune
+
+    def start(max_steps: int):
+        return finetune(
+            from_flat(
+                FinetuneConfig, autoencoder="small", data=str(photographs), validation_data=str(photographs),
+                out=tmp_path / "run", method=f"{tmp_path}/mine.py:Mine", max_steps=max_steps, image_size=64,
+                batch_size=2, adversarial_weight=0.0, perceptual="none", precision="fp32", num_workers=0,
+                num_validation_images=1, num_statistics_images=2,
+            ),
+            type(small_autoencoder)(),
+        )  # fmt: skip
+
+    (tmp_path / "mine.py").write_text(MINE)
+    figures = start(2)
+    assert start(2) == figures
+    (tmp_path / "mine.py").write_text(MINE.replace("x.flip(-2)", "x.flip(-1)"))
+    with pytest.raises(UserError, match="whose methods were another in"):
+        start(2)

@@ -1,8 +1,10 @@
 """Methods together: which pair a step draws, which terms it adds, and the text that says so."""
 
+import hashlib
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -83,6 +85,11 @@ class Mixture:
         """All methods, each with a key for what it learns."""
         for index, method in enumerate([*(pair for _, pair in self.pairs), *(term for _, term in self.terms)]):
             yield f"{index}-{re.sub(r'[^a-z0-9_-]+', '-', method.name.lower())}", method
+
+    def files(self) -> dict[str, str]:
+        """Digests of the files that hold methods of one's own: another content is another run."""
+        paths = {method.name.rsplit(":", 1)[0] for _, method in self.methods() if ":" in method.name}
+        return {path: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] for path in sorted(paths)}
 
     @property
     def is_adaptive(self) -> bool:

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, cast, dataclass_transform, get_args, get_origin, get_type_hints
@@ -48,7 +49,10 @@ def find_method(name: str) -> type[Method]:
             raise UserError(f"--method has no '{name}'", nearest_name(name, METHODS))
         return METHODS[name]
     file, class_name = name.rsplit(":", 1)
-    found = vars(_import(Path(file))).get(class_name)
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"--method '{path}' is no file", "Check the path")
+    found = vars(_import(path, path.read_bytes())).get(class_name)
     if not isinstance(found, type) or not issubclass(found, Pair | Term) or not hasattr(found, "name"):
         raise UserError(
             f"'{file}' has no method '{class_name}'", "Name a subclass of Pair or Term with @method above it"
@@ -57,10 +61,10 @@ def find_method(name: str) -> type[Method]:
     return found
 
 
-def _import(path: Path) -> object:
-    """Run a Python file as a module of its own."""
-    if not path.is_file():
-        raise UserError(f"--method '{path}' is no file", "Check the path")
+@lru_cache
+def _import(path: Path, content: bytes) -> object:
+    """Run a Python file as a module of its own, once for each content."""
+    del content
     name = f"eqvae_method_{path.stem}"
     specification = importlib.util.spec_from_file_location(name, path)
     assert specification is not None and specification.loader is not None

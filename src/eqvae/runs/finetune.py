@@ -201,6 +201,12 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
     # The decoder alone is trained from its first polishing step on: the steps before it can't become more.
     has_polished = bool((folder.saved or {}).get("polish_steps"))
     folder.check_same(config, FREE_TO_CHANGE - ({"max_steps"} if has_polished else set()))
+    identity: dict[str, Any] = {"method_files": files} if (files := training.mixture().files()) else {}
+    if folder.differs(**identity):
+        raise UserError(
+            f"'{config.out}' holds a run whose methods were another in {', '.join(map(repr, files))}",
+            "Put the file back to resume it, or choose another --out",
+        )
     if folder.differs(base_fingerprint=base_fingerprint):
         raise UserError(
             f"'{config.out}' holds a run that began from other weights than '{config.autoencoder}' has now",
@@ -224,7 +230,7 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
         source.announce("DATA", processes)
         validation_source.announce("VALIDATION DATA", processes)
         # Figures of a run that is made longer are not figures of this one.
-        identity = {"base_fingerprint": base_fingerprint, "mixture": str(training.mixture())}
+        identity |= {"base_fingerprint": base_fingerprint, "mixture": str(training.mixture())}
         with folder.hold(config, processes, seed=training.seed, anew=(METRICS,), **identity):
             run.loop.resume()
             if folder.saved is not None and processes.is_first:

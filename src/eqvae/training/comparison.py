@@ -128,7 +128,8 @@ def weigh_adaptively(
 ) -> dict[str, Tensor]:
     """Weigh terms by `weight * |grad L| / |grad term|` at a layer of the encoder, as VA-VAE does.
 
-    `gradient` is L's by z.
+    `gradient` is that of L by z, with its adversarial part; VA-VAE's is without, and takes a second pass through the
+    decoder.
     """
     (found,) = torch.autograd.grad(z, layer, gradient, retain_graph=True)
     wanted = processes.average(found).float().norm()
@@ -136,5 +137,5 @@ def weigh_adaptively(
     for name, (weight, value) in terms.items():
         (found,) = torch.autograd.grad(value, layer, retain_graph=True, allow_unused=True)
         norm = wanted.new_zeros(()) if found is None else processes.average(found).float().norm()
-        weights[name] = weight * (wanted / (norm + 1e-6)).clamp(0.0, 1e4)
+        weights[name] = weight * (wanted / (norm + 1e-4)).clamp(0.0, 1e8)
     return weights
