@@ -79,7 +79,11 @@ def run_and_resume(configure, new_autoencoder, method: str, monkeypatch) -> None
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
     assert f"{method}" in read_json(whole.out / "config.json")["mixture"]
+    learned = {"lmr": {"parts.0-lmr.vector"}, "vf": {"parts.1-vf.convolution.weight"}}.get(method, set())
+    assert {name for name in one if name.startswith("parts.")} == learned
+    exported = torch.load(whole.out / "autoencoder" / "weights.pt", weights_only=True)
     before = new_autoencoder().state_dict()
+    assert exported.keys() == before.keys()
     assert any(not torch.equal(one[f"autoencoder.{name}"], value) for name, value in before.items())
 
 
