@@ -185,7 +185,7 @@ def test_inception_s_weights_that_are_none(untrained_inception, tmp_path):
     with pytest.raises(UserError, match="not those of torch-fidelity's Inception-v3"):
         load_features("inception", weights=path)
     torch.save([1, 2], path)
-    with pytest.raises(UserError, match="holds no state dict"):
+    with pytest.raises(UserError, match="holds no named weights but list"):
         load_features("inception", weights=path)
 
 

@@ -45,3 +45,12 @@ def find_not_finite(value: Any, where: str = "") -> str | None:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     found = (find_not_finite(item, f"{where}.{name}" if where else str(name)) for name, item in items)
     return next((each for each in found if each is not None), None)
+
+
+def without_not_finite(value: Any) -> Any:
+    """Replace NaN and infinite numbers among plain values by null, which JSON knows: a journal tells of bad steps."""
+    if isinstance(value, dict):
+        return {name: without_not_finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [without_not_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eqvae.artifacts.files import read_tensors, write_atomically
+from eqvae.artifacts.files import check_finite, read_tensors, write_atomically
 from eqvae.artifacts.names import GENERATOR, weights_name
 from eqvae.artifacts.weights import WhichWeights, choose_set, describe_choice, find_sets, plain_names, read_named
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
@@ -114,11 +114,13 @@ def write_official(run: Path, path: Path) -> GeneratorCard:
     """
     card, kinds = read_card(run), ("ema", "model")
     files = {kind: run / GENERATOR / weights_name(kind) for kind in kinds}
-    states = {
-        kind: card.kind.to_published(card.transformer, read_tensors(file)[0])
-        for kind, file in files.items()
-        if file.is_file()
-    }
+    states: dict[str, dict[str, Tensor]] = {}
+    for kind, file in files.items():
+        if file.is_file():
+            states[kind] = card.kind.to_published(card.transformer, read_tensors(file)[0])
+            check_finite(states[kind], source=str(file), mend="Take an earlier checkpoint of it")
+    if "ema" not in states:
+        raise UserError(f"'{files['ema']}' does not exist", "Is the run whole?")
     if card.models_tokens:
         content: Any = {"model_state_dict": states["ema"]}
     else:

@@ -7,7 +7,6 @@ them imports them.
 import copy
 import difflib
 import itertools
-import pickle
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -19,7 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from eqvae.artifacts.files import read_tensors, write_atomically
+from eqvae.artifacts.files import check_finite, write_atomically
+from eqvae.artifacts.weights import plain_names, read_named
 from eqvae.errors import UserError, nearest_name
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
@@ -156,19 +156,10 @@ def read_inception_weights(path: Path | None) -> dict[str, Tensor]:
     if path is not None and not path.is_file():
         raise UserError(f"--weights '{path}' does not exist", f"Give torch-fidelity's {INCEPTION_WEIGHTS_FILE}")
     path = path or (_cached_path() if inception_is_cached() else _fetch())
-    if path.suffix == ".safetensors":
-        return read_tensors(path)[0]
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        what = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"'{path}' is truncated, holds code or no weights ({what})",
-            f"Fetch torch-fidelity's {INCEPTION_WEIGHTS_FILE} again",
-        ) from None
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"'{path}' holds no state dict", f"Give torch-fidelity's {INCEPTION_WEIGHTS_FILE}")
-    return content
+    named = read_named(path)
+    state = named.take(plain_names(named))
+    check_finite(state, source=str(path), mend=f"Fetch torch-fidelity's {INCEPTION_WEIGHTS_FILE} again")
+    return state
 
 
 def inception_is_cached() -> bool:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from eqvae.artifacts.files import check_still_there, read_journal, to_plain, write_atomically, write_json
 from eqvae.artifacts.names import ENVIRONMENT, JOURNAL
+from eqvae.artifacts.parsing import without_not_finite
 
 
 class Journal:
@@ -35,7 +36,7 @@ class Journal:
 
     def write(self, kind: str, **record: Any) -> None:
         check_still_there(self._path)
-        line = json.dumps({"kind": kind, **to_plain(record)})
+        line = json.dumps(without_not_finite({"kind": kind, **to_plain(record)}), allow_nan=False)
         with self._path.open("a") as file:
             file.write(("\n" if self._ends_torn else "") + line + "\n")
         self._ends_torn = False
