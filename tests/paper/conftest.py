@@ -137,7 +137,8 @@ def pretend(run: PlannedRun) -> None:
     if isinstance(config, EqualizeConfig):
         shortfall = 0.5 if "+detok" in run.name else 0.0
         figures |= {"num_steps": config.chunk_steps, "psnr_db": 20.0, "shortfall_db": shortfall}
-    figures |= {"equivariance_error_rotation": chance, "intrinsic_dimension": 20 + chance}
+    figures |= {"equivariance_error_rotation": chance, "intrinsic_dimension": 20 + chance, "spectrum_excess_db": chance}
+    figures |= {"kd_efficientnet_lite0": 0.1 + chance}
     if isinstance(config, TrainConfig):
         records = [
             {"kind": "validation", "step": step, "training_sec": float(step), "num_samples": 4,

@@ -11,7 +11,7 @@ from eqvae.methods.registry import METHODS, method, names_of, table
 
 for _file in (
     "eq", "se", "dsm", "photometric", "blend", "affine", "elastic", "viewpoint", "detok", "rae_noise", "gae", "lmr",
-    "uae", "channel_drop", "plain", "kl", "explicit", "vf", "esm", "lcr", "af", "tv",
+    "uae", "channel_drop", "plain", "kl", "explicit", "vf", "esm", "lcr", "af", "tv", "lowpass",
 ):  # fmt: skip
     importlib.import_module(f"eqvae.methods.{_file}")  # in the order in which they are listed
 

@@ -52,6 +52,25 @@ def explicit(setting: Setting, base: str, *, stop_gradient: bool) -> PlannedAuto
     return _tuned(setting, base, f"+{objective}", template)
 
 
+def low_passed(setting: Setting, base: str) -> PlannedAutoencoder:
+    """Fine-tune by Equation 1 and a term that lets latents have the high frequencies of EQ-VAE's, twin by twin."""
+    plain, ours = more_training(setting, base), equivariant(setting, base)
+
+    def changed(autoencoder: PlannedAutoencoder, like: PlannedAutoencoder) -> PlannedAutoencoder:
+        run, measured = autoencoder.run, evaluation(setting, like)
+        name = autoencoder.name.replace("+plain", "+lowpass")
+        assert run is not None
+        folder = setting.root / "autoencoders" / name
+        run = replace(
+            run, name=f"autoencoders/{name}", config=change_flat(run.config, out=folder),
+            needs=(measured,), spectrum_of=measured,
+        )  # fmt: skip
+        return replace(autoencoder, name=name, location=str(folder), run=run, twins=())
+
+    first, *others = map(changed, plain.all_seeds, ours.all_seeds)
+    return replace(first, twins=tuple(others))
+
+
 def _template(setting: Setting, base: str) -> FinetuneConfig:
     return setting.discrete_finetuning if setting.base(base).is_discrete else setting.finetuning
 
@@ -173,6 +192,9 @@ class Arm:
     max_steps: int | None = None
     """None: the setting's."""
 
+    deviation_of: PlannedAutoencoder | None = None
+    """With `is_fixed`: latents have the deviation that this one's, or its twins', have with the base's factor."""
+
     is_fixed: bool = False
     """Latents times the factor that fits the base, as the paper did, and not by their own mean and deviation."""
 
@@ -194,7 +216,7 @@ class Arm:
     def trained(self) -> tuple[PlannedRun, ...]:
         """The training runs by autoencoder, by seed."""
         return tuple(
-            self._train(autoencoder, seed) for autoencoder in self.autoencoder.all_seeds for seed in self.setting.seeds
+            self._train(place, seed) for place in range(len(self.autoencoder.all_seeds)) for seed in self.setting.seeds
         )
 
     def scored(self, *, guided: bool) -> tuple[PlannedRun, ...]:
@@ -211,16 +233,21 @@ class Arm:
             scores.append(_planned(setting, "score", name, setting.scoring, (drawn, statistics), **files))
         return tuple(scores)
 
-    def _train(self, autoencoder: PlannedAutoencoder, seed: int) -> PlannedRun:
-        setting, base = self.setting, autoencoder.base
+    def _train(self, place: int, seed: int) -> PlannedRun:
+        setting, autoencoder = self.setting, self.autoencoder.all_seeds[place]
+        base, like = autoencoder.base, self.deviation_of
         template = setting.training_of(self.family, self.size)
         steps = template.max_steps if self.max_steps is None else self.max_steps
         parts = ["generators", self.recipe, autoencoder.name]
         parts += ["fixed"] if self.is_fixed else []
+        parts += [f"as-{like.name}"] if like is not None else []
         parts += [f"{steps}-steps"] if steps != setting.training[self.family].max_steps else []
         needs = [latents(setting, autoencoder), reference(setting)]
-        scaled_as = None
-        if self.is_fixed and base in setting.fixed_factors:
+        scaled_as, deviation_of = None, None
+        if like is not None:
+            deviation_of = latents(setting, like.all_seeds[place])
+            needs.append(deviation_of)
+        if self.is_fixed and base in setting.fixed_factors and like is None:
             template = change_flat(template, normalization=f"fixed:{setting.fixed_factors[base]:g}")
         elif self.is_fixed:
             scaled_as = latents(setting, setting.base(base))
@@ -230,7 +257,7 @@ class Arm:
             recipe=self.recipe, latents=needs[0].folder, max_steps=steps, seed=seed,
             reference=str(needs[1].folder / STATISTICS), architecture=autoencoder.architecture,
         )  # fmt: skip
-        return replace(run, scaled_as=scaled_as)
+        return replace(run, scaled_as=scaled_as, deviation_of=deviation_of)
 
 
 def sample_set(setting: Setting, trained: PlannedRun, config: SampleConfig, *, suffix: str) -> PlannedRun:

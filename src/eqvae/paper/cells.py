@@ -171,6 +171,7 @@ def columns(features: str, keys: Sequence[str]) -> tuple[Column, ...]:
         Column(key="rotation", paper="R(θ) error", here="equivariance_error_rotation", digits=3),
         Column(key="scale", paper="S(s) error", here="equivariance_error_scale", digits=3),
         Column(key="dimension", paper="intrinsic dimension", here="intrinsic_dimension", digits=1, paper_digits=1),
+        Column(key="spectrum", paper="", here="spectrum_excess_db"),
         Column(key="psnr", paper="PSNR, dB", here="psnr_db", better="higher"),
         Column(key="lpips", paper="LPIPS", here="lpips", digits=3, paper_digits=3),
         Column(key="ssim", paper="SSIM", here="ssim", better="higher", digits=3),
@@ -188,7 +189,9 @@ def kept_keys(setting: Setting, keys: Sequence[str]) -> tuple[str, ...]:
 
 def evaluation_cells(setting: Setting, autoencoder: PlannedAutoencoder) -> dict[str, Cell]:
     """Say where an autoencoder's own figures are measured."""
-    named = columns(setting.reference.features, ("rfid", "rotation", "scale", "dimension", "psnr", "lpips", "ssim"))
+    named = columns(
+        setting.reference.features, ("rfid", "rotation", "scale", "dimension", "spectrum", "psnr", "lpips", "ssim")
+    )
     return {column.key: autoencoder_cell(setting, autoencoder, column.here) for column in named}
 
 

@@ -1,5 +1,6 @@
 """What is planned: runs with complete configurations, what they need, and the autoencoders that come of some."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,6 +101,13 @@ class PlannedRun:
     """A latent cache, one of `needs`: latents are multiplied by the factor that gives *its* latents deviation 1, which
     is known once it is there. None: `config.normalization` holds."""
 
+    deviation_of: "PlannedRun | None" = None
+    """With `scaled_as`, another cache of `needs`: the factor is one that gives these latents the deviation that *its*
+    latents have when they are scaled so."""
+
+    spectrum_of: "PlannedRun | None" = None
+    """Of a fine-tuning, an evaluation of `needs`: its excess of high frequencies is what `lowpass` leaves alone."""
+
     architecture: str | Autoencoder | None = field(default=None, compare=False)
     """A preset's name, or an autoencoder built like its own, for estimates of cost; None where it has none."""
 
@@ -125,14 +133,18 @@ class PlannedRun:
 
     def resolved(self) -> Config:
         """Fill in what is only known once `needs` are finished."""
+        if self.spectrum_of is not None:
+            excess_db = _measured(self.spectrum_of, "spectrum_excess_db")
+            return change_flat(
+                self.config, method=f"{flat(self.config)['method']} + lowpass(excess_db={excess_db:.3f})"
+            )
         if self.scaled_as is None:
             return self.config
-        std = read_json(self.scaled_as.folder / METRICS).get("latent_std")
-        if not std:
-            problem = f"'{self.scaled_as.folder}' holds no latents with a standard deviation"
-            raise UserError(problem, "Use --normalization measured")
-        factor = f"{FIXED}{1.0 / float(std):.6g}"  # as LDM's 0.18215
-        return change_flat(self.config, normalization=factor)
+        factor = 1.0 / _measured(self.scaled_as, "latent_std")  # as LDM's 0.18215
+        if self.deviation_of is not None:
+            (own,) = (need for need in self.needs if need.folder == flat(self.config)["latents"])
+            factor *= _measured(self.deviation_of, "latent_std") / _measured(own, "latent_std")
+        return change_flat(self.config, normalization=f"{FIXED}{factor:.6g}")
 
     def figures(self) -> dict[str, Any]:
         """Read what it measured."""
@@ -145,8 +157,9 @@ class PlannedRun:
         saved = read_json(self.folder / CONFIG)
         if saved.get("command") != self.command:
             raise UserError(f"'{self.folder}' holds no 'eqvae {self.command}' run", "Choose another --out")
-        is_known = self.is_ready or self.scaled_as is None
-        free = _CHANGES_NO_FIGURE | (set() if is_known else {"normalization"})
+        later = {"normalization"} if self.scaled_as is not None else set()
+        later |= {"method"} if self.spectrum_of is not None else set()
+        free = _CHANGES_NO_FIGURE | (set() if self.is_ready else later)
         for name, now in flat(self.resolved() if self.is_ready else self.config).items():
             # None leaves the value to the command, which has written down what it chose.
             if now is not None and name not in free and name in saved and now != saved[name]:
@@ -154,6 +167,15 @@ class PlannedRun:
                     f"'{self.folder}' holds a run with --{name.replace('_', '-')} {saved[name]}, and now it is {now}",
                     "Choose another --out, or remove that folder to have it made again",
                 )
+
+
+def _measured(run: PlannedRun, key: str) -> float:
+    """Read a figure that another run's configuration depends on."""
+    value = read_json(run.folder / METRICS).get(key)
+    if not isinstance(value, int | float) or not math.isfinite(value) or (key == "latent_std" and value <= 0):
+        what = "latents with a standard deviation" if key == "latent_std" else f"'{key}'"
+        raise UserError(f"'{run.folder}' holds no {what}", "Use --normalization measured")
+    return float(value)
 
 
 @dataclass(frozen=True, kw_only=True)

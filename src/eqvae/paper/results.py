@@ -15,14 +15,17 @@ from eqvae.evidence.curves import read_if_there
 from eqvae.evidence.intervals import Difference
 from eqvae.paper.cells import Cell, Row, TableItem
 from eqvae.paper.figures import FigureItem
+from eqvae.paper.headline import HeadlineItem
 from eqvae.paper.plan import Plan
 
 _COMPARED = ("gfid", "gkid", "gfid_fixed", "fid", "kid", "fid_watch", "kid_watch")
 """Columns whose differences between rows get an interval: those with seeds."""
 
 
-def write_item(item: TableItem | FigureItem, root: Path) -> list[Path]:
+def write_item(item: TableItem | FigureItem | HeadlineItem, root: Path) -> list[Path]:
     """Write ITEM.md, ITEM.json where it has figures, and pictures once their runs are finished."""
+    if isinstance(item, HeadlineItem):
+        return item.write(root)
     plan = Plan.of(item.runs)
     table = item if isinstance(item, TableItem) else item.table
     lines, written = _head(item, plan, root), [root / f"{item.item}.md"]
