@@ -14,6 +14,7 @@ from eqvae.evidence.curves import TrainingCurve, read_curve
 from eqvae.evidence.intervals import (
     NUM_RESAMPLES,
     Difference,
+    Draws,
     Replicate,
     common_cells,
     mean_difference,
@@ -191,11 +192,15 @@ def recipes_own_fields(curves: Sequence[TrainingCurve]) -> dict[str, list[Any]]:
     return own
 
 
-def _compare(base: Arm, arm: Arm, seed: int, num_resamples: int) -> ArmComparison:
+def draw_seeds(base: Arm, arm: Arm, *, seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> Draws | None:
+    """Resample the seeds of two arms, where they have twins their autoencoders' too."""
     if base.num_autoencoders == arm.num_autoencoders == 1:
-        draws = resample(base.seeds, arm.seeds, seed=seed, num_resamples=num_resamples)
-    else:
-        draws = resample_nested(base.replicates, arm.replicates, seed=seed, num_resamples=num_resamples)
+        return resample(base.seeds, arm.seeds, seed=seed, num_resamples=num_resamples)
+    return resample_nested(base.replicates, arm.replicates, seed=seed, num_resamples=num_resamples)
+
+
+def _compare(base: Arm, arm: Arm, seed: int, num_resamples: int) -> ArmComparison:
+    draws = draw_seeds(base, arm, seed=seed, num_resamples=num_resamples)
     levels = common_levels(base.by_images(), arm.by_images())
     return ArmComparison(
         base=base.name,
@@ -204,12 +209,13 @@ def _compare(base: Arm, arm: Arm, seed: int, num_resamples: int) -> ArmCompariso
         in_time=headline(base.by_time(), arm.by_time(), draws),
         levels_in_images=speed_ups(base.by_images(), arm.by_images(), levels, draws),
         levels_in_time=speed_ups(base.by_time(), arm.by_time(), levels, draws),
-        final=_final_difference(base, arm),
+        final=final_difference(base, arm),
         num_resamples=len(draws.base) if draws is not None else 0,
     )
 
 
-def _final_difference(base: Arm, arm: Arm) -> FinalDifference | None:
+def final_difference(base: Arm, arm: Arm) -> FinalDifference | None:
+    """Compare two arms after as many images as both were validated at last."""
     shared = np.intersect1d(base.num_images, arm.num_images)
     if not len(shared):
         return None

@@ -15,8 +15,9 @@ import numpy as np
 from eqvae.artifacts.files import to_plain, write_atomically, write_json
 from eqvae.drawing.tables import MISSING, markdown_table, with_minus_sign
 from eqvae.evidence.arms import Arm as MeasuredArm
-from eqvae.evidence.arms import ArmComparison, compare_arms
+from eqvae.evidence.arms import draw_seeds, final_difference
 from eqvae.evidence.curves import read_curve
+from eqvae.evidence.speed_up import headline as speed_up
 from eqvae.paper.arms import Arm, equivariant, more_training
 from eqvae.paper.cells import Cell, by_seed, evaluation_cells, score_cells
 from eqvae.paper.plan import PlannedAutoencoder, PlannedRun
@@ -154,8 +155,8 @@ def _speed_up(base: MeasuredArm | None, ours: MeasuredArm | None) -> Record | No
     """Compare learning curves at the quality that the base ends with."""
     if base is None or ours is None:
         return None
-    found: ArmComparison = compare_arms([base, ours]).comparisons[0]
-    images, interval = found.in_images, found.in_images.interval
+    images = speed_up(base.by_images(), ours.by_images(), draw_seeds(base, ours))
+    interval = images.interval
     return {
         "speed_up": images.ratio,
         "low": None if interval is None else interval.low,
@@ -166,7 +167,7 @@ def _speed_up(base: MeasuredArm | None, ours: MeasuredArm | None) -> Record | No
         "num_images": {"base": images.base_at, "arm": images.arm_at},
         "num_seeds": min(len(set(arm.seeds)) for arm in (base, ours)),
         "num_autoencoders": ours.num_autoencoders,
-        "final_difference": to_plain(found.final),
+        "final_difference": to_plain(final_difference(base, ours)),
     }
 
 
