@@ -36,8 +36,8 @@ def test_its_gradient_takes_high_frequencies_away(small_autoencoder):
     optimizer, before = torch.optim.Adam([z], 0.05), None
     for _ in range(30):
         loss = value(small_autoencoder, x, z, -20.0).mean()
-        before = float(loss) if before is None else before
+        before = loss.item() if before is None else before
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert float(loss) < before - 3.0
+    assert loss.item() < before - 3.0

@@ -142,7 +142,7 @@ class PlannedRun:
             return self.config
         factor = 1.0 / _measured(self.scaled_as, "latent_std")  # as LDM's 0.18215
         if self.deviation_of is not None:
-            (own,) = (need for need in self.needs if need.folder == flat(self.config)["latents"])
+            (own,) = (need for need in self.needs if str(need.folder) == str(flat(self.config)["latents"]))
             factor *= _measured(self.deviation_of, "latent_std") / _measured(own, "latent_std")
         return change_flat(self.config, normalization=f"{FIXED}{factor:.6g}")
 
