@@ -12,8 +12,9 @@ from torch import Tensor
 
 from eqvae.autoencoders import load_autoencoder
 from eqvae.generators.checkpoints import read_generator
-from eqvae.runs.train import SampleWatch, load_reference, train
+from eqvae.runs.train import train
 from eqvae.runs.train_config import TrainConfig
+from eqvae.runs.train_watch import SampleWatch, load_reference
 from eqvae.runtime.processes import Processes
 
 CPU = torch.device("cpu")
