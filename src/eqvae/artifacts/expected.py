@@ -20,7 +20,8 @@ _Scalar = str | int | float | bool | None
 _FIELDS: dict[str, dict[str, Any]] = {
     CONFIG: dict.fromkeys(_WORDS, str | None)
     | dict.fromkeys(_COUNTS, int | None)
-    | {"generator": dict[str, Any] | None, "seed": int | None},
+    | {"generator": dict[str, Any] | None, "seed": int | None}
+    | {"autoencoder": str | tuple[str, ...] | None},  # a reproduction names several
     ENVIRONMENT: {"command": tuple[str, ...], **dict.fromkeys(("device", "date", "commit", "eqvae"), str | None)},
     METRICS: {"provenance": dict[str, Any]},
     GENERATOR_CARD: {
