@@ -20,15 +20,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, Posterior, Quantized
+from eqvae.errors import UserError
 from eqvae.losses.reconstruction import l1_distance
-from eqvae.methods.explicit import explicit_loss
+from eqvae.methods.explicit import explicit_loss as explicit_loss
 from eqvae.methods.protocol import Drawn
 from eqvae.transforms import IDENTITY, Transform, TransformSampler
-
-__all__ = [
-    "Decoded", "Distance", "decode_pair", "decode_transformed", "eq_vae_loss", "equivariance_loss", "explicit_loss",
-    "vae_loss",
-]  # fmt: skip
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """L_rec(target, decoded): one value for each image."""
@@ -86,7 +82,13 @@ def decode_pair(
         decoded = autoencoder.decode_quantized(quantized.z_q)
     else:
         quantized, decoded = None, autoencoder.decode(latents)
-    return Decoded(target=drawn.image(x), decoded=decoded, posterior=posterior, latents=latents, quantized=quantized)
+    target = drawn.image(x)
+    if target.shape != decoded.shape:  # a pair of one's own
+        sizes = f"{tuple(target.shape)} of the image and {tuple(decoded.shape)} of the latent"
+        raise UserError(
+            f"'{drawn.name}' of --method {drawn.branch} makes {sizes}", "D(b(z)) has to be as large as a(x)"
+        )
+    return Decoded(target=target, decoded=decoded, posterior=posterior, latents=latents, quantized=quantized)
 
 
 def vae_loss(

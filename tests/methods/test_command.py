@@ -5,13 +5,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from eqvae.artifacts.files import read_json
 from eqvae.errors import UserError
+from eqvae.losses.reconstruction import ReconstructionLoss
 from eqvae.methods import METHODS, Mixture, parse_method, table
 from eqvae.methods.registry import summary
 from eqvae.runtime.run_folder import flat, from_flat
 from eqvae.training.autoencoder_config import AutoencoderTraining
+from eqvae.training.autoencoder_state import build_state
+from eqvae.training.autoencoder_step import train_step
 
 
 def resolve(method: str = "eq", **flags) -> AutoencoderTraining:
@@ -69,6 +75,8 @@ def test_a_text_becomes_a_mixture_whose_text_is_the_same_mixture(text, expected)
         ("kl + kl", "adds 'kl' twice"),
         ("eq(transforms=rotations)", "Did you mean 'rotation'?"),
         ("nowhere.py:Mine", "'nowhere.py' is no file"),
+        ("uae(low=9, high=8)", "leaves nothing between"),
+        ('viewpoint(views="a b)', r"breaks at '\(views="),
     ],
 )
 def test_a_mistake_is_one_line(text, line):
@@ -105,6 +113,28 @@ def test_flags_mean_what_they_meant():
     )
     assert "stop_gradient=true" in str(resolve(objective="explicit-stop-gradient").mixture())
     assert mixture(kl_weight=0.01) == mixture("eq + kl:0.01") == "eq + kl:0.01"
+
+
+@pytest.mark.parametrize(
+    "text", ["detok(gamma=0.123456789)", 'viewpoint(views="two views, (near) + far")', "eq:0.3333333333333333",
+             "lmr(ratios=[0.1, 0.25])", "vf(adaptive=false, teacher=vit_tiny.lvd142m):0.30000000000000004"]
+)  # fmt: skip
+def test_values_are_kept_to_the_last_digit(text):
+    (part,) = parse_method(text)
+    (again,) = parse_method(resolve(text).method)
+    assert (again.method, again.number) == (part.method, part.number)
+    assert str(part) == text
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet='eqkl-vfse()[]:+=,."0123456789 pn', max_size=24))
+def test_no_text_is_anything_but_a_mixture_or_one_line(text):
+    try:
+        parts = parse_method(text)
+    except UserError as error:
+        assert "\n" not in str(error)
+        return
+    assert " + ".join(map(str, parse_method(" + ".join(map(str, parts))))) == " + ".join(map(str, parts))
 
 
 def test_the_help_names_every_method(capsys):
@@ -199,3 +229,60 @@ def test_a_run_with_a_method_of_ones_own_goes_on_only_with_the_same_file(photogr
     (tmp_path / "mine.py").write_text(MINE.replace("x.flip(-2)", "x.flip(-1)"))
     with pytest.raises(UserError, match="whose methods were another in"):
         start(2)
+
+
+SEVERAL = """
+from eqvae import Drawn, Pair, Term, method
+
+
+@method("weightless")
+class Weightless(Term):
+    def value(self, encoded):
+        return encoded.x.flatten(1).mean(1)
+
+
+@method("idle")
+class Idle(Pair):
+    pass
+
+
+@method("needy")
+class Needy(Pair):
+    need: int
+
+    def act(self, batch):
+        return Drawn()
+
+
+@method("crooked")
+class Crooked(Pair):
+    def act(self, batch):
+        return Drawn(image=lambda x: x[..., :32], name="half")
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("Weightless", "has no weight"), ("Idle", "can't be made .*abstract"), ("Needy", "can't be made .*need"),
+     ("Needy(need=1)", None)],
+)  # fmt: skip
+def test_classes_that_are_no_whole_methods_are_one_line(tmp_path, text, line):
+    (tmp_path / "my methods.py").write_text(SEVERAL)
+    name, *rest = text.split("(")
+    text = f'"{tmp_path}/my methods.py:{name}"' + "".join(f"({each}" for each in rest)
+    if line is None:
+        assert str(resolve(text).mixture()).startswith(text)
+        return
+    with pytest.raises(UserError, match=line):
+        resolve(text)
+
+
+def test_a_pair_whose_sizes_do_not_meet_is_one_line(tmp_path, small_autoencoder):
+    (tmp_path / "several.py").write_text(SEVERAL)
+    config = resolve(
+        f"{tmp_path}/several.py:Crooked", adversarial_weight=0.0, perceptual="none", precision="fp32", batch_size=2
+    )
+    state = build_state(small_autoencoder, config, torch.device("cpu"))
+    x = torch.zeros(2, 3, 64, 64)
+    with pytest.raises(UserError, match=r"'half' .* makes \(2, 3, 64, 32\) of the image and \(2, 3, 64, 64\)"):
+        train_step(state, x, config, ReconstructionLoss("none", 1.0), config.mixture())

@@ -31,8 +31,8 @@ class Part:
         """As the text gives it, without what it leaves to defaults."""
         values = self.method.parameters()
         given = ", ".join(f"{name}={show(values[name])}" for name in values if name in self.named)
-        text = f"{self.method.name}({given})" if given else self.method.name
-        return text if self.number is None else f"{text}:{self.number:g}"
+        text = f"{show(self.method.name)}({given})" if given else show(self.method.name)
+        return text if self.number is None else f"{text}:{show(self.number)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +78,8 @@ class Mixture:
     def __str__(self) -> str:
         """The mixture with all parameters, as `--method` reads it."""
         is_single = len(self.pairs) == 1 and self.pairs[0][0] == 1.0
-        pairs = [f"{pair}" if is_single else f"{pair}:{share:g}" for share, pair in self.pairs]
-        return " + ".join([*pairs, *(f"{term}:{weight:g}" for weight, term in self.terms)]) or "plain"
+        pairs = [f"{pair}" if is_single else f"{pair}:{show(share)}" for share, pair in self.pairs]
+        return " + ".join([*pairs, *(f"{term}:{show(weight)}" for weight, term in self.terms)]) or "plain"
 
     def methods(self) -> Iterator[tuple[str, Method]]:
         """All methods, each with a key for what it learns."""
@@ -147,8 +147,9 @@ class Mixture:
         return min([latent_side, *(pair.smallest_side(latent_side) for _, pair in self.pairs)])
 
 
-_NAME = re.compile(r"\s*([^\s()+,]+\.py:\w+|[\w.-]+)")
-_PARAMETERS = re.compile(r"\s*\(((?:[^()\[\]]|\[[^\]]*\])*)\)")
+_NAME = re.compile(r"\s*(?:\"(?P<quoted>[^\"]+)\"|(?P<plain>[^\s()+,\"]+\.py:\w+|[\w.-]+))")
+_PARAMETERS = re.compile(r"\s*\(((?:[^()\[\]\"]|\[[^\]]*\]|\"[^\"]*\")*)\)")
+_ASSIGNMENTS = re.compile(r"(?:[^,\[\"]|\[[^\]]*\]|\"[^\"]*\")+")
 _NUMBER = re.compile(r"\s*:\s*(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)")
 _PLUS = re.compile(r"\s*(?:(\+)|$)")
 
@@ -158,7 +159,8 @@ def parse_method(text: str) -> tuple[Part, ...]:
 
     Args:
         text: `NAME(parameter=value, ...):NUMBER`, joined by `+`; a pair's number is its share of the steps, a term's
-            its weight. A name is a registered one or `FILE.py:CLASS`.
+            its weight. A name is a registered one or `FILE.py:CLASS`; what holds blanks or commas stands in double
+            quotes.
 
     Returns:
         The methods in the text's order.
@@ -176,7 +178,11 @@ def parse_method(text: str) -> tuple[Part, ...]:
         place = (parameters or name).end()
         number = _NUMBER.match(text, place)
         place = (number or parameters or name).end()
-        parts.append(_read_part(name[1], parameters[1] if parameters else "", number[1] if number else None))
+        parts.append(
+            _read_part(
+                name["quoted"] or name["plain"], parameters[1] if parameters else "", number[1] if number else None
+            )
+        )
         plus = _PLUS.match(text, place)
         if plus is None:
             raise _broken(text, place, "' + ' and another method, '(parameter=value)' or ':number'")
@@ -200,7 +206,7 @@ def _read_part(name: str, parameters: str, number: str | None) -> Part:
     kind = find_method(name)
     types = parameter_types(kind)
     values: dict[str, Any] = {}
-    for assignment in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", parameters):
+    for assignment in _ASSIGNMENTS.findall(parameters):
         key, equals, value = (each.strip() for each in assignment.partition("="))
         if not equals:
             raise UserError(f"--method {name}({assignment.strip()}) has no value", "Write parameter=value")
@@ -211,10 +217,14 @@ def _read_part(name: str, parameters: str, number: str | None) -> Part:
         if key in values:
             raise UserError(f"--method {name} gives '{key}' twice", "Give it once")
         try:
-            values[key] = read_value(types[key], value)
+            values[key] = read_value(types[key], value.strip('"'))
         except ValueError as error:
             raise UserError(f"--method {name}({key}={value}) is not what it should be", f"Give {error}") from None
     share = None if number is None else float(number)
     if share is not None and issubclass(kind, Pair) and share > 1.0:
         raise UserError(f"--method {name}:{share:g} is a pair, and its number a share of the steps", "Give at most 1")
-    return Part(method=kind(**values), number=share, named=frozenset(values))
+    try:
+        method = kind(**values)
+    except TypeError as error:  # of a class of one's own: a parameter without a default, or nothing to act
+        raise UserError(f"--method {name} can't be made ({error})", "Mend its class, or give what it needs") from None
+    return Part(method=method, number=share, named=frozenset(values))

@@ -12,6 +12,7 @@ once: a resumed run, and one on other processes, draws the same.
 """
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -173,7 +174,7 @@ class Method(ABC):
         default = {(each.name, each.default) for each in fields(own) if each.name in ("p", "adaptive")} & common
         values = {name: value for name, value in self.parameters().items() if (name, value) not in default}
         given = ", ".join(f"{name}={show(value)}" for name, value in values.items())
-        return f"{self.name}({given})" if given else self.name
+        return f"{show(self.name)}({given})" if given else show(self.name)
 
     def check(self, autoencoder: Autoencoder, *, image_size_px: int, num_images: int) -> None:
         """Refuse an autoencoder, or `num_images` of a process's micro-batch, that the method can't work with."""
@@ -237,9 +238,12 @@ class Term(Method):
 
 
 def show(value: Any) -> str:
-    """Print a parameter's value as `--method` reads it."""
+    """Print a parameter's value as `--method` reads it: the same value, and no longer than it has to be."""
     if isinstance(value, tuple):
         return f"[{', '.join(map(show, value))}]"
     if isinstance(value, bool) or value is None:
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    text = str(value)
+    return text if re.fullmatch(r"[^\s()\[\],:+=\"]+|[^\s()\[\],+=\"]+\.py:\w+", text) else f'"{text}"'

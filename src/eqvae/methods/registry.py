@@ -57,6 +57,8 @@ def find_method(name: str) -> type[Method]:
         raise UserError(
             f"'{file}' has no method '{class_name}'", "Name a subclass of Pair or Term with @method above it"
         )
+    if issubclass(found, Term) and not hasattr(found, "default_weight"):
+        raise UserError(f"The term '{class_name}' of '{file}' has no weight", "Give its class a default_weight")
     found.name = name
     return found
 

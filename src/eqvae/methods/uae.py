@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from eqvae.errors import UserError
 from eqvae.methods.protocol import Batch, Drawn, Pair
 from eqvae.methods.registry import method
 from eqvae.methods.spectra import dct, inverse_dct
@@ -25,9 +26,17 @@ class Uae(Pair):
     """m is uniform between this and `high`, for each step; the source's values."""
     high: int = 256
 
+    def __post_init__(self) -> None:
+        """Check that there is something between both."""
+        super().__post_init__()
+        if self.low > self.high:
+            raise UserError(
+                f"--method uae(low={self.low}, high={self.high}) leaves nothing between", "Give low <= high"
+            )
+
     def act(self, batch: Batch) -> Drawn:
         """Draw how many coefficients are kept."""
-        m = batch.choose(range(self.low, max(self.high, self.low) + 1))
+        m = batch.choose(range(self.low, self.high + 1))
         height, width = batch.latent_size
         if m >= height * width:
             return Drawn(branch=self.name, name="all coefficients")
