@@ -56,13 +56,18 @@ def carry_out(plan: Plan, config: Any, command: str, write: Callable[[PlannedRun
     check_inputs(plan)
     processes = join_processes(device)
     processes.wait()
+
+    def write_alone(run: PlannedRun | None) -> None:
+        with _alone_at(config.out):
+            write(run)
+
     if processes.is_first:
-        config.out.mkdir(parents=True, exist_ok=True)
-        write_json(config.out / CONFIG, flat(config) | {"command": command})
-        write_environment(config.out, device=processes.device, seed=None, num_processes=processes.count)
-        write(None)
+        with _alone_at(config.out):
+            write_json(config.out / CONFIG, flat(config) | {"command": command})
+            write_environment(config.out, device=processes.device, seed=None, num_processes=processes.count)
+        write_alone(None)
     if config.cluster is None:
-        execute(plan, config.out, processes, after_each=write)
+        execute(plan, config.out, processes, after_each=write_alone)
         return processes.is_first
     from eqvae.paper.cluster import execute_on_cluster  # it needs an optional extra
 
@@ -72,9 +77,19 @@ def carry_out(plan: Plan, config: Any, command: str, write: Callable[[PlannedRun
         address=config.cluster,
         device=config.device,
         processes_per_run=config.processes_per_run,
-        after_each=write,
+        after_each=write_alone,
     )
     return True
+
+
+@contextlib.contextmanager
+def _alone_at(root: Path) -> Iterator[None]:
+    """Write what a plan shows while no other taker does, and remove what a killed one had begun to write."""
+    (root / LOCKS).mkdir(parents=True, exist_ok=True)
+    with FileLock(root / LOCKS / "items.lock"):
+        for leftover in [*root.glob(".*.part"), *root.glob("table*/**/.*.part"), *root.glob("figure*/**/.*.part")]:
+            leftover.unlink(missing_ok=True)
+        yield
 
 
 def _check_cluster(config: Any) -> None:
