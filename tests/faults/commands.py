@@ -44,7 +44,7 @@ class Place:
             "encode": (autoencoder, *data, *ENCODE),
             "train": ("dit-ti-2", "--latents", str(self.latents), "--reference", str(self.images), *TRAIN),
             "sample": (str(self.run), *SAMPLE),
-            "reproduce": ("table8",),
+            "reproduce": ("table8", "--scale", "tiny"),
         }
         return (command, *given[command], "--out", str(out), "--device", "cpu")
 
