@@ -251,6 +251,12 @@ def test_empty_cells_first(tmp_path: Path, num_empty: int) -> None:
     assert source.read(num_empty + 3).getpixel((0, 0))[0] == 60
 
 
+def test_images_in_a_dictionary(tmp_path: Path) -> None:
+    column = pa.array([PICTURES[1], PICTURES[2], PICTURES[1]], pa.binary()).dictionary_encode()
+    pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet")
+    assert reds(open_images(str(tmp_path))) == [1, 2, 1]
+
+
 def test_a_file_without_any_cell_filled(tmp_path: Path) -> None:
     parquet(tmp_path / "a.parquet", image=[None, None])
     parquet(tmp_path / "b.parquet", image=cells(PICTURES[:2]))
@@ -320,6 +326,25 @@ def test_splits_are_no_classes(tmp_path: Path, split: str, chosen: str) -> None:
     assert source.describe() == f"4 images, 2 classes (cat, dog), 4 left out (4 of the split '{other}')"
     assert labels(open_images(f"{tmp_path}/*/*/*.png")) == [0, 0, 1, 1] * 2  # a glob says which ones are meant
     assert open_images(str(tmp_path / "val")).class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("tops", "chosen"),
+    [(("train2017", "val2017"), "train2017"), (("training_set", "test_set"), "training_set"),
+     (("train", "test", "unlabeled"), "train"), (("Train", "Test"), "Train"), (("train",), "train")],
+)  # fmt: skip
+def test_what_splits_are_called(tmp_path: Path, tops: tuple[str, ...], chosen: str) -> None:
+    source = open_images(files(tmp_path, *(f"{top}/{name}/0.png" for top in tops for name in ("cat", "dog")), "x.png"))
+    assert source.class_names == ("cat", "dog")
+    assert f"/{chosen}/" in source.label(0)
+    assert "1 beside the splits" in source.describe()
+
+
+@pytest.mark.parametrize(
+    "tops", [("train", "bus"), ("test_tube", "train_station"), ("extra", "unlabeled"), ("eval", "x")]
+)
+def test_what_classes_are_called(tmp_path: Path, tops: tuple[str, ...]) -> None:
+    assert open_images(files(tmp_path, *(f"{top}/0.png" for top in tops))).class_names == tuple(sorted(tops))
 
 
 def test_a_split_alone_and_a_split_that_is_not_there(tmp_path: Path) -> None:

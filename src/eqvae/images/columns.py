@@ -58,6 +58,8 @@ def choose_images(data: str, columns: Columns, wanted: str | None) -> tuple[str,
 
 def is_encoded(kind: pa.DataType) -> bool:
     """Tell whether a column's type can hold encoded images."""
+    if pa.types.is_dictionary(kind):
+        return is_encoded(kind.value_type)
     if pa.types.is_struct(kind):
         return bool({field.name for field in kind} & {"bytes", "path"})
     types = pa.types

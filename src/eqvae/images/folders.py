@@ -3,6 +3,7 @@
 import fnmatch
 import glob
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +17,22 @@ from eqvae.images.labels import LabelColumn
 from eqvae.images.sources import Split, num_bytes
 
 SPLITS: dict[Split, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "evaluation": ("validation", "valid", "val", "test", "testing", "eval", "dev"),
+    "train": ("train", "training", "trainval"),
+    "evaluation": ("validation", "valid", "val", "test", "testing", "eval", "dev", "holdout"),
 }
 """Folders of these names alone are splits, not classes; the first that is there counts."""
 
-_SPLIT_NAMES = frozenset(name for names in SPLITS.values() for name in names)
+_OTHER_SPLITS = frozenset(("unlabeled", "unlabelled", "extra"))
+
+_MEANINGLESS = frozenset(("", "set", "split", "data", "image", "images", "img", "imgs", "clean"))
+"""What may follow: `train2017`, `training_set`, `val_images`."""
+
+
+def split_of(folder: str) -> str | None:
+    """Tell which split a folder's name is that of; None where it is no split's."""
+    word, *rest = re.split(r"[\W\d_]+", folder.lower())
+    known = word in SPLITS["train"] or word in SPLITS["evaluation"] or word in _OTHER_SPLITS
+    return word if known and _MEANINGLESS.issuperset(rest) else None
 
 
 @final
@@ -225,12 +236,14 @@ def sort_by_folders(
 ) -> Sorted:
     """Tell splits from classes: folders called train, val, test, ... alone hold the splits, any others the classes."""
     kept, left_out = list(range(len(folders))), Counter[str]()
-    tops = {folder[0] if folder else "" for folder in folders}
-    if tops and all(top.lower() in _SPLIT_NAMES for top in tops):
-        if choose_split and len(tops) > 1:
-            chosen = _choose(data, tops, split)
-            kept = [index for index, folder in enumerate(folders) if folder[0] == chosen]
-            left_out.update(f"of the split '{folder[0]}'" for folder in folders if folder[0] != chosen)
+    tops = {folder[0] for folder in folders if folder}
+    splits = {split_of(top) for top in tops}
+    if splits and None not in splits and splits - _OTHER_SPLITS:
+        if choose_split:
+            chosen = min(tops) if len(tops) == 1 else _choose(data, tops, split)
+            kept = [index for index, folder in enumerate(folders) if folder[:1] == (chosen,)]
+            others = (folder[0] if folder else "" for folder in folders if folder[:1] != (chosen,))
+            left_out.update(f"of the split '{printable(other)}'" if other else "beside the splits" for other in others)
         folders = [folder[1:] for folder in folders]
     if not is_labelled:
         return Sorted(kept=kept, labels=None, unlabelled="as asked", left_out=left_out)
@@ -239,7 +252,7 @@ def sort_by_folders(
 
 
 def _choose(data: str, tops: set[str], split: Split) -> str:
-    by_name = {top.lower(): top for top in sorted(tops)}
+    by_name = {split_of(top): top for top in sorted(tops, reverse=True)}
     for name in SPLITS[split]:
         if name in by_name:
             return by_name[name]
