@@ -20,7 +20,7 @@ _FORBIDDEN = (
 )  # fmt: skip
 
 
-def in_fence(work: Callable[[Callable[[bytes], None]], None], folder: Path) -> None:
+def in_fence(work: Callable[[Callable[[bytes], None]], None], folder: Path, *, max_sec: int = MAX_SEC) -> None:
     """Call `work` in a child; it says each input to the function that it is given, before it reads it."""
     folder.mkdir(exist_ok=True)
     report, last = folder / "report.txt", folder / "last.bin"
@@ -34,7 +34,7 @@ def in_fence(work: Callable[[Callable[[bytes], None]], None], folder: Path) -> N
 
             def begin(content: bytes) -> None:
                 last.write_bytes(content)
-                signal.alarm(MAX_SEC)  # whose signal ends the child
+                signal.alarm(max_sec)  # whose signal ends the child
 
             work(begin)
             status = 0

@@ -28,7 +28,7 @@ from eqvae.errors import UserError
 from eqvae.images import BrokenImageError, ImageSource, adm_crop, decode_image, open_images, tables  # noqa: F401 (before forks)
 
 sys.path.append(str(Path(__file__).parent))
-from fenced import in_fence
+from fenced import MAX_SEC, in_fence
 
 SIDE_PX = 24
 EXTREMES = (0, 1, 0x7F, 0x80, 0xFF)
@@ -285,7 +285,7 @@ def test_the_largest_that_are_decoded_stay_below_the_limit(tmp_path: Path, count
             begin(content)
             assert decode_image(content, "it").size == (side, side)
 
-        in_fence(work, tmp_path / "fenced")
+        in_fence(work, tmp_path / "fenced", max_sec=10 * MAX_SEC)
     counts["largest_pictures"] = len(kinds)
 
 

@@ -51,6 +51,22 @@ def test_classes_are_those_of_the_images_that_are_encoded(data: Path, tmp_path: 
     assert (index["num_classes"], len(index["class_names"])) == (2, 2)
 
 
+def test_classes_without_any_image_are_named(tmp_path: Path, small_autoencoder, capsys) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for index in range(100 if name == "cat" else 1):
+            Image.new("RGB", (16, 16)).save(tmp_path / "data" / name / f"{index:02}.png")
+    (tmp_path / "data" / "dog" / "00.png").write_bytes(b"no picture")
+    config = EncodeConfig(
+        autoencoder="small", data=str(tmp_path / "data"), out=tmp_path / "cache", image_size=16, num_workers=0,
+        device="cpu",
+    )  # fmt: skip
+    encode(config, small_autoencoder)
+    assert "1 class (dog) has no image that can be read\n" in capsys.readouterr().err
+    (record,) = [record for record in read_journal(config.out) if record["kind"] == "broken_image"]
+    assert (Path(record["name"]).name, record["reason"][:17]) == ("00.png", "it is no JPEG, PN")
+
+
 def test_finetune(data: Path, tmp_path: Path, small_autoencoder, capsys: pytest.CaptureFixture[str]) -> None:
     config = from_flat(
         FinetuneConfig, autoencoder="small", data=str(data), out=tmp_path / "run", image_size=32, device="cpu",

@@ -15,10 +15,12 @@ from eqvae.artifacts.names import METRICS
 from eqvae.autoencoders.protocol import Autoencoder, LatentStatistics
 from eqvae.errors import Interrupted, UserError
 from eqvae.images import ImageBatch, ImageSource, check_broken, encoding_batches
+from eqvae.images.sources import counted, list_names
+from eqvae.latents.cache import LatentCache
 from eqvae.latents.writing import Recipe, collect_index, encode_crops, finish_shard, open_whole_shard
 from eqvae.metrics.autoencoder import latent_figures
 from eqvae.runs.encode import EncodeConfig
-from eqvae.runtime.journal import Journal
+from eqvae.runtime.journal import Journal, say
 from eqvae.runtime.processes import Processes
 from eqvae.runtime.signals import StopRequest
 
@@ -127,6 +129,7 @@ class EncodeRun:
         index = collect_index(self.config.out, self.recipe)
         check_broken(self.config.data, len(self.source), index.num_broken, "see the journal")
         index.write(self.config.out)
+        self._name_empty_classes()
         figures: dict[str, float | int] = {
             "num_images": index.num_images,
             "num_broken": index.num_broken,
@@ -143,6 +146,15 @@ class EncodeRun:
             figures |= {name: former[name] for name in ("encoding_sec", "images_per_sec") if name in former}
         write_json(self.config.out / METRICS, figures)
         return figures
+
+    def _name_empty_classes(self) -> None:
+        """Say which classes have no image that could be read: a generator would draw them untrained."""
+        labels, names = LatentCache.open(self.config.out).labels(), self.recipe.class_names or ()
+        seen = set() if labels is None else set(labels.unique().tolist())
+        if empty := [name for number, name in enumerate(names) if number not in seen]:
+            self.journal.write("empty_classes", class_names=empty)
+            verb = "has" if len(empty) == 1 else "have"
+            say(f"{counted(len(empty), 'class')} ({list_names(empty)}) {verb} no image that can be read")
 
     def _wait_for_shards(self) -> list[int]:
         """Wait until all shards were written; returns those that are no longer there.

@@ -151,7 +151,6 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
     _check_same_evaluation(folder, config, fingerprint)
     batches = _cut(config, source)
     processes = join_processes(device)
-    source.announce("DATA", processes)
     measures = choose_measures(config, processes.device)
     lpips = lpips_is_cached() if config.lpips is None else config.lpips
     parts, own_broken = batches[processes.own_part(len(batches))], list[BrokenImage]()
@@ -162,7 +161,9 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
     ):
 
         def stop_if_asked(index: int) -> None:
-            """Stop together, at a batch that every process has."""
+            """Stop together, at a batch that every process has; the first one shows that the data can be read."""
+            if index == 0:
+                source.announce("DATA", processes)
             if index < len(batches) // processes.count and processes.any(bool(stop)):
                 raise Interrupted(f"{stop.signal_name or 'a signal'}; the same command measures anew")
 
