@@ -1,7 +1,7 @@
 """EQ-VAE, the idea of arXiv:2502.09509: `L(tau o x, D(tau o E(x)))`.
 
-An autoencoder that decodes a transformed latent to the transformed image has a latent space on which tau acts as it
-acts on images. All of this can be differentiated; a training loop of one's own needs three lines:
+An autoencoder that decodes a transformed latent to the transformed image has latents on which tau acts as on images.
+All of this can be differentiated; a training loop of one's own needs three lines:
 
     loss = eq_vae_loss(autoencoder, x, TransformSampler(), generator).mean()
     loss.backward()
@@ -85,9 +85,7 @@ def decode_pair(
     target = drawn.image(x)
     if target.shape != decoded.shape:  # a pair of one's own
         sizes = f"{tuple(target.shape)} of the image and {tuple(decoded.shape)} of the latent"
-        raise UserError(
-            f"'{drawn.name}' of --method {drawn.branch} makes {sizes}", "D(b(z)) has to be as large as a(x)"
-        )
+        raise UserError(f"'{drawn.name}' of --method {drawn.branch} makes {sizes}", "Let D(b(z)) be as large as a(x)")
     return Decoded(target=target, decoded=decoded, posterior=posterior, latents=latents, quantized=quantized)
 
 

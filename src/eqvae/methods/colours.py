@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -28,11 +29,9 @@ def draw_colours(generator: torch.Generator, strength: float) -> tuple[Float[Ten
 
 
 def fit_colours(batch: Batch, z: Float[Tensor, "n c h w"]) -> tuple[Float[Tensor, "3 c"], Float[Tensor, " 3"]]:
-    """Fit a cell's mean colour by its latent, over all processes' cells: W and c0, in float64."""
-    colours = (
-        torch.nn.functional.adaptive_avg_pool2d(batch.x, (z.shape[-2], z.shape[-1])).double().flatten(2).transpose(1, 2)
-    )
-    latents = z.detach().double().flatten(2).transpose(1, 2)
+    """Fit a cell's mean colour by its latent, over all processes' cells: W and c0, in float64 on the CPU."""
+    colours = F.adaptive_avg_pool2d(batch.x, (z.shape[-2], z.shape[-1])).cpu().double().flatten(2).transpose(1, 2)
+    latents = z.detach().cpu().double().flatten(2).transpose(1, 2)
     design = torch.cat([latents, torch.ones_like(latents[..., :1])], dim=-1).flatten(0, 1)
     sums = batch.processes.sum(design.T @ torch.cat([design, colours.flatten(0, 1)], dim=-1))
     solution = torch.linalg.pinv(sums[:, :-3], rtol=1e-12, hermitian=True) @ sums[:, -3:]
@@ -44,5 +43,6 @@ def map_colours(
 ) -> Float[Tensor, "n c h w"]:
     """Send each colour, or latent, through one affine map."""
     with torch.autocast(x.device.type, enabled=False):
-        mapped = torch.einsum("dc,nchw->ndhw", m.float(), x.float()) + offset.float()[:, None, None]
+        mapped = torch.einsum("dc,nchw->ndhw", m.float().to(x.device), x.float())
+        mapped = mapped + offset.float().to(x.device)[:, None, None]
     return mapped.to(x.dtype)

@@ -30,12 +30,11 @@ class Photometric(Pair):
     def act(self, batch: Batch) -> Drawn:
         """Draw A and b."""
         a, b = draw_colours(batch.generator, self.strength)
-        a, b = a.to(batch.x.device), b.to(batch.x.device)
 
         def latent(z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
             w, c0 = fit_colours(batch, z)
             inverse = torch.linalg.pinv(w)
-            m = inverse @ a.double() @ w + torch.eye(z.shape[1], device=z.device) - inverse @ w
+            m = inverse @ a.double() @ w + torch.eye(z.shape[1]) - inverse @ w
             return map_colours(z, m, inverse @ (a.double() @ c0 + b.double() - c0))
 
         return Drawn(image=lambda x: map_colours(x, a, b), latent=latent, name="colours")

@@ -109,7 +109,7 @@ class Batch:
 
     def deviation(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, ""]:
         """Standard deviation of a step's latents, of all processes, without gradient."""
-        values = z.detach().double()
+        values = z.detach().float()
         first, second = self.processes.average(torch.stack([values.mean(), values.square().mean()]))
         return (second - first.square()).clamp(min=0.0).sqrt().to(z.dtype)
 
