@@ -68,8 +68,8 @@ def test_bf16(configure):
 
 def test_an_unlabelled_cache_trains_unconditionally(configure, unlabelled_latents):
     with pytest.raises(UserError, match="no mirror images.*--no-flip"):
-        train(configure(latents=unlabelled_latents))
-    config = configure("plain", latents=unlabelled_latents, flip=False)
+        train(configure("plain", latents=unlabelled_latents))
+    config = configure("plain", latents=unlabelled_latents, flip=False)  # in the same folder, as advised
     train(config)
     generator = read_generator(config.out)
     assert generator.card.transformer.latents.num_classes == 0
