@@ -22,6 +22,7 @@ from eqvae.paper.equalize import EqualizeConfig
 from eqvae.paper.plan import PlannedRun, describe_base
 from eqvae.paper.setting import Setting
 from eqvae.paper.settings import TINY
+from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runs.train_config import TrainConfig
 from eqvae.runtime.run_folder import change_flat, flat
 
@@ -134,6 +135,8 @@ def pretend(run: PlannedRun) -> None:
     config, chance = run.resolved(), zlib.crc32(run.name.encode()) / 2**32
     write_json(run.folder / "config.json", flat(config) | {"command": run.command})
     figures = {"fd_efficientnet_lite0": 100 + chance, "rfd_efficientnet_lite0": 10 + chance, "latent_std": 2.5}
+    if isinstance(config, FinetuneConfig):
+        figures |= {"training_processor_sec": 10 + chance}
     if isinstance(config, EqualizeConfig):
         shortfall = 0.5 if "+detok" in run.name else 0.0
         figures |= {"num_steps": config.chunk_steps, "psnr_db": 20.0, "shortfall_db": shortfall}

@@ -54,7 +54,9 @@ class FigureItem:
 
     @property
     def source(self) -> str:
-        """Where it stands."""
+        """Where it stands; what the paper has not, its table says."""
+        if not self.item.startswith("figure") and self.table is not None:
+            return self.table.source
         return f"Figure {self.item.removeprefix('figure')} of arXiv:2502.09509"
 
 

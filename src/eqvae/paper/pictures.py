@@ -40,6 +40,27 @@ def draw_points(points: Mapping[float, Sequence[float]], paper: Mapping[float, f
     return chart
 
 
+def draw_trades(panels: Mapping[str, Mapping[str, tuple[float, float]]], x_label: str) -> Figure:
+    """Draw named points, a panel for each measure."""
+    with matplotlib.rc_context(PAPER_STYLE):
+        num_panels, (width, height) = max(len(panels), 1), SIZE_INCHES
+        chart = Figure(figsize=(width * num_panels, height * 1.4), layout="constrained")
+        drawn = chart.subplots(1, num_panels, squeeze=False).flat
+        for axes, (title, points) in zip(drawn, panels.items(), strict=False):
+            for number, (name, (x, y)) in enumerate(points.items(), start=1):
+                axes.plot([x], [y], "o", color=ACCENT, markersize=5, label=f"{number} {name}")
+                axes.annotate(str(number), (x, y), (4, 4), textcoords="offset points", color=INK, fontsize=9)
+            axes.set_title(title, fontsize=10, loc="left")
+            axes.set_xlabel(x_label)
+            axes.margins(0.15)
+        handles, labels = chart.axes[0].get_legend_handles_labels()
+        chart.legend(
+            handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9, handlelength=0.0,
+            handletextpad=0.0, markerscale=0.0,
+        )  # fmt: skip
+    return chart
+
+
 def draw_sheets(
     rows: Mapping[str, Sequence[Path]], titles: Sequence[str], *, cell_px: int, first: int, count: int
 ) -> Image.Image:

@@ -175,6 +175,7 @@ class FinetuneRun:
         metrics = figures | {
             "num_steps": num_steps,
             "training_sec": loop.training_sec,
+            "training_processor_sec": sum(self.processes.gather(loop.processor_sec)),
             "training_images_per_sec": num_steps * config.training.batch_size / max(loop.training_sec, 1e-9),
         }
         if self.processes.is_first:

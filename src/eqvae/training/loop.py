@@ -93,6 +93,8 @@ class Loop(Generic[Batch]):
     """What the checkpoint keeps beside tensors, step and time."""
     training_sec: float = 0.0
     """Spent in training steps, over all sessions."""
+    processor_sec: float = 0.0
+    """Of all threads of this process in them: what a busy machine does not lengthen."""
     watched_step: int = 0
     """Step of the last watch."""
     saved_step: int | None = None
@@ -117,6 +119,7 @@ class Loop(Generic[Batch]):
         self.state.load(found.tensors, step)
         self.saved_step = step
         self.training_sec = numbers.pop("training_sec")
+        self.processor_sec = numbers.pop("processor_sec", 0.0)  # an older checkpoint has none
         self.numbers |= numbers
         for record in read_journal(self.out):
             if record.get("kind") == "validation" and record["step"] <= step:
@@ -134,6 +137,7 @@ class Loop(Generic[Batch]):
             self.processes.progress(self.title, total=schedule.max_steps, start=state.step) as progress,
         ):
             began_sec, began_step, shown = time.perf_counter(), state.step, dict[str, float]()
+            began_processor_sec = time.process_time()
             for batch in batches:
                 figures = self._step(batch)
                 is_stopping = self.processes.any(bool(self.stop))
@@ -142,6 +146,7 @@ class Loop(Generic[Batch]):
                     figures = self._means(figures)  # waits for the device, so that the clock can be read
                     elapsed_sec = time.perf_counter() - began_sec
                     self.training_sec += elapsed_sec
+                    self.processor_sec += time.process_time() - began_processor_sec
                     rate = (state.step - began_step) * schedule.batch_size / elapsed_sec
                     figures |= {"images_per_sec": rate, **self.figures_of_rate(rate)}
                     shown = {label: figures[name] for label, name in self.shown.items()}
@@ -157,6 +162,7 @@ class Loop(Generic[Batch]):
                     self.write_checkpoint()
                 self._watch_where_due()
                 began_sec, began_step = time.perf_counter(), state.step
+                began_processor_sec = time.process_time()
 
     def look(self) -> dict[str, float | int]:
         """Watch now, and write down what is found."""
@@ -175,7 +181,8 @@ class Loop(Generic[Batch]):
         """Write all that a resume needs."""
         tensors = self.state.tensors()
         if self.processes.is_first:
-            numbers = {"step": self.state.step, **self.numbers, "training_sec": self.training_sec}
+            times = {"training_sec": self.training_sec, "processor_sec": self.processor_sec}
+            numbers = {"step": self.state.step, **self.numbers, **times}
             # A damaged checkpoint must not take the place of the whole one before, nor one of the same step.
             rotate = self.damage is None and self.saved_step != self.state.step
             write_checkpoint(self.out, tensors, numbers, rotate=rotate)
