@@ -37,7 +37,7 @@ class EqualizeConfig(FinetuneConfig):
         unset: dict[str, Any] = {field.name: None for field in flat_fields(TransformConfig)}
         decoding = change_flat(
             template, **unset, method="plain", objective="implicit", freeze_encoder=True, freeze_decoder=False,
-            lora_rank=0, polish_steps=0, max_steps=chunk_steps * max_chunks, lr_scheduler="constant", watch=None,
+            lora_rank=0, polish_steps=0, max_steps=chunk_steps * max_chunks, lr_scheduler="constant", watch="",
             kl_weight=None, explicit_weight=None, codebook="gradient", restart_dead_codes=0,
         )  # fmt: skip
         return cls(**{field.name: getattr(decoding, field.name) for field in fields(decoding)}, chunk_steps=chunk_steps)

@@ -86,7 +86,7 @@ class FinetuneConfig:
     keep_every: int = 0
     """Keep the checkpoints of multiples of so many steps for good, in `milestones`; 0 keeps none."""
 
-    watch: str | None = None
+    watch: str = ""
     """What may predict a generator, in validations: some of `ifid,spectrum,dimension`, separated by commas. Set beside
     each other at one --num-validation-images alone: with few, distances and dimensions are biased."""
 
@@ -128,7 +128,7 @@ class FinetuneConfig:
     @property
     def watched(self) -> tuple[str, ...]:
         """The names in `watch`."""
-        return () if self.watch is None else tuple(name.strip() for name in self.watch.split(","))
+        return tuple(name.strip() for name in self.watch.split(",")) if self.watch else ()
 
 
 _RANGES = (
