@@ -125,7 +125,8 @@ def _read_labels(columns: Columns, name: str) -> LabelColumn | str:
     """Read a column as labels, or say why it holds none."""
     if not (can_label(columns.kinds[name]) or is_text(columns.kinds[name])):
         return f"holds {columns.kinds[name]}"
-    parts = [to_labels(part) for part in columns.read(name)]
+    columns_read = columns.read(name)
+    parts = [to_labels(part) for part in columns_read]
     usable = [part for part in parts if not isinstance(part, str)]
     if len(usable) < len(parts) and (not usable or any(part != "is empty" for part in parts if isinstance(part, str))):
         return next(part for part in parts if isinstance(part, str))
@@ -133,9 +134,8 @@ def _read_labels(columns: Columns, name: str) -> LabelColumn | str:
     if len(kinds) > 1:
         return "holds numbers here, text there"
     (kind,) = kinds
-    lengths = [len(part) for part in columns.read(name)]
     chunks = [
-        pa.nulls(length, kind) if isinstance(part, str) else part.combine_chunks()
-        for part, length in zip(parts, lengths, strict=True)
+        pa.nulls(len(read), kind) if isinstance(part, str) else part.combine_chunks()
+        for part, read in zip(parts, columns_read, strict=True)
     ]
     return LabelColumn(values=pa.chunked_array(chunks, kind), names=columns.declared.get(name) or None)
