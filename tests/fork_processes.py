@@ -1,7 +1,8 @@
 """Does commands on several processes that are forked from this one, so that imports are paid once.
 
 Each line of the input is an order: `count`, the `arguments` of eqvae, the file `said` for what they print, `stop_at`, a
-step after which the first process gets a SIGTERM. Two lines answer it: their numbers, and their exit codes.
+step after which the first process gets a SIGTERM, `ends_all`, whether all get one where one ends badly, as torchrun has
+it. Two lines answer it: their numbers, and their exit codes.
 """
 
 import atexit
@@ -75,8 +76,15 @@ def main() -> None:
                 os._exit(work(order, rank, port))
             numbers.append(number)
         print(json.dumps(numbers), flush=True)  # noqa: T201
-        codes = [os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]) for number in numbers]
-        print(json.dumps(codes), flush=True)  # noqa: T201
+        codes = dict.fromkeys(numbers)
+        for _ in numbers:
+            ended, status = os.waitpid(-1, 0)
+            codes[ended] = os.waitstatus_to_exitcode(status)
+            if order["ends_all"] and codes[ended] != 0:
+                for number in numbers:
+                    if codes[number] is None:
+                        os.kill(number, signal.SIGTERM)
+        print(json.dumps(list(codes.values())), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

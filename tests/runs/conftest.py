@@ -46,7 +46,7 @@ class Job:
 
 
 class Forks:
-    """Starts commands on several processes, as a scheduler does: nobody ends one of them for another."""
+    """Starts commands on several processes, as a scheduler does: nobody ends one of them for another, unless asked."""
 
     def __init__(self, folder: Path) -> None:
         variables = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE")}
@@ -62,11 +62,14 @@ class Forks:
         assert line, "the process that forks has ended"
         return line
 
-    def start(self, count: int, arguments: Sequence[object], *, stop_at: int | None = None) -> Job:
+    def start(
+        self, count: int, arguments: Sequence[object], *, stop_at: int | None = None, ends_all: bool = False
+    ) -> Job:
         """Start a command; the first of its processes gets a SIGTERM after the step `stop_at`."""
         self._count += 1
         said = self._folder / f"said-{self._count}"
-        order = {"count": count, "arguments": [str(each) for each in arguments], "said": str(said), "stop_at": stop_at}
+        words = [str(each) for each in arguments]
+        order = {"count": count, "arguments": words, "said": str(said), "stop_at": stop_at, "ends_all": ends_all}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()

@@ -26,15 +26,13 @@ from eqvae.networks.features import FeatureExtractor, features_at_hand, load_fea
 from eqvae.networks.pretrained import LPIPS_MIN_IMAGE_SIZE_PX
 from eqvae.runtime.device import choose_device, place
 from eqvae.runtime.journal import say
-from eqvae.runtime.processes import join_processes
+from eqvae.runtime.memory import FINETUNE_FLAGS, told_when_full
+from eqvae.runtime.processes import Processes, join_processes
 from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, RunFolder, check_ranges, flat
 from eqvae.runtime.signals import stop_on_signals
 from eqvae.training.adapters import add_adapters, trained_parameters
 from eqvae.training.autoencoder_config import AutoencoderTraining
 from eqvae.training.autoencoder_state import build_state
-
-_BYTES_PER_PARAMETER, _BYTES_PER_TRAINED = 4 + 4, 4 + 8
-"""Weight and moving average; gradient and two moments of AdamW; all fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +213,8 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
     done = folder.figures_after(training.total_steps)
     if done is not None:
         return done if processes.is_first else None
-    with stop_on_signals() as stop:
+    _check_memory(config, autoencoder, processes)
+    with stop_on_signals() as stop, told_when_full(FINETUNE_FLAGS):
         run = FinetuneRun(
             config=config,
             processes=processes,
@@ -243,6 +242,16 @@ def _tell_new_end(max_steps: int, training: AutoencoderTraining) -> None:
     """Say how the rate goes on where a run is given another end."""
     if max_steps != training.max_steps and training.optimizer.lr_scheduler == "cosine":
         say(f"--max-steps was {max_steps}: the rate goes on along the cosine of {training.max_steps} steps")
+
+
+def _check_memory(config: FinetuneConfig, autoencoder: Autoencoder, processes: Processes) -> None:
+    """Refuse a run that does not fit, before anything is written."""
+    from eqvae.runs.memory import finetuning_memory, is_beyond_doubt  # its file reads the configuration of this one
+
+    num_kept = config.training.batch_size // (processes.count * config.training.gradient_accumulation_steps)
+    if not is_beyond_doubt(autoencoder.num_parameters(), num_kept * config.image_size**2, processes.device):
+        memory = finetuning_memory(config, autoencoder, processes)
+        memory.check_fits(processes.device, FINETUNE_FLAGS, num_processes=processes.count)
 
 
 def _check_sizes(config: FinetuneConfig, stride: int) -> None:
@@ -278,34 +287,23 @@ def _read_once(config: FinetuneConfig, source: ImageSource, validation_source: I
 
 
 def plan(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> dict[str, Any]:
-    """Work out sizes, FLOPs and memory on PyTorch's meta device: `--dry-run`."""
+    """Work out sizes, FLOPs and memory on tensors without values: `--dry-run`."""
+    from eqvae.runs.memory import finetuning_memory  # its file reads the configuration of this one
+
     config = config.resolved()
     training = config.training
     autoencoder = load_autoencoder(config.autoencoder) if autoencoder is None else autoencoder
     training.check_autoencoder(autoencoder, image_size_px=config.image_size)
     check_image_size(config.image_size, autoencoder.stride, quarters=True)
-    num_images = training.batch_size // training.gradient_accumulation_steps
-    model = copy.deepcopy(autoencoder).to("meta", torch.bfloat16 if training.precision == "bf16" else torch.float32)
+    model = copy.deepcopy(autoencoder).to("meta")
     if training.lora_rank:
         add_adapters(model, training.lora_rank, seed=training.seed)
     num_parameters, num_trained = model.num_parameters(), _count_trained(model, training)
-    x = torch.empty(
-        num_images, 3, config.image_size, config.image_size, device="meta", dtype=next(model.parameters()).dtype
-    )
-    saved_bytes = 0
-
-    def count(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal saved_bytes
-        saved_bytes += 0 if isinstance(tensor, torch.nn.Parameter) else tensor.nbytes
-        return tensor
-
-    with (
-        FlopCounterMode(display=False) as counter,
-        torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
-    ):
+    x = torch.empty(1, 3, config.image_size, config.image_size, device="meta")
+    with FlopCounterMode(display=False) as counter:
         z = model.encode(x).mode()
         model.decode(z)
-    forward_flops_per_image = counter.get_total_flops() / num_images
+    forward_flops_per_image = counter.get_total_flops()
     return {
         "config": flat(config) | {"mixture": str(training.mixture())},
         "num_parameters": num_parameters,
@@ -313,7 +311,7 @@ def plan(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> dict
         "latent_size": [autoencoder.latent_channels, *z.shape[-2:]],
         "tflops_per_step": 3 * forward_flops_per_image * training.batch_size / 1e12,
         "tflops_total": 3 * forward_flops_per_image * training.batch_size * training.total_steps / 1e12,
-        "memory_gib": (saved_bytes + _BYTES_PER_PARAMETER * num_parameters + _BYTES_PER_TRAINED * num_trained) / 2**30,
+        **finetuning_memory(config, autoencoder, join_processes(choose_device(config.device))).figures(),
     }
 
 

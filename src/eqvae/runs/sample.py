@@ -1,5 +1,6 @@
 """`eqvae sample`: draws a sample set in parts that survive an interruption, and puts them into one .npz."""
 
+import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +21,9 @@ from eqvae.errors import Interrupted, UserError
 from eqvae.generators.checkpoints import Generator, GeneratorCard, Weights, build_generator, read_generator
 from eqvae.runtime.device import choose_device, place
 from eqvae.runtime.journal import Journal, say
+from eqvae.runtime.memory import SAMPLE_FLAGS, Memory, told_when_full
 from eqvae.runtime.processes import Processes, join_processes
-from eqvae.runtime.run_folder import AT_LEAST_1, RunFolder, check_ranges
+from eqvae.runtime.run_folder import AT_LEAST_1, RunFolder, check_ranges, flat
 from eqvae.runtime.signals import StopRequest, stop_on_signals
 from eqvae.sampling.config import SamplerConfig
 from eqvae.sampling.draw import Drawer, contact_sheet, sheet_indices
@@ -30,7 +32,7 @@ from eqvae.training.ema import find_snapshots, reconstruct
 IMAGES_PER_PART = 256
 """An interruption loses at most so many images of each process."""
 
-FREE_TO_CHANGE = frozenset({"out", "num_samples", "batch_size", "device", "autoencoder"})
+FREE_TO_CHANGE = frozenset({"out", "num_samples", "batch_size", "device", "autoencoder", "dry_run"})
 """Fields that may differ between a sampling run and its continuation."""
 
 
@@ -62,6 +64,9 @@ class SampleConfig(SamplerConfig):
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
 
+    dry_run: bool = False
+    """Print the configuration and memory, and stop."""
+
     def check(self) -> None:
         """Check what can be checked without the generator."""
         check_ranges(self, ((AT_LEAST_1, ("num_samples", "batch_size")),))
@@ -69,7 +74,11 @@ class SampleConfig(SamplerConfig):
 
 
 def command(config: SampleConfig) -> str | None:
-    """Draw samples and say where they are."""
+    """Draw samples and say where they are, or with --dry-run what that takes."""
+    if config.dry_run:
+        config.check()
+        drawer = _prepare(config, join_processes(choose_device(config.device)))
+        return json.dumps({"config": flat(config), **_memory(drawer, config).figures()}, indent=2)
     figures = sample(config)
     if figures is None:
         return None
@@ -92,20 +101,43 @@ def sample(config: SampleConfig) -> dict[str, Any] | None:
     """
     config.check()
     processes = join_processes(choose_device(config.device))
+    drawer = _prepare(config, processes)
+    with told_when_full(SAMPLE_FLAGS):
+        figures = draw_samples(drawer, config, processes)
+    return figures if processes.is_first else None
+
+
+def _prepare(config: SampleConfig, processes: Processes) -> Drawer:
+    """Load the generator and its decoder."""
     run = Path(config.run)
     generator = read_generator(run, config.weights)
     if config.sigma_rel is not None:
         generator = _with_horizon(generator, run, config.sigma_rel)
     weak = read_generator(config.weak_run, config.weights) if config.weak_run is not None else None
-    drawer = Drawer(
+    return Drawer(
         generator=_on(generator, processes.device),
         autoencoder=place(_load_decoder(generator.card, config.autoencoder, config.run), processes.device),
         config=config,
         device=processes.device,
         weak=_on(weak, processes.device) if weak is not None else None,
     )
-    figures = draw_samples(drawer, config, processes)
-    return figures if processes.is_first else None
+
+
+def _memory(drawer: Drawer, config: SampleConfig) -> Memory:
+    from eqvae.runs.memory import sampling_memory  # its file takes training's steps too
+
+    return sampling_memory(drawer, min(config.batch_size, config.num_samples))
+
+
+def _check_memory(drawer: Drawer, config: SampleConfig, processes: Processes) -> None:
+    """Refuse what does not fit, before anything is written."""
+    from eqvae.runs.memory import is_beyond_doubt
+
+    num_images = min(config.batch_size, config.num_samples)
+    num_parameters = drawer.generator.transformer.num_parameters() + drawer.autoencoder.num_parameters()
+    num_pixels = num_images * drawer.generator.card.image_size_px**2
+    if not is_beyond_doubt(num_parameters, num_pixels / 8, processes.device):
+        _memory(drawer, config).check_fits(processes.device, SAMPLE_FLAGS, num_processes=processes.count)
 
 
 def draw_samples(drawer: Drawer, config: SampleConfig, processes: Processes) -> dict[str, Any]:
@@ -128,6 +160,7 @@ def draw_samples(drawer: Drawer, config: SampleConfig, processes: Processes) -> 
     num_there = _count_there(config)
     if folder.figures is not None and num_there == config.num_samples:
         return folder.figures
+    _check_memory(drawer, config, processes)
     # Figures of a set that is made longer are not figures of this one.
     identity = {"generator": to_plain(card), "decoder_fingerprint": decoder_fingerprint}
     with folder.hold(config, processes, seed=config.seed, anew=(METRICS,), **identity), stop_on_signals() as stop:

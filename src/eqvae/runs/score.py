@@ -9,7 +9,7 @@ import tyro
 from eqvae.artifacts.files import check_writable, to_plain, write_json
 from eqvae.artifacts.names import CONFIG, METRICS
 from eqvae.artifacts.sample_sets import has_images, moments_in
-from eqvae.errors import UserError
+from eqvae.errors import Interrupted, UserError
 from eqvae.images import BrokenImage
 from eqvae.images.image_sets import ImageSet, open_reference, open_samples
 from eqvae.metrics.comparison import check_comparable, check_enough, score_features
@@ -23,8 +23,9 @@ from eqvae.metrics.statistics import (
 from eqvae.networks.features import INCEPTION, FeatureExtractor, load_features
 from eqvae.runtime.device import Precision, choose_device, place
 from eqvae.runtime.journal import Journal, write_environment
-from eqvae.runtime.processes import Processes, join_processes
+from eqvae.runtime.processes import Processes, join_processes, notice_lost_process
 from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, RunFolder, check_ranges
+from eqvae.runtime.signals import StopRequest, stop_on_signals
 
 _RANGES = (
     (AT_LEAST_1,
@@ -34,6 +35,8 @@ _RANGES = (
 )  # fmt: skip
 
 STATISTICS_SUFFIX = ".safetensors"
+
+_ANEW = "the same command measures anew"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +131,14 @@ def score(config: ScoreConfig) -> dict[str, Any] | None:
 
     Raises:
         UserError: If the input is wrong, or the folder holds another score; nothing is written then.
+        Interrupted: If a signal stopped it; nothing is written then.
     """
     _check_config(config)
+    with notice_lost_process(_ANEW), stop_on_signals() as stop:
+        return _score(config, stop)
+
+
+def _score(config: ScoreConfig, stop: StopRequest) -> dict[str, Any] | None:
     device = choose_device(config.device)
     processes = join_processes(device)
     samples = open_samples(config.samples)
@@ -149,9 +158,9 @@ def score(config: ScoreConfig) -> dict[str, Any] | None:
         check_comparable(samples=_expected(config, samples, extractor), reference=reference.provenance)
         known = reference
     else:
-        known = read_reference(reference, reference_indices, config, extractor, processes)
+        known = read_reference(reference, reference_indices, config, extractor, processes, stop)
         broken = reference.broken
-    statistics = _read(samples, sample_indices, "samples", config, extractor, processes, keep_logits=True)
+    statistics = _read(samples, sample_indices, "samples", config, extractor, processes, stop, keep_logits=True)
     if not processes.is_first:
         return None
     figures = score_features(
@@ -241,10 +250,16 @@ def _choose(images: ImageSet, wanted: int | None, flag: str, *, spread: bool) ->
 
 
 def read_reference(
-    images: ImageSet, indices: range, config: Any, extractor: FeatureExtractor, processes: Processes
+    images: ImageSet,
+    indices: range,
+    config: Any,
+    extractor: FeatureExtractor,
+    processes: Processes,
+    stop: StopRequest | None = None,
 ) -> FeatureStatistics:
     """Extract the features of a reference; where an ADM batch holds moments of more images, these count."""
-    statistics, npz = _read(images, indices, "reference", config, extractor, processes), Path(config.reference)
+    statistics = _read(images, indices, "reference", config, extractor, processes, stop)
+    npz = Path(config.reference)
     is_adm = config.features == INCEPTION and npz.suffix == ".npz" and moments_in(npz.expanduser())
     return with_adm_moments(statistics, npz.expanduser()) if is_adm else statistics
 
@@ -256,12 +271,20 @@ def _read(
     config: Any,
     extractor: FeatureExtractor,
     processes: Processes,
+    stop: StopRequest | None,
     *,
     keep_logits: bool = False,
 ) -> FeatureStatistics:
     """Extract the features of one set as a configuration says, and show how far it has come."""
     num_own = -(-len(indices) // processes.count)
     with processes.progress(title, total=num_own, unit="image") as progress:
+
+        def on_batch(num_images: int) -> None:
+            if progress is not None:
+                progress.advance(num_images)
+            if stop:
+                raise Interrupted(f"{stop.signal_name}; {_ANEW}")
+
         return compute_statistics(
             extractor,
             images,
@@ -272,5 +295,5 @@ def _read(
             batch_size=config.batch_size,
             num_workers=config.num_workers,
             keep_logits=keep_logits,
-            on_batch=progress.advance if progress is not None else lambda num_images: None,
+            on_batch=on_batch,
         )

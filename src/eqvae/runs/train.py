@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from eqvae.artifacts.files import write_json
 from eqvae.artifacts.names import METRICS, SNAPSHOTS
 from eqvae.autoencoders import load_autoencoder
+from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import GeneratorCard, Weights, build_generator, write_generator
 from eqvae.generators.gat import GatObjective
@@ -20,9 +21,10 @@ from eqvae.generators.protocol import Objective
 from eqvae.generators.recipes import Backbone
 from eqvae.runs.train_config import FREE_TO_CHANGE, Batches, Plan, TrainConfig, begin_from, make_plan
 from eqvae.runs.train_cost import describe_plan, training_flops
-from eqvae.runs.train_watch import SampleWatch, load_reference
+from eqvae.runs.train_watch import WATCH_BATCH_SIZE, SampleWatch, load_reference
 from eqvae.runtime.device import choose_device, matrix_peak_flops_per_sec, place
 from eqvae.runtime.journal import Journal
+from eqvae.runtime.memory import TRAIN_FLAGS, told_when_full
 from eqvae.runtime.processes import Processes, join_processes
 from eqvae.runtime.run_folder import RunFolder
 from eqvae.runtime.seeds import generator_for
@@ -77,6 +79,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
             f"'{config.out}' drew its samples with another decoder than '{plan.decoder}' has now",
             "Give the same --autoencoder to resume it, or another --out",
         )
+    _check_memory(plan, autoencoder, processes)
     reference = load_reference(config, plan.cache.index.image_size_px, processes)
     card = plan.card(decoder_fingerprint)
     transformer = plan.transformer.build(generator=generator_for(config.seed, _WEIGHTS))
@@ -109,8 +112,22 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
             ),
             stop=stop,
         )
-        figures = run.train()
+        with told_when_full(TRAIN_FLAGS):
+            figures = run.train()
     return figures if processes.is_first else None
+
+
+def _check_memory(plan: Plan, autoencoder: Autoencoder, processes: Processes) -> None:
+    """Refuse a run that does not fit, before anything is written."""
+    from eqvae.runs.memory import is_beyond_doubt, training_memory  # its file takes this one's steps
+
+    config, image_px = plan.config, plan.cache.index.image_size_px**2
+    with torch.device("meta"):
+        num_parameters = plan.transformer.build().num_parameters() + autoencoder.num_parameters()
+    num_kept = config.batch_size // (processes.count * config.gradient_accumulation_steps)
+    if not is_beyond_doubt(num_parameters, image_px * (num_kept + WATCH_BATCH_SIZE / 8), processes.device):
+        memory = training_memory(plan, autoencoder, processes)
+        memory.check_fits(processes.device, TRAIN_FLAGS, num_processes=processes.count)
 
 
 def first_state(transformer: Backbone, plan: Plan, device: torch.device) -> GeneratorState:

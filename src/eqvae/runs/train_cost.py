@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from eqvae.autoencoders import load_autoencoder
 from eqvae.generators.gat import GatObjective
 from eqvae.generators.gat_transformer import GatNetworkConfig
 from eqvae.generators.protocol import Objective
@@ -22,8 +23,12 @@ _BYTES_PER_OPPOSED = 4 + 4 + 8 + 12
 
 def describe_plan(config: TrainConfig) -> dict[str, Any]:
     """Work out what a run would do and cost: `--dry-run`."""
+    from eqvae.runs.memory import training_memory  # its file takes the run's own steps
+
     config = config.resolved()
-    plan = make_plan(config, join_processes(choose_device(config.device)))
+    processes = join_processes(choose_device(config.device))
+    plan = make_plan(config, processes)
+    memory = training_memory(plan, load_autoencoder(plan.decoder), processes)
     with torch.device("meta"):
         num_parameters = plan.transformer.build().num_parameters()
         num_opposed = _num_discriminator_parameters(plan.transformer)
@@ -42,6 +47,7 @@ def describe_plan(config: TrainConfig) -> dict[str, Any]:
         "epochs": config.max_steps * config.batch_size / len(plan.cache),
         "tflops_per_step": flops_per_step / 1e12,
         "tflops_total": flops_per_step * config.max_steps / 1e12,
+        **memory.figures(),
         "state_gib": (_BYTES_PER_PARAMETER * num_parameters + _BYTES_PER_OPPOSED * num_opposed) / 2**30,
     }
 

@@ -23,7 +23,7 @@ from eqvae.runtime.processes import Processes
 from eqvae.sampling.config import SamplerConfig
 from eqvae.sampling.draw import Drawer, contact_sheet, sheet_indices
 
-_WATCH_BATCH_SIZE = 50
+WATCH_BATCH_SIZE = 50
 _WATCH_SUBSETS = 10
 """Of the kernel distance; `eqvae score` takes ten times as many."""
 
@@ -106,8 +106,8 @@ def _in_order(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _drawn(drawer: Drawer, indices: Sequence[int]) -> Iterator[Tensor]:
-    for start in range(0, len(indices), _WATCH_BATCH_SIZE):
-        yield drawer.images(indices[start : start + _WATCH_BATCH_SIZE])
+    for start in range(0, len(indices), WATCH_BATCH_SIZE):
+        yield drawer.images(indices[start : start + WATCH_BATCH_SIZE])
 
 
 def load_reference(config: TrainConfig, image_size_px: int, processes: Processes) -> Reference | None:

@@ -147,8 +147,9 @@ def _descend(
 
 
 def _parts(batch: TrainingBatch, num_parts: int) -> Iterator[TrainingBatch]:
-    for rows in torch.arange(len(batch.latents)).tensor_split(num_parts):
-        own = slice(int(rows[0]), int(rows[-1]) + 1)
+    size = len(batch.latents) // num_parts
+    for index in range(num_parts):
+        own = slice(index * size, (index + 1) * size)
         yield TrainingBatch(
             latents=batch.latents[own],
             labels=batch.labels[own],

@@ -169,13 +169,13 @@ def train_step(
     state: TrainState, batch: TrainingBatch, config: GeneratorTraining, shared: nn.Module
 ) -> dict[str, Tensor]:
     """Take one step: the mean loss over the global batch, its gradient, AdamW, the averages."""
-    rows = torch.arange(len(batch.latents)).tensor_split(config.gradient_accumulation_steps)
+    num_parts, size = config.gradient_accumulation_steps, len(batch.latents) // config.gradient_accumulation_steps
     sums: dict[str, Tensor] = {}
     state.optimizer.zero_grad(set_to_none=True)
-    for index, part in enumerate(rows):
-        is_last = index == len(rows) - 1
+    for index in range(num_parts):
+        is_last = index == num_parts - 1
         alone = not is_last and isinstance(shared, nn.parallel.DistributedDataParallel)
-        own = slice(int(part[0]), int(part[-1]) + 1)
+        own = slice(index * size, (index + 1) * size)
         with shared.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
             losses = shared(
                 batch.latents[own], batch.labels[own], {name: value[own] for name, value in batch.draws.items()}

@@ -1,0 +1,142 @@
+"""What `finetune`, `train` and `sample` take of a device's memory: shown by --dry-run, checked before they begin."""
+
+import copy
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from eqvae.autoencoders.protocol import Autoencoder
+from eqvae.generators.checkpoints import Generator
+from eqvae.generators.repa import TEACHER_TOKENS
+from eqvae.losses.reconstruction import ReconstructionLoss
+from eqvae.methods.mixture import Mixture
+from eqvae.runs.finetune import FinetuneConfig
+from eqvae.runs.train import first_state
+from eqvae.runs.train_config import Plan
+from eqvae.runs.train_watch import WATCH_BATCH_SIZE
+from eqvae.runtime.memory import Memory, free_bytes, measure, without_values
+from eqvae.runtime.processes import Processes
+from eqvae.runtime.seeds import generator_for
+from eqvae.sampling.config import SamplerConfig
+from eqvae.sampling.draw import Drawer
+from eqvae.training.adversarial_step import AdversarialState, adversarial_step
+from eqvae.training.autoencoder_state import build_state
+from eqvae.training.autoencoder_step import train_step
+from eqvae.training.generator_step import TrainingBatch, TrainState
+from eqvae.training.generator_step import train_step as train_generator_step
+
+_BYTES_PER_PIXEL = 2**17
+"""More than an autoencoder of SD-VAE's size keeps for the backward pass, in fp32."""
+
+_SD_VAE_PARAMETERS = 84e6
+
+
+def is_beyond_doubt(num_parameters: int, num_pixels: float, device: torch.device) -> bool:
+    """Whether a crude bound shows already that there is room: working it out takes seconds.
+
+    Pixels are of all images whose activations are kept; of images that are only decoded, an eighth.
+    """
+    bound = 24 * num_parameters + num_pixels * _BYTES_PER_PIXEL * math.sqrt(num_parameters / _SD_VAE_PARAMETERS)
+    return bound < free_bytes(device) / 2
+
+
+def finetuning_memory(config: FinetuneConfig, autoencoder: Autoencoder, processes: Processes) -> Memory:
+    """Take two steps of this process on plain pictures, the second with moments, and one as the method draws it."""
+    training, device, state = config.training, processes.device, dict[str, Any]()
+    mixture = training.mixture()
+    plain = replace(mixture, pairs=tuple((0.0, pair) for _, pair in mixture.pairs))
+    terms = training.reconstruction
+    loss = ReconstructionLoss(terms.perceptual, terms.perceptual_weight)
+    alone = replace(processes, rank=0, count=1)
+
+    def begin() -> None:
+        state["all"] = build_state(without_values(copy.deepcopy(autoencoder), device), training, device)
+        state["all"].step = training.adversarial.discriminator_warmup_steps or 0
+        state["loss"] = without_values(loss, device)
+
+    def step_with(drawn: Mixture) -> None:
+        size = (training.batch_size // processes.count, 3, config.image_size, config.image_size)
+        train_step(state["all"], torch.empty(size, device=device), training, state["loss"], drawn, alone)
+
+    return measure(
+        device,
+        state=begin,
+        first_step=lambda: step_with(plain),
+        step=lambda: step_with(plain),
+        method_step=lambda: step_with(mixture),
+    )
+
+
+def training_memory(plan: Plan, autoencoder: Autoencoder, processes: Processes) -> Memory:
+    """Take two steps of this process, and look at samples; others' shards are taken off the state of one process."""
+    config, device, parts = plan.config, processes.device, dict[str, Any]()
+    latents, card = plan.transformer.latents, plan.card(decoder_fingerprint="")
+    with torch.device("meta"):
+        transformer = plan.transformer.build()
+
+    def begin() -> None:
+        parts["state"] = first_state(without_values(transformer, device), plan, device)
+        for network in parts["state"].networks:
+            network.gradient_checkpointing = config.gradient_checkpointing
+
+    def step() -> None:
+        size = config.batch_size // processes.count
+        draws = plan.objective.draw(size, latents, generator_for(0))
+        shape = (size, *latents.shape) if plan.recipe.models == "latents" else (size, latents.height, latents.width)
+        values = torch.empty(shape) if plan.recipe.models == "latents" else torch.zeros(shape, dtype=torch.int64)
+        if plan.teacher is not None:
+            rows, columns = plan.transformer.grid
+            draws |= {TEACHER_TOKENS: torch.empty(size, rows * columns, plan.teacher.channels)}
+        batch = TrainingBatch(
+            latents=values.to(device),
+            labels=torch.zeros(size, dtype=torch.int64, device=device),
+            draws={name: value.to(device) for name, value in draws.items()},
+        )
+        for _ in range(2):
+            _learn(parts["state"], batch, config, replace(processes, rank=0, count=1))
+
+    def samples() -> None:
+        drawn = without_values(copy.deepcopy(transformer), device)
+        decoder = without_values(copy.deepcopy(autoencoder), device)
+        sampler = SamplerConfig(num_steps=2, precision=config.precision)
+        drawer = Drawer(
+            generator=Generator(card=card, transformer=drawn), autoencoder=decoder, config=sampler, device=device
+        )
+        drawer.images(range(WATCH_BATCH_SIZE))
+
+    memory = measure(device, state=begin, step=step, samples=samples)
+    if config.shard and processes.count > 1:
+        saved = int(20 * transformer.num_parameters() * (1 - 1 / processes.count))
+        memory = replace(memory, phases={name: max(size - saved, 0) for name, size in memory.phases.items()})
+    return memory
+
+
+def _learn(state: Any, batch: TrainingBatch, config: Any, alone: Processes) -> None:
+    if isinstance(state, AdversarialState):
+        adversarial_step(state, batch, config, alone)
+    elif isinstance(state, TrainState):
+        train_generator_step(state, batch, config, state.learner)
+
+
+def sampling_memory(drawer: Drawer, num_images: int) -> Memory:
+    """Draw and decode a batch, in two steps instead of many."""
+
+    def samples() -> None:
+        def without(generator: Generator) -> Generator:
+            network = without_values(copy.deepcopy(generator.transformer), drawer.device)
+            return replace(generator, transformer=network)
+
+        # Dormand-Prince chooses its steps by values.
+        sampler: Any = "euler" if drawer.sampler == "dopri5" else drawer.sampler
+        one = replace(
+            drawer,
+            generator=without(drawer.generator),
+            autoencoder=without_values(copy.deepcopy(drawer.autoencoder), drawer.device),
+            config=replace(drawer.config, num_steps=2, sampler=sampler),
+            weak=without(drawer.weak) if drawer.weak is not None else None,
+        )
+        one.images(range(num_images))
+
+    return measure(drawer.device, samples=samples)

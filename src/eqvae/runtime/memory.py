@@ -1,0 +1,194 @@
+"""How much memory work takes, worked out before it is done, and whether there is as much.
+
+The work's own code runs on tensors that have sizes and no values (PyTorch's fake tensors): nothing is computed, and
+what is alive at the same time is counted. What kernels take inside, and what an allocator wastes, is not seen.
+"""
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from unittest import mock
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from eqvae.errors import UserError
+from eqvae.runtime.journal import say
+
+Module = TypeVar("Module", bound=nn.Module)
+
+MARGIN = 0.15
+"""By so much predictions missed what was measured, at most (docs/scale.md)."""
+
+FINETUNE_FLAGS = ("--gradient-accumulation-steps", "--precision bf16", "--batch-size", "--image-size")
+TRAIN_FLAGS = ("--gradient-accumulation-steps", "--gradient-checkpointing", "--precision bf16", "--batch-size",
+               "--shard on several devices")  # fmt: skip
+SAMPLE_FLAGS = ("--batch-size", "--precision bf16")
+"""What helps where a run of a command does not fit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What a run takes of its device's memory at the most."""
+
+    phases: Mapping[str, int]
+    """Bytes of tensors alive in each phase."""
+
+    unknown: tuple[str, ...] = ()
+    """Phases that could not be gone through to their end."""
+
+    process_bytes: int
+    """Python and its libraries; 0 on an accelerator, where they take none of what is counted as free."""
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.process_bytes + max(self.phases.values())
+
+    @property
+    def largest(self) -> str:
+        """The phase that takes the most."""
+        return max(self.phases, key=lambda name: self.phases[name])
+
+    def figures(self) -> dict[str, Any]:
+        """Name the figures, for `--dry-run`."""
+        phases = {f"memory_gib_{name}": (self.process_bytes + size) / 2**30 for name, size in self.phases.items()}
+        known = {"memory_gib": self.peak_bytes / 2**30, **phases}
+        return known | ({"memory_unknown": list(self.unknown)} if self.unknown else {})
+
+    def check_fits(self, device: torch.device, flags: Sequence[str], *, num_processes: int = 1) -> None:
+        """Refuse a run that takes more than there is; say where it is close."""
+        sharing = num_processes if device.type == "cpu" else 1
+        wanted, there = self.peak_bytes / 2**30, free_bytes(device) / sharing / 2**30
+        said = f"its {self.largest} will take about {wanted:.1f} GiB of memory, and {there:.1f} GiB are free"
+        if wanted > (1 + MARGIN) * there:
+            raise UserError(f"this run does not fit: {said}", f"These help: {', '.join(flags)}")
+        if wanted > (1 - MARGIN) * there:
+            say(f"this may not fit: {said}. These help: {', '.join(flags)}")
+
+
+def measure(device: torch.device, **phases: Callable[[], object]) -> Memory:
+    """Go through phases of a run one after another, on tensors without values; what one leaves behind stays."""
+    found, unknown = dict[str, int](), list[str]()
+    with (
+        mock.patch.object(nn.Module, "_apply", _apply),
+        FakeTensorMode(allow_non_fake_inputs=True),
+        _AnyValue(),
+        _Count() as count,
+    ):
+        for name, work in phases.items():
+            count.peak_bytes = count.live_bytes
+            try:
+                work()
+            except Exception:
+                unknown.append(name)  # whatever hangs on values: to know less is no reason not to run
+            found[name] = count.peak_bytes
+    return Memory(
+        phases=found,
+        unknown=tuple(unknown),
+        process_bytes=psutil.Process().memory_info().rss if device.type == "cpu" else 0,
+    )
+
+
+def without_values(module: Module, device: torch.device) -> Module:
+    """Make a module's tensors ones without values; to be called in a phase."""
+    return module._apply(lambda tensor: torch.empty_like(tensor, device=device))
+
+
+@contextlib.contextmanager
+def told_when_full(flags: Sequence[str]) -> Iterator[None]:
+    """Say in one line that a device's memory did not suffice, and what helps."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = str(error).split(". ")[0]
+        raise UserError(f"the device's memory is full ({reason})", f"These help: {', '.join(flags)}") from None
+
+
+def free_bytes(device: torch.device) -> int:
+    """Ask how much memory is free, in bytes: of an accelerator, or of the machine and this process's group in it."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    own = psutil.Process().memory_info().rss  # what this process has counts as free: it is part of what it will take
+    available = psutil.virtual_memory().available + own
+    limit, used = (Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current"))
+    if limit.exists() and limit.read_text().strip().isdigit():
+        available = min(available, int(limit.read_text()) - int(used.read_text()) + own)
+    return available
+
+
+def _apply(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    """Convert a module's tensors one by one: PyTorch's own way swaps them in place, which these can't have done."""
+    for child in module.children() if recurse else ():
+        child._apply(change)
+    held: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+    for tensors in held:
+        for name, tensor in tensors.items():
+            if tensor is None:
+                continue
+            with torch.no_grad():
+                changed = change(tensor)
+            if changed is not tensor:
+                is_parameter = isinstance(tensor, nn.Parameter)
+                tensors[name] = nn.Parameter(changed, tensor.requires_grad) if is_parameter else changed
+    return module
+
+
+class _Count(TorchDispatchMode):
+    """Counts the bytes of all storages that come into being, until they go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live_bytes = self.peak_bytes = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        found = function(*arguments, **(options or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return found
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, num_bytes = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.live_bytes += num_bytes
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+
+        def remove() -> None:
+            self._known.discard(key)
+            self.live_bytes -= num_bytes
+
+        weakref.finalize(storage, remove)
+
+
+_VALUES: Mapping[Any, Any] = {
+    Tensor.item: 1.0, Tensor.__float__: 1.0, Tensor.__bool__: True, Tensor.__int__: 1, Tensor.__index__: 1,
+}  # fmt: skip
+
+
+class _AnyValue(TorchFunctionMode):
+    """Lets tensors without values have some where code asks for a number: all is finite, nothing stops."""
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        if function in _VALUES:
+            return _VALUES[function]
+        if function is Tensor.tolist:
+            return [1.0] * arguments[0].numel()
+        if function is Tensor.__deepcopy__:
+            tensor, memo = arguments
+            copied = torch.empty_like(tensor.detach())
+            memo[id(tensor)] = (
+                nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
+            )
+            return memo[id(tensor)]
+        return function(*arguments, **(options or {}))
