@@ -240,7 +240,8 @@ class Loop(Generic[Batch]):
 
     def _is_kept(self) -> bool:
         """Whether the checkpoint of this step stays for good."""
-        return self.schedule.keep_every > 0 and self.state.step % self.schedule.keep_every == 0
+        step, every = self.state.step, self.schedule.keep_every
+        return every > 0 and step > 0 and step % every == 0
 
     def _is_watch_due(self) -> bool:
         """Whether a multiple of `watch_every`, or the end, lies between the last watch and this step."""
