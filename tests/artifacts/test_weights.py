@@ -190,6 +190,13 @@ def test_packed_archives_are_refused(tmp_path: Path) -> None:
         read_named(tmp_path / "b.pt")
 
 
+@pytest.mark.parametrize("step", [b"\x85", b"\x85q\x000h\x00"], ids=["at once", "through the memo"])
+def test_tuples_in_tuples_would_crash_the_interpreter(step: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(b"\x80\x02})" + step * 300_000 + b"K\x01s.")
+    with pytest.raises(UserError, match="truncated or no weight file"):
+        read_named(tmp_path / "a.pt")
+
+
 def test_newer_pickles_are_told(tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(pickle.dumps({"a": 1}, protocol=5))
     with pytest.raises(UserError, match="truncated or no weight file"):

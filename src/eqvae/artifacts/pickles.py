@@ -1,6 +1,7 @@
 """Pickles of tensors, read without running anything in them, and the tensors in whatever containers they lie in."""
 
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
@@ -36,6 +37,10 @@ _DICTIONARIES = re.compile(
 
 _REFUSED = re.compile(r"(GLOBAL|function) ([\w.]*\w)")
 """What torch's restricted unpickler names when a pickle asks for more than tensors and containers."""
+
+_MAX_NESTING, _MAX_STEPS = 200, 600_000
+_OLD_PICKLES = 5
+"""In a file from before torch wrote archives: a number, a version, the machine, the content, the storages' names."""
 
 _MAX_DEPTH, _MAX_ENTRIES, _MAX_STANDINS = 32, 2_000_000, 500
 
@@ -80,6 +85,12 @@ def _unpickle(path: Path) -> Any:
     """Read a pickle by torch's restricted unpickler; objects of unknown classes are replaced by inert ones."""
     standins: dict[str, Any] = {}
     is_zip = _check_zip(path)
+    try:
+        _check_pickles(path, is_zip=is_zip)
+    except _TooDeepError:
+        raise _unreadable(path) from None
+    except DAMAGE:
+        pass  # torch stops where this did, and says why
     while len(standins) < _MAX_STANDINS:
         allowed: list[Any] = [(standin, name) for name, standin in standins.items()]
         try:
@@ -94,6 +105,47 @@ def _unpickle(path: Path) -> Any:
         except DAMAGE:
             break
     raise _unreadable(path)
+
+
+class _TooDeepError(Exception):
+    """A pickle that nests deeper, or goes on for longer, than any of weights."""
+
+
+def _check_nesting(file: Any) -> None:
+    """Refuse tuples in tuples by the hundred: as a dictionary's key, they would crash the interpreter."""
+    depths: list[int] = []
+    marks: list[int] = []
+    memo: dict[Any, int] = {}
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if opcode.name == "MARK":
+            marks.append(len(depths))
+        elif "PUT" in opcode.name:
+            memo[argument] = depths[-1]
+        elif "GET" in opcode.name:
+            depths.append(memo[argument])
+        else:
+            before = opcode.stack_before
+            is_marked = pickletools.markobject in before
+            taken = len(depths) - marks.pop() + before.index(pickletools.markobject) if is_marked else len(before)
+            first = len(depths) - taken
+            depth = max(depths[first:], default=0) + opcode.name.startswith(("TUPLE", "REDUCE", "NEWOBJ"))
+            depths[first:] = [depth] * len(opcode.stack_after)
+            if depth > _MAX_NESTING or count > _MAX_STEPS:
+                raise _TooDeepError
+
+
+def _check_pickles(path: Path, *, is_zip: bool) -> None:
+    """Look through the pickles of a file before any is read."""
+    if is_zip:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith("data.pkl"):
+                    with archive.open(name) as file:
+                        _check_nesting(file)
+        return
+    with path.open("rb") as file:
+        for _ in range(_OLD_PICKLES):
+            _check_nesting(file)
 
 
 def _name_refused(refusal: str, path: Path) -> str:
