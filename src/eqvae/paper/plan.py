@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,8 @@ class PlannedRun:
 
     def figures(self) -> dict[str, Any]:
         """Read what it measured."""
-        return read_json(self.folder / METRICS) if self.is_finished else {}
+        path = self.folder / METRICS
+        return _read_figures(path, path.stat().st_mtime_ns) if self.is_finished else {}
 
     def check_saved(self) -> None:
         """Refuse a folder whose run is another one than the plan's."""
@@ -167,6 +169,12 @@ class PlannedRun:
                     f"'{self.folder}' holds a run with --{name.replace('_', '-')} {saved[name]}, and now it is {now}",
                     "Choose another --out, or remove that folder to have it made again",
                 )
+
+
+@lru_cache(maxsize=4096)
+def _read_figures(path: Path, written_ns: int) -> dict[str, Any]:
+    """Read once what many cells of a table ask for, after each run again."""
+    return read_json(path)
 
 
 def _measured(run: PlannedRun, key: str) -> float:
