@@ -14,6 +14,7 @@ from eqvae.cli import parse, run
 from eqvae.paper.headline import readme_rows
 from eqvae.runs.compare import CompareConfig
 from eqvae.runs.convert import ConvertConfig
+from eqvae.runs.push import PushConfig
 from eqvae.runs.rank import RankConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,7 +57,7 @@ def test_own_autoencoder_in_three_lines(photographs, tmp_path, monkeypatch):
 
 def test_reproduce_compare_and_rank_are_understood(photographs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    configs = {"compare": CompareConfig, "rank": RankConfig, "convert": ConvertConfig}
+    configs = {"compare": CompareConfig, "rank": RankConfig, "convert": ConvertConfig, "push": PushConfig}
     for line in (block_with("eqvae reproduce table5") + block_with("eqvae convert runs")).splitlines():
         _, command, *arguments = shlex.split(line, comments=True)
         if command in configs:
