@@ -408,6 +408,18 @@ def test_what_is_an_image_by_its_first_bytes_is_one(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("data", ["", " ", "a\0b", "a" * 5000, "no/such/" * 2000, "~nobody/x", "\udce9"])
+def test_paths_that_lead_nowhere(data: str) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        open_images(data)
+
+
+def test_many_kinds_of_other_files_are_summed_up(tmp_path: Path) -> None:
+    files(tmp_path, *(f"{i}.{kind}" for kind in "abcdefgh" for i in range(2)), "0.z", "1.z", "2.z", content=b"words")
+    files(tmp_path, "x.png")
+    assert "19 left out (2 .a, 2 .b, 2 .c, 2 .d, 3 .z, 8 of other kinds)" in open_images(str(tmp_path)).describe()
+
+
 def test_tables_beside_images_are_named(tmp_path: Path) -> None:
     files(tmp_path, "0.png")
     parquet(tmp_path / "a.parquet", image=cells(PICTURES))

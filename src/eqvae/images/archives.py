@@ -15,7 +15,7 @@ from eqvae.errors import UserError, printable
 from eqvae.images.decoding import IMAGE_SUFFIXES, MAX_ENCODED_BYTES, is_image, may_be_image
 from eqvae.images.folders import sort_by_folders
 from eqvae.images.labels import text_labels
-from eqvae.images.sources import Aside, ImageSource, Split
+from eqvae.images.sources import Aside, ImageSource, Split, list_reasons
 
 EVERY_IMAGE = "all"
 """`--image-column all` takes every image of a sample as one of its own."""
@@ -133,7 +133,7 @@ def open_archives(
                     counted[f".{_role(key, image)} beside {beside}" if beside else "of other names"] += 1
                     choices["--image-column chooses another"] = None
     if not chosen:
-        others = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counted.items()))
+        others = list_reasons(counted)
         raise UserError(
             f"'{printable(data)}' holds no image in {len(archives)} tar archive(s){others and f' ({others})'}",
             f"Images end in {', '.join(sorted(IMAGE_SUFFIXES))}, or are some by their first bytes",

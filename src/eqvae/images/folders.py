@@ -22,6 +22,8 @@ SPLITS: dict[Split, tuple[str, ...]] = {
 }
 """Folders of these names alone are splits, not classes; the first that is there counts."""
 
+_MAX_NAME_BYTES, _MAX_PATH_BYTES = 255, 4095
+
 _OTHER_SPLITS = frozenset(("unlabeled", "unlabelled", "extra"))
 
 _MEANINGLESS = frozenset(("", "set", "split", "data", "image", "images", "img", "imgs", "clean"))
@@ -150,6 +152,10 @@ def list_files(data: str, kinds: Sequence[str]) -> tuple[list[str], Counter[str]
     """List the files that a path or a glob names, in the order of their paths, and count what is left out."""
     path = Path(data).expanduser()
     walk = Walk()
+    # What no file can be called; an empty text would stand for the folder that one is in.
+    longest = max(map(len, map(os.fsencode, path.parts)), default=0)
+    if not data.strip() or "\0" in data or longest > _MAX_NAME_BYTES or len(os.fsencode(path)) > _MAX_PATH_BYTES:
+        raise _missing(data[:_MAX_NAME_BYTES], kinds)
     if path.is_file():
         return [str(path)], walk.left_out
     if path.is_dir():

@@ -21,6 +21,7 @@ from eqvae.runtime.processes import Processes
 Split = Literal["train", "evaluation"]
 
 _NUM_SHOWN = 3
+_MAX_REASONS = 5
 _MAX_RECORDED_NAMES = 1000
 _MAX_SHOWN_NAME = 40
 
@@ -139,8 +140,7 @@ class ImageSource:
         else:
             parts.append(f"{counted(found['num_classes'], 'class')} ({list_names(found['class_names'])})")
         if left_out := found["left_out"]:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(left_out.items()))
-            parts.append(f"{sum(left_out.values()):,} left out ({reasons})")
+            parts.append(f"{sum(left_out.values()):,} left out ({list_reasons(left_out)})")
         return ", ".join(parts) + (f"; {found['choice']}" if found["choice"] else "")
 
     def _check_classes(self) -> Classes | None:
@@ -153,6 +153,14 @@ def counted(count: int, noun: str) -> str:
     """Write a number with its noun."""
     plural = {"class": "classes"}.get(noun, f"{noun}s")
     return f"{count:,} {noun if count == 1 else plural}"
+
+
+def list_reasons(left_out: Mapping[str, int]) -> str:
+    """List how many were left out for each reason; of many reasons the commonest."""
+    common = sorted(left_out, key=lambda reason: -left_out[reason])[:_MAX_REASONS]
+    listed = [f"{left_out[reason]:,} {reason}" for reason in sorted(common)]
+    others = sum(left_out.values()) - sum(left_out[reason] for reason in common)
+    return ", ".join([*listed, f"{others:,} of other kinds"] if others else listed)
 
 
 def list_names(names: Sequence[str]) -> str:
