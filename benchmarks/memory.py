@@ -49,9 +49,6 @@ class Options:
 
     threads: int = 1
 
-    first: int = 0
-    """Case to begin with."""
-
 
 def eqvae(command: str, folder: str, threads: int) -> tuple[str, float]:
     """Run a command.
