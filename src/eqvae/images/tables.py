@@ -93,7 +93,6 @@ class ParquetRows:
     """Bytes of each file."""
 
     group_ends: tuple[tuple[int, ...], ...]
-
     _kept: OrderedDict[tuple[int, int], Any] = field(default_factory=OrderedDict)
 
     def __len__(self) -> int:
@@ -207,7 +206,7 @@ def _open_table(file: Path) -> pq.ParquetFile:
         raise UserError(
             f"'{printable(str(file))}' cannot be read ({error.strerror})", "Check its permissions"
         ) from None
-    if head != b"PAR1" or tail != b"PAR1":
+    if (head, tail) != (b"PAR1", b"PAR1"):
         raise UserError(f"'{printable(str(file))}' is truncated or no parquet file", "Fetch or write it again")
     with _reading(str(file)):
         return pq.ParquetFile(file, memory_map=True)
