@@ -84,8 +84,10 @@ def training_memory(plan: Plan, autoencoder: Autoencoder, processes: Processes) 
     def step() -> None:
         size = config.batch_size // processes.count
         draws = plan.objective.draw(size, latents, generator_for(0))
-        shape = (size, *latents.shape) if plan.recipe.models == "latents" else (size, latents.height, latents.width)
-        values = torch.empty(shape) if plan.recipe.models == "latents" else torch.zeros(shape, dtype=torch.int64)
+        if plan.recipe.models == "tokens":
+            values = torch.zeros(size, latents.height, latents.width, dtype=torch.int64)
+        else:
+            values = torch.empty(size, *latents.shape)
         if plan.teacher is not None:
             rows, columns = plan.transformer.grid
             draws |= {TEACHER_TOKENS: torch.empty(size, rows * columns, plan.teacher.channels)}
