@@ -187,7 +187,9 @@ def test_a_ranking_of_methods(config, two_seeds, performed: list[str]):
     assert len(generators) == 2 + 2 * 4, "equal reconstruction trains none anew"
     place = performed.index
     first = [name for name in performed if name.endswith("seed-0") and name.startswith("generators/")]
-    assert place(first[2]) < min(place(name) for name in performed if "-seed-1" in name.split("/")[1]), "early"
+    assert place(first[2]) < min(
+        place(name) for name in performed if name.startswith("autoencoders/") and "-seed-1" in name
+    ), "early"
     performed.clear()
     rank(given, two_seeds)
     assert performed == []

@@ -42,13 +42,15 @@ def check_expected(name: str, content: Mapping[str, Any]) -> None:
     fields = _FIELDS.get(name, {})
     for key, value in content.items():
         kind = fields.get(key, float | None if name == METRICS else Any)
+        if name == CONFIG and key == "generator" and content.get("command") == "rank":
+            kind = str | None  # the name of one, and not its card
         to_type(kind, value, where=key[:100])
         if name == CONFIG and key in _COUNTS and value is not None and not 0 <= value < _LARGEST_COUNT:
             raise ValueError(f"{key} is {value}")
     if name == METRICS and "provenance" in content:
         for part in ("samples", "reference"):
             to_type(dict[str, _Scalar], content["provenance"].get(part, {}), where=f"provenance.{part}")
-    if name == CONFIG and content.get("generator"):
+    if name == CONFIG and isinstance(content.get("generator"), Mapping):
         check_expected(GENERATOR_CARD, content["generator"])
     if name == MODEL_CARD and content.get("recipe"):
         check_expected(CONFIG, content["recipe"])

@@ -33,7 +33,7 @@ _BYTES_PER_PIXEL = 2**17
 _SD_VAE_PARAMETERS = 84e6
 
 
-def is_beyond_doubt(num_parameters: int, num_pixels: float, device: torch.device) -> bool:
+def is_beyond_doubt(num_parameters: int, num_pixels: int | float, device: torch.device) -> bool:
     """Whether a crude bound shows already that there is room: working it out takes seconds.
 
     Pixels are of all images whose activations are kept; of images that are only decoded, an eighth.
