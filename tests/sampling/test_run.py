@@ -135,7 +135,7 @@ def test_a_run_from_before_tokens_goes_on(drawer):
 
 
 def test_killed_while_the_parts_are_joined(drawer, monkeypatch):
-    def die(*arguments: object) -> None:
+    def die(*arguments: object, **named: object) -> None:
         raise KilledError
 
     with monkeypatch.context() as context:

@@ -210,7 +210,7 @@ class Training(OutputFolder):
     @property
     def is_finished(self) -> bool:
         """Whether it has taken all its steps; a run that is made longer is unfinished again."""
-        return bool(self.metrics) and self.step >= int(self.config.get("max_steps", 0))
+        return bool(self.metrics) and self.step >= int(self.config.get("max_steps") or 0)
 
     def num_images(self, step: int) -> int | None:
         """Count the images that training has seen."""

@@ -101,7 +101,7 @@ def read_curve(folder: Path) -> TrainingCurve:
     size = {"image_size_px": card["image_size_px"]} if "image_size_px" in card else {}
     return TrainingCurve(
         folder=folder,
-        seed=int(config.get("seed", 0)),
+        seed=int(config.get("seed") or 0),
         fields={name: value for name, value in config.items() if value is not None and name not in FREE},
         autoencoder=autoencoder_name(config, card),
         autoencoder_recipe=recipe,
@@ -109,7 +109,7 @@ def read_curve(folder: Path) -> TrainingCurve:
         latents=(*card.get("shift", ()), *card.get("scale", ())),
         measure=_how_drawn(config) | {"metric": key, "num_samples": num_samples, **size},
         pace={"device": environment.get("device"), **{name: config.get(name) for name in TIMING}},
-        is_finished=bool(records[-1]["step"] >= config.get("max_steps", 0)),
+        is_finished=bool(records[-1]["step"] >= (config.get("max_steps") or 0)),
         num_images=np.array([record["step"] * batch_size for record in records], dtype=np.int64),
         training_sec=np.array([record["training_sec"] for record in records], dtype=np.float64),
         values=np.array([record[key] for record in records], dtype=np.float64),
