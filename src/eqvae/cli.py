@@ -8,6 +8,7 @@ import importlib
 import io
 import os
 import re
+import signal
 import sys
 import warnings
 from collections import deque
@@ -58,7 +59,9 @@ _YAML_WORDS |= dict.fromkeys(("true", "yes", "on"), "True") | dict.fromkeys(("fa
 
 def main() -> None:
     """Run the command line and exit: 0 done, 2 wrong input, 130 interrupted and resumable."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all is done: the rest of the process has nothing to stop
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:

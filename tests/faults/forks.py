@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -158,6 +159,7 @@ def _run_child(run: Any, folder: Path, arguments: list[str], fault: dict[str, An
     code = 1
     try:
         code = run(arguments)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as the command line does
     except BaseException:
         import traceback
 
@@ -175,7 +177,6 @@ def _run_child(run: Any, folder: Path, arguments: list[str], fault: dict[str, An
 def _install(fault: dict[str, Any]) -> list[int]:
     """Let a fault strike; returns a list whose only number counts operations."""
     import errno
-    import signal
 
     counted = [0]
     if fault.get("kind") == "clock":
