@@ -208,8 +208,7 @@ class Autoencoder(nn.Module, ABC):
         unknown = " in encoder or decoder (which of them was not recorded then)" if encoder_fingerprint is None else ""
         raise UserError(
             f"{latents} '{made_by}' ({fingerprint}), and '{self.name}' has other weights ({own}){unknown}",
-            f"Decode with '{made_by}' or one whose decoder alone was trained further, or encode again with "
-            f"'{self.name}' into another folder",
+            f"Give '{made_by}', or one whose decoder alone was trained further, as --autoencoder",
         )
 
 
