@@ -3,12 +3,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint unit faults docs clean
+.PHONY: demo test lint unit some-slow slow faults docs clean
 
 demo: .venv/.demo
 	$(BIN)/eqvae demo --out runs/demo
 
-test: lint unit
+test: lint unit some-slow
 
 lint: .venv/.dev .venv-lint/.installed
 	$(BIN)/ruff check src tests benchmarks
@@ -18,8 +18,18 @@ lint: .venv/.dev .venv-lint/.installed
 	$(BIN)/lint-imports --no-logo
 
 # One process for each core, each with one thread; a file stays with one process, which keeps what its tests share.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
 unit: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "(slow or not slow) and not faults" --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow and not faults"
+
+# Long tests as far as SLOW_SEC goes, other files first each day; `make slow` runs them all.
+SLOW_SEC ?= 240
+some-slow: .venv/.dev
+	EQVAE_SLOW_SEC=$(SLOW_SEC) $(PYTEST) -m "slow and not faults"
+
+slow: .venv/.dev
+	$(PYTEST) -m "slow and not faults"
 
 # Kills, full disks, damaged and hostile files by the hundred, which takes hours on two cores; KILLS=5 for fewer.
 # A short set of each kind runs in `make test`; this one writes its counts to docs/results/faults/.

@@ -1,8 +1,12 @@
 """What the tests share: small autoencoders of known behaviour, real photographs, untrained networks, threads."""
 
+import datetime
+import hashlib
 import io
 import json
 import math
+import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +33,24 @@ def shared() -> Path:
     if not SHARED.exists():
         pytest.skip("needs ../shared, which only the project's own machines have")
     return SHARED
+
+
+_BEGAN_SEC = time.monotonic()
+_SLOW_SEC = float(os.environ.get("EQVAE_SLOW_SEC", "inf"))
+"""Seconds after which no further long test begins; `make test` sets it."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where time is short, other files of long tests come first each day, so that all have their turn."""
+    if math.isfinite(_SLOW_SEC):
+        today = str(datetime.datetime.now(datetime.UTC).date())
+        items.sort(key=lambda item: hashlib.sha256(f"{today} {item.path}".encode()).digest())
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave a long test out once the time for them is over."""
+    if item.get_closest_marker("slow") and time.monotonic() - _BEGAN_SEC > _SLOW_SEC:
+        pytest.skip(f"the {_SLOW_SEC:.0f} s for long tests are over: `make slow` runs all")
 
 
 class AveragingAutoencoder(Autoencoder):
