@@ -70,6 +70,7 @@ def test_wrong_input_is_one_line(write_run, eq: Path, tmp_path: Path, capsys):
     base, unwatched = write_run("base"), write_run("unwatched", [], seed=1)
     write_json(tmp_path / "evaluation" / "config.json", {"command": "evaluate"})
     other = write_run("other", latents_fingerprint="c", reference="elsewhere")
+    write_json(base / "metrics.json", {"num_steps": 30})  # a run's first result makes the folder its own
     for arguments, what in (
         ([base], "takes two arms or more"),
         ([base, write_run("second", seed=1)], "takes two arms or more"),
