@@ -208,7 +208,7 @@ def test_members_that_lie_flat(tmp_path: Path) -> None:
 def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     features = datasets.Features({"img": datasets.Image(), "fine_label": datasets.ClassLabel(names=["a", "b"])})
     table = datasets.Dataset.from_dict({"img": [{"bytes": png(), "path": None}], "fine_label": [1]}, features=features)
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, *, split: table)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, configuration, *, split: table)
     source = open_images("hf:a/b:test")
     assert (source.class_names, source.class_of(0)) == (("b",), 0)
     assert len(source.fingerprint()) == 16

@@ -9,6 +9,7 @@ import datasets
 import huggingface_hub.constants
 import numpy as np
 import pytest
+from huggingface_hub import HfFileSystem
 from PIL import Image
 
 from eqvae.errors import UserError
@@ -277,26 +278,69 @@ def test_hub_without_network_names_the_offline_choices(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("data", "split", "chosen"),
-    [("hf:a/b", "train", "train"), ("hf:a/b", "evaluation", "validation"), ("hf:a/b:test", "train", "test")],
+    ("data", "split", "configuration", "chosen"),
+    [
+        ("hf:a/b", "train", None, "train"),
+        ("hf:a/b", "evaluation", None, "validation"),
+        ("hf:a/b:test", "train", None, "test"),
+        ("hf:a/b/320px:test", "train", "320px", "test"),
+    ],
 )
-def test_hub_splits(monkeypatch: pytest.MonkeyPatch, data: str, split: str, chosen: str) -> None:
+def test_hub_splits(
+    monkeypatch: pytest.MonkeyPatch, data: str, split: str, configuration: str | None, chosen: str
+) -> None:
     opened = []
 
-    def load(name: str, *, split: str) -> datasets.Dataset:
-        opened.append((name, split))
+    def load(name: str, configuration: str | None, *, split: str) -> datasets.Dataset:
+        opened.append((name, configuration, split))
         return datasets.Dataset.from_dict({"image": [png(COLOURS[0])]})
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name: ["test", "train", "validation"])
+    monkeypatch.setattr(
+        datasets, "get_dataset_split_names", lambda name, configuration: ["test", "train", "validation"]
+    )
     source = open_images(data, split=split)
-    assert opened == [("a/b", chosen)]
+    assert opened == [("a/b", configuration, chosen)]
     assert colours(source) == [COLOURS[0]]
-    assert source.label(0) == f"hf:a/b:{chosen}[0]"
+    assert source.label(0) == f"{data.removesuffix(f':{chosen}')}:{chosen}[0]"
+
+
+def test_a_data_set_that_is_a_program_is_read_from_the_hubs_conversion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise RuntimeError("Dataset scripts are no longer supported, but found b.py")
+
+    def load(kind: str, *arguments: object, data_files: dict[str, list[str]] | None = None, split: str):
+        if kind != "parquet":
+            refuse()
+        opened.append((data_files, split))
+        return datasets.Dataset.from_dict({"image": [png(COLOURS[0])]})
+
+    def list_folder(self: HfFileSystem, folder: str, detail: bool) -> list[dict[str, str]]:
+        names = {"a/b": ("160px", "320px"), "a/b/320px": ("train", "validation")}
+        found = names[folder.removeprefix("datasets/").replace("@refs/convert/parquet", "")]
+        return [{"name": f"{folder}/{name}", "type": "directory"} for name in found]
+
+    def find_parts(self: HfFileSystem, pattern: str) -> list[str]:
+        return [pattern.replace("*", "0001"), pattern.replace("*", "0000")]
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", refuse)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(HfFileSystem, "ls", list_folder)
+    monkeypatch.setattr(HfFileSystem, "glob", find_parts)
+    source = open_images("hf:a/b/320px", split="evaluation")
+    folder = "hf://datasets/a/b@refs/convert/parquet/320px/validation"
+    assert opened == [({"validation": [f"{folder}/0000.parquet", f"{folder}/0001.parquet"]}, "validation")]
+    assert source.label(0) == "hf:a/b/320px:validation[0]"
+    with pytest.raises(UserError, match=r"several configurations\. Name one of: hf:a/b/160px, hf:a/b/320px"):
+        open_images("hf:a/b")
 
 
 def test_hub_without_the_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name: ["train", "extra"])
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, configuration: ["train", "extra"])
     with pytest.raises(UserError, match=r"no split for evaluation\. Name one of: hf:a/b:train, hf:a/b:extra"):
         open_images("hf:a/b", split="evaluation")
 

@@ -13,7 +13,7 @@ from eqvae.images.folders import Files, list_files, relative, root_of, sort_by_f
 from eqvae.images.labels import NO_LABELS
 from eqvae.images.sources import Aside, ImageSource, Split
 
-KINDS = ("photos", "an image folder", "*.parquet", "*.tar", "hf:NAME[:SPLIT]")
+KINDS = ("photos", "an image folder", "*.parquet", "*.tar", "hf:NAME[/CONFIGURATION][:SPLIT]")
 """What DATA can be."""
 
 PHOTOGRAPHS: dict[Split, tuple[str, ...]] = {
@@ -39,8 +39,9 @@ def open_images(
 
     Args:
         data: `photos`; an image, a folder of images, or a glob; `*.parquet` or `*.tar` (WebDataset layout), as a file,
-            a folder or a glob; or `hf:NAME[:SPLIT]`. Folders are searched in depth, each file counts once, hidden ones
-            are left out, and the order is that of the paths. An image is what its ending or its first bytes say.
+            a folder or a glob; or `hf:NAME[/CONFIGURATION][:SPLIT]`. Folders are searched in depth, each file counts
+            once, hidden ones are left out, and the order is that of the paths. An image is what its ending or its first
+            bytes say.
         split: Which set of the photographs, of a hub data set named without SPLIT, or of a folder that holds folders
             called `train`, `val`, `test`, ... alone; ignored otherwise.
         label_column: The column of a table that holds the labels; None looks for one, `none` leaves labels out. Files
@@ -56,7 +57,7 @@ def open_images(
         UserError: If nothing is there, or it holds no images or not that column, or the hub cannot be reached.
     """
     if data.startswith("hf:"):
-        from eqvae.images.tables import open_hub
+        from eqvae.images.hub import open_hub
 
         return open_hub(data, split, label_column, image_column)
     if data == "photos":

@@ -1,4 +1,4 @@
-"""Images in tables: parquet files, read in place, and data sets of the Hugging Face hub."""
+"""Images in parquet files, read in place."""
 
 import contextlib
 import hashlib
@@ -28,8 +28,7 @@ from eqvae.images.columns import (
     filled,
     is_encoded,
 )
-from eqvae.images.folders import SPLITS
-from eqvae.images.sources import Aside, ImageSource, Split, num_bytes
+from eqvae.images.sources import Aside, ImageSource, num_bytes
 from eqvae.runtime.journal import say
 
 _MAX_KEPT_BYTES = 2**28
@@ -127,29 +126,6 @@ class ParquetRows:
     def __getstate__(self) -> dict[str, Any]:
         """Leave what was read behind."""
         return vars(self) | {"_kept": OrderedDict()}
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class HubRows:
-    """The image column of a data set of the hub."""
-
-    table: datasets.Dataset
-    """That column alone, not decoded."""
-
-    name: str
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def content(self, index: int) -> bytes | Path:
-        return filled(cell_to_content(self.table[index][self.table.column_names[0]], Path()))
-
-    def label(self, index: int) -> str:
-        return f"{self.name}[{index}]"
-
-    def identities(self) -> Iterator[str]:
-        yield f"{Path(self.name).name} {len(self.table)} 0"
 
 
 def open_parquet(
@@ -281,70 +257,15 @@ def parquet_columns(files: Sequence[tuple[Path, pq.ParquetFile]]) -> Columns:
     )
 
 
-def hub_columns(table: datasets.Dataset) -> Columns:
-    """See the columns of a data set."""
-
-    def contents(name: str) -> Iterator[bytes | Path | None]:
-        feature, column = table.features[name], table.select_columns([name])
-        if isinstance(feature, datasets.Image):
-            column = column.cast_column(name, datasets.Image(decode=False))
-        return (cell_to_content(row[name], Path()) for row in column)
-
-    def read(name: str) -> list[pa.ChunkedArray]:
-        return [table.select_columns([name]).with_format("arrow")[:].column(0)]
-
-    schema = table.features.arrow_schema
-    return Columns(
-        kinds={name: schema.field(name).type for name in schema.names}, declared=_class_names(table.features),
-        contents=contents, read=read,
-    )  # fmt: skip
-
-
 def _declared_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
     """Find the class names that `datasets` wrote beside a table's schema."""
     try:
-        return _class_names(datasets.Features.from_arrow_schema(schema))
+        return class_names(datasets.Features.from_arrow_schema(schema))
     except Exception:  # metadata of another program, or damaged: the columns are there all the same
         return {}
 
 
-def _class_names(features: datasets.Features) -> dict[str, tuple[str, ...]]:
+def class_names(features: datasets.Features) -> dict[str, tuple[str, ...]]:
+    """Collect the class names of each column that has them."""
     labels = {name: feature for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)}
     return {name: tuple(map(str, label.names or ())) for name, label in labels.items()}
-
-
-def open_hub(data: str, split: Split, label_column: str | None, image_column: str | None = None) -> ImageSource:
-    """Open a data set of the hub, or of its local cache."""
-    name, _, hub_split = data.removeprefix("hf:").partition(":")
-    datasets.disable_progress_bars()
-    try:
-        hub_split = hub_split or _choose_split(data, datasets.get_dataset_split_names(name), split)
-        table = datasets.load_dataset(name, split=hub_split)
-    except datasets.exceptions.DatasetNotFoundError:
-        raise UserError(
-            f"'{data}': the hub has no data set '{name}', or it is private", "Check the name, or log in with `hf auth`"
-        ) from None
-    except ConnectionError:
-        raise UserError(
-            f"'{data}': the hub cannot be reached and '{name}' is not in the local cache",
-            "Without network, use `photos`, an image folder, *.parquet or *.tar",
-        ) from None
-    except (datasets.exceptions.DatasetsError, OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"'{data}' cannot be opened ({error})", "DATA is hf:NAME[:SPLIT]") from None
-    columns = hub_columns(table)
-    column, choice = choose_images(data, columns, image_column)
-    labels, unlabelled, label_choice = choose_labels(data, columns, label_column)
-    images = table.select_columns([column])
-    if isinstance(table.features[column], datasets.Image):
-        images = images.cast_column(column, datasets.Image(decode=False))
-    choice = "; ".join(filter(None, (choice, label_choice)))
-    rows = HubRows(table=images, name=f"hf:{name}:{hub_split}")
-    return ImageSource(data, rows, labels, Aside(unlabelled=unlabelled, choice=choice))
-
-
-def _choose_split(data: str, names: Sequence[str], split: Split) -> str:
-    """Choose the hub's split for training or for evaluation."""
-    for name in SPLITS[split]:
-        if name in names:
-            return name
-    raise UserError(f"'{data}' has no split for {split}", f"Name one of: {', '.join(f'{data}:{n}' for n in names)}")

@@ -123,7 +123,7 @@ PAPER = Setting(
 
 # Photographs on two CPU cores -----------------------------------------------------------------------------------------
 
-_WOOF_TRAIN, _WOOF_TEST = "hf:frgfm/imagewoof:train", "hf:frgfm/imagewoof:validation"
+_WOOF_TRAIN, _WOOF_TEST = "hf:frgfm/imagewoof/320px:train", "hf:frgfm/imagewoof/320px:validation"
 
 _SMALL_FINETUNING = from_flat(
     FinetuneConfig, autoencoder="", out=_TEMPLATE,

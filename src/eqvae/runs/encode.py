@@ -41,7 +41,7 @@ class EncodeConfig:
     """Preset, hub id or path; a fine-tuning run's folder stands for the model it exported."""
 
     data: str
-    """`photos`, an image folder, `*.parquet`, tar shards or `hf:NAME[:SPLIT]`."""
+    """`photos`, an image folder, `*.parquet`, tar shards or `hf:NAME[/CONFIGURATION][:SPLIT]`."""
 
     out: Path
     """Output folder; the same command run again keeps the shards that are whole and makes the others."""

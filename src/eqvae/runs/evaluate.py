@@ -54,7 +54,7 @@ class EvaluateConfig:
     """Preset, hub id or path; a fine-tuning run's folder stands for the model it exported."""
 
     data: str
-    """`photos`, an image folder, `*.parquet`, tar shards or `hf:NAME[:SPLIT]`."""
+    """`photos`, an image folder, `*.parquet`, tar shards or `hf:NAME[/CONFIGURATION][:SPLIT]`."""
 
     out: Path
     """Output folder; written anew when the same autoencoder is measured again on the same data."""

@@ -43,7 +43,7 @@ class FinetuneConfig:
     """Preset, hub id or path; `untrained:NAME` trains an architecture from scratch."""
 
     data: str
-    """`photos`, an image folder, `*.parquet`, tar shards or `hf:NAME[:SPLIT]`."""
+    """`photos`, an image folder, `*.parquet`, tar shards or `hf:NAME[/CONFIGURATION][:SPLIT]`."""
 
     out: Path
     """Output folder; the same command run again resumes what lies there, with any number of processes."""
