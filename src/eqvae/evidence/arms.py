@@ -187,7 +187,7 @@ def recipes_own_fields(curves: Sequence[TrainingCurve]) -> dict[str, list[Any]]:
     for name, values in _differing_fields(curves).items():
         of_recipe = dict(zip(recipes, values, strict=True))
         is_settled = values == [of_recipe[recipe] for recipe in recipes]
-        if is_settled and name not in ("recipe", "latents_fingerprint"):
+        if is_settled and name not in ("recipe", "latents_fingerprint", "decoder_fingerprint"):
             own[name] = values
     return own
 
@@ -257,6 +257,8 @@ def _notes(arms: Sequence[Arm]) -> list[str]:
 def _names(curves: Sequence[TrainingCurve]) -> list[str]:
     """Recipe and autoencoder, and whatever else tells the arms apart."""
     silent = {"recipe", "latents_fingerprint", *recipes_own_fields(curves)}
+    if len({curve.fields.get("latents_fingerprint") for curve in curves}) == len(curves):
+        silent.add("decoder_fingerprint")
     more = [name for name in _differing_fields(curves) if name not in silent]
     latents = {(curve.autoencoder, curve.fields.get("latents_fingerprint")) for curve in curves}
     names = []
@@ -279,7 +281,10 @@ def _is_same_arm(first: TrainingCurve, other: TrainingCurve) -> bool:
     """Whether runs differ in seeds alone: on the same latents, or on those of a twin of their autoencoder."""
     if first.fields == other.fields:
         return True
-    ours, theirs = ({**curve.fields, "latents_fingerprint": None} for curve in (first, other))
+    ours, theirs = (
+        {name: None if name.endswith("_fingerprint") else value for name, value in curve.fields.items()}
+        for curve in (first, other)
+    )
     return bool(first.autoencoder_recipe) and first.autoencoder_recipe == other.autoencoder_recipe and ours == theirs
 
 

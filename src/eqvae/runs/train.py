@@ -74,7 +74,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     autoencoder = load_autoencoder(plan.decoder)
     plan.check_decoder(autoencoder)
     decoder_fingerprint = autoencoder.fingerprint()
-    if "decoder_fingerprint" in (folder.saved or {}) and folder.differs(decoder_fingerprint=decoder_fingerprint):
+    if folder.saved is not None and folder.saved.get("decoder_fingerprint", fingerprint) != decoder_fingerprint:
         raise UserError(
             f"'{config.out}' drew its samples with another decoder than '{plan.decoder}' has now",
             "Give the same --autoencoder to resume it, or another --out",
@@ -88,7 +88,9 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     if config.shard:
         shard(transformer, processes, config.precision)
     state = first_state(transformer, plan, processes.device)
-    identity = {"latents_fingerprint": fingerprint, "decoder_fingerprint": decoder_fingerprint}
+    identity = {"latents_fingerprint": fingerprint}
+    if decoder_fingerprint != fingerprint:  # trained further than the latents' own
+        identity["decoder_fingerprint"] = decoder_fingerprint
     with (
         # Figures of a run that is made longer are not figures of this one.
         folder.hold(config, processes, seed=config.seed, anew=(METRICS,), **identity),
