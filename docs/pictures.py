@@ -6,7 +6,7 @@ python docs/pictures.py
 from pathlib import Path
 
 from eqvae.images import open_images
-from eqvae.images.tables import Split
+from eqvae.images.sources import Split
 
 CLASSES = {"places": (2, 5), "things": (1, 3, 4)}
 """Photographs of `photos` behind the class folders of `pictures`: a galaxy field, a temple; a cup, a motorcycle."""
