@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from hypothesis.configuration import set_hypothesis_home_dir
+
 MAX_BYTES = 2**30
 """Beyond what the process has already."""
 
@@ -49,6 +51,8 @@ def in_fence(work: Callable[[Callable[[bytes], None]], None], folder: Path, *, m
 
 
 def _close_fence(folder: Path) -> None:
+    sys.dont_write_bytecode = True
+    set_hypothesis_home_dir(folder)
     # Kilobytes of virtual memory, of which a process that has imported PyTorch holds several gigabytes.
     in_use = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines()
                   if line.startswith("VmSize"))  # fmt: skip
