@@ -24,7 +24,7 @@ unit: .venv/.dev
 	$(PYTEST) -m "not slow and not faults"
 
 # Long tests as far as SLOW_SEC goes, other files first each day; `make slow` runs them all.
-SLOW_SEC ?= 240
+SLOW_SEC ?= 90
 some-slow: .venv/.dev
 	EQVAE_SLOW_SEC=$(SLOW_SEC) $(PYTEST) -m "slow and not faults"
 
