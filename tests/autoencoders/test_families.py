@@ -122,7 +122,7 @@ def test_the_encoders_fingerprint_sees_what_latents_depend_on(name: str) -> None
         autoencoder.last_layer.bias[0] += 1e-3
     assert autoencoder.encoder_fingerprint() == encoder
     assert autoencoder.fingerprint() != made["fingerprint"]
-    assert not autoencoder.check_decodes("Made by", **made, encoder_fingerprint=encoder)
+    assert autoencoder.check_decodes("Made by", **made, encoder_fingerprint=encoder) == autoencoder.fingerprint()
     with pytest.raises(UserError, match="was not recorded"):
         autoencoder.check_decodes("Made by", **made, encoder_fingerprint=None)
     for parameter in [next(autoencoder.encoder_parameters()), getattr(autoencoder, "codebook", None)]:

@@ -5,13 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 import eqvae.runs.train as generator_run
@@ -19,32 +18,14 @@ from eqvae.artifacts.files import read_journal, read_json, read_tensors
 from eqvae.cli import run
 from eqvae.errors import NotFiniteError
 
+pytestmark = pytest.mark.usefixtures("known_peak")
+
 CPU = ["--precision", "fp32", "--device", "cpu"]
 TRAIN = [
     "--max-steps", "4", "--batch-size", "4", "--log-every", "1", "--checkpoint-every", "2", "--sample-every", "100",
     "--num-watch-samples", "4", "--ema-decay", "0.5", "--penalty-every", "2", *CPU,
 ]  # fmt: skip
 SCORING = ["--features", "efficientnet-lite0", "--num-workers", "0", "--device", "cpu"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _known_peak() -> Iterator[None]:
-    """Spend no seconds on measuring the processor."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generator_run, "matrix_peak_flops_per_sec", lambda device, precision: 1e12)
-        yield
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight noisy images of 32 px, a colour for each of two classes."""
-    folder, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    for index in range(8):
-        path = folder / "ab"[index % 2] / f"{index}.png"
-        path.parent.mkdir(exist_ok=True)
-        pixels = (200, 60)[index % 2] + random.integers(-40, 40, (32, 32, 3))
-        Image.fromarray(pixels.astype(np.uint8)).save(path)
-    return folder
 
 
 @pytest.fixture(scope="module")

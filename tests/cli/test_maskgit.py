@@ -5,18 +5,19 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 import eqvae.runs.train as generator_run
 from eqvae.artifacts.files import read_journal, read_json, read_tensors
 from eqvae.cli import run
+
+pytestmark = pytest.mark.usefixtures("known_peak")
 
 CPU = ["--precision", "fp32", "--device", "cpu"]
 TRAIN = [
@@ -25,26 +26,6 @@ TRAIN = [
     "--lr-warmup-steps", "0", *CPU,
 ]  # fmt: skip
 SAMPLE = ["--num-samples", "6", "--num-steps", "3", "--batch-size", "4", *CPU]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _known_peak() -> Iterator[None]:
-    """Spend no seconds on measuring the processor."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generator_run, "matrix_peak_flops_per_sec", lambda device, precision: 1e12)
-        yield
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight noisy images of 32 px, a colour for each of two classes."""
-    folder, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    for index in range(8):
-        path = folder / "ab"[index % 2] / f"{index}.png"
-        path.parent.mkdir(exist_ok=True)
-        pixels = (200, 60)[index % 2] + random.integers(-40, 40, (32, 32, 3))
-        Image.fromarray(pixels.astype(np.uint8)).save(path)
-    return folder
 
 
 def encode(autoencoder: str, data: Path, out: Path) -> Path:

@@ -200,7 +200,7 @@ def test_a_cache_pickles_without_its_files(make_cache: MakeCache):
 def test_another_encoder_may_not_decode(make_cache: MakeCache, small_autoencoder):
     index = make_cache().index
     own = {"fingerprint": index.fingerprint, "encoder_fingerprint": index.encoder_fingerprint}
-    assert small_autoencoder.check_decodes("Made by", made_by="small", **own)
+    assert small_autoencoder.check_decodes("Made by", made_by="small", **own) == index.fingerprint
     other = type(small_autoencoder)(seed=1)
     with pytest.raises(UserError, match="Made by 'small' .* and .* has other weights"):
         other.check_decodes("Made by", made_by="small", **own)

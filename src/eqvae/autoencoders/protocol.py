@@ -187,7 +187,7 @@ class Autoencoder(nn.Module, ABC):
         own = {name for name, parameter in self.named_parameters() if parameter is codes}
         return fingerprint(sorted((k, v) for k, v in self.state_dict().items() if k in own or _is_encoders(k)))
 
-    def check_decodes(self, latents: str, *, made_by: str, fingerprint: str, encoder_fingerprint: str | None) -> bool:
+    def check_decodes(self, latents: str, *, made_by: str, fingerprint: str, encoder_fingerprint: str | None) -> str:
         """Refuse latents of another encoder.
 
         Args:
@@ -197,14 +197,14 @@ class Autoencoder(nn.Module, ABC):
             encoder_fingerprint: Digest of its encoder's; None where an older eqvae wrote none.
 
         Returns:
-            Whether the weights are the very same; False where only the decoder was trained further.
+            Digest of all weights: another than `fingerprint` where only the decoder was trained further.
 
         Raises:
             UserError: If the encoders differ, or their sameness can't be told.
         """
         own = self.fingerprint()
         if own == fingerprint or encoder_fingerprint == self.encoder_fingerprint():
-            return own == fingerprint
+            return own
         unknown = " in encoder or decoder (which of them was not recorded then)" if encoder_fingerprint is None else ""
         raise UserError(
             f"{latents} '{made_by}' ({fingerprint}), and '{self.name}' has other weights ({own}){unknown}",

@@ -177,15 +177,20 @@ def lock_path(root: Path, run: PlannedRun) -> Path:
     return root / LOCKS / f"{run.name.replace('/', '--')}.lock"
 
 
+def _lock_of(run: PlannedRun, root: Path) -> FileLock:
+    """Make the lock of a run, which nobody holds yet."""
+    path = lock_path(root, run)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path)
+
+
 def _take_next(plan: Plan, root: Path) -> tuple[str, FileLock | None]:
     """Take the first run that is ready and that nobody else has taken; say whether there is nothing left at all."""
     unfinished = plan.unfinished
     for run in unfinished:
         if not run.is_ready:
             continue
-        path = lock_path(root, run)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
+        lock = _lock_of(run, root)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -199,9 +204,7 @@ def _take_next(plan: Plan, root: Path) -> tuple[str, FileLock | None]:
 @contextlib.contextmanager
 def take(run: PlannedRun, root: Path) -> Iterator[None]:
     """Take a run, once whoever has it has let it go."""
-    path = lock_path(root, run)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
+    lock = _lock_of(run, root)
     try:
         lock.acquire(timeout=0)
     except Timeout:

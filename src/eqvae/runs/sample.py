@@ -276,12 +276,13 @@ def _load_decoder(card: GeneratorCard, name: str | None, run: str) -> Autoencode
     """Load an autoencoder whose encoder made the generator's latents, and no other."""
     name = name or card.autoencoder
     autoencoder = load_autoencoder(name)
-    if not autoencoder.check_decodes(
+    own = autoencoder.check_decodes(
         "The generator models latents of",
         made_by=card.autoencoder,
         fingerprint=card.autoencoder_fingerprint,
         encoder_fingerprint=card.encoder_fingerprint,
-    ):
+    )
+    if own != card.autoencoder_fingerprint:
         say(f"decoder: '{name}', trained further than that of '{card.autoencoder}', whose latents '{run}' models")
     return autoencoder
 

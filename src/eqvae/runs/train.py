@@ -72,8 +72,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     if done is not None:
         return done if processes.is_first else None
     autoencoder = load_autoencoder(plan.decoder)
-    plan.check_decoder(autoencoder)
-    decoder_fingerprint = autoencoder.fingerprint()
+    decoder_fingerprint = plan.check_decoder(autoencoder)
     if folder.saved is not None and folder.saved.get("decoder_fingerprint", fingerprint) != decoder_fingerprint:
         raise UserError(
             f"'{config.out}' drew its samples with another decoder than '{plan.decoder}' has now",

@@ -228,16 +228,18 @@ class Plan:
         """Where the autoencoder that made the cache is now, or one whose decoder was trained further."""
         return self.config.autoencoder or self.cache.index.autoencoder
 
-    def check_decoder(self, autoencoder: Autoencoder) -> None:
-        """Refuse latents of another encoder, and say where the decoder is not the cache's own."""
+    def check_decoder(self, autoencoder: Autoencoder) -> str:
+        """Refuse latents of another encoder, and say where the decoder is not the cache's own; returns its digest."""
         index = self.cache.index
-        if not autoencoder.check_decodes(
+        own = autoencoder.check_decodes(
             f"The latents in '{self.cache.folder}' were made by",
             made_by=index.autoencoder,
             fingerprint=index.fingerprint,
             encoder_fingerprint=index.encoder_fingerprint,
-        ):
+        )
+        if own != index.fingerprint:
             say(f"decoder: '{autoencoder.name}', trained further than that of '{index.autoencoder}', which encoded")
+        return own
 
     def batches(self, processes: Processes) -> Batches:
         """Bind the cache's reader to the run's processes; a teacher's tokens join the draws."""
