@@ -59,6 +59,7 @@ def prepare(notes: Path) -> Callable[[], None]:
         shared.narrow_generators(monkeypatch)
         torch.set_num_threads(1)
         perform, write_checkpoint = execution.perform, Loop.write_checkpoint
+        doing: list[str] = []
 
         def say(*words):
             with (notes / "said").open("a") as file:
@@ -66,6 +67,7 @@ def prepare(notes: Path) -> Callable[[], None]:
 
         def counted(planned):
             say("begun", planned.name)
+            doing[:] = [planned.name]
             if (notes / "fail").exists():
                 raise UserError("the disk is full", "Make room")
             perform(planned)
@@ -79,6 +81,7 @@ def prepare(notes: Path) -> Callable[[], None]:
                     (notes / "hold").unlink()
                 except FileNotFoundError:
                     return
+                say("stopped", *doing)
                 say("held", ray.get_runtime_context().get_node_id())
                 deadline_sec = time.monotonic() + 60
                 while not loop.stop and time.monotonic() < deadline_sec:
@@ -152,7 +155,8 @@ def test_a_plan_survives_its_machines(cluster, notes: Path, small: Setting, tmp_
     with pytest.raises(Interrupted, match="SIGTERM; the same command goes on"):
         reproduce_on(cluster.address, small.root)
     stopping.join()
-    (stopped,) = set(said(notes, "begun")) - set(said(notes, "ended"))
+    (stopped,) = said(notes, "stopped")
+    assert stopped in set(said(notes, "begun")) - set(said(notes, "ended"))  # the other machine's run may be another
     assert not (small.root / stopped / "metrics.json").exists()
     assert '"step": 3' in read_tensors(small.root / stopped / "checkpoint.safetensors")[1]["numbers"]
 
