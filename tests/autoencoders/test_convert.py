@@ -13,7 +13,8 @@ from torch import Tensor
 
 from eqvae.artifacts.files import write_json
 from eqvae.autoencoders import PRESETS, LatentStatistics, load_autoencoder
-from eqvae.autoencoders.convert import convert_autoencoder, describe_ldm
+from eqvae.autoencoders.compvis import describe
+from eqvae.autoencoders.convert import convert_autoencoder
 from eqvae.autoencoders.families import KLAutoencoder, TinyAutoencoder, VQAutoencoder
 from eqvae.autoencoders.layouts import diffusers_to_ldm
 from eqvae.autoencoders.loading import build_autoencoder
@@ -154,7 +155,7 @@ def test_published_architectures_are_compvis_own_configs() -> None:
     def described(preset: str) -> dict[str, Any]:
         with torch.device("meta"):
             model: Any = build_autoencoder(preset, seed=0).model
-        return describe_ldm(model, preset)
+        return describe(model, preset)
 
     fixed = {"resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128, "num_res_blocks": 2, "dropout": 0.0}
     f8 = fixed | {"double_z": True, "z_channels": 4, "ch_mult": [1, 2, 4, 4], "attn_resolutions": []}
@@ -210,7 +211,7 @@ def test_architectures_that_compvis_code_would_run_otherwise_are_refused(
 def test_models_without_any_attention_say_so_in_their_config() -> None:
     blocks = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
     model = AutoencoderKL(**blocks, block_out_channels=(32,), layers_per_block=1, mid_block_add_attention=False)
-    assert describe_ldm(model, "small")["ddconfig"]["attn_type"] == "none"
+    assert describe(model, "small")["ddconfig"]["attn_type"] == "none"
 
 
 def test_taken_or_unfit_destinations_are_refused(small_flux2: AutoencoderKLFlux2, tmp_path: Path) -> None:
@@ -222,7 +223,7 @@ def test_taken_or_unfit_destinations_are_refused(small_flux2: AutoencoderKLFlux2
     assert "exists" in refused(str(tmp_path), tmp_path / "file.safetensors", "ldm")
     assert "exists" in refused(str(tmp_path), tmp_path / "dangling.safetensors", "ldm")
     assert (tmp_path / "file.safetensors").read_bytes() == b"precious"
-    assert ".safetensors" in refused("tiny-kl", tmp_path / "model.ckpt", "ldm")
+    assert ".safetensors" in refused("tiny-kl", tmp_path / "model.bin", "ldm")
     assert "folder" in refused("tiny-kl", tmp_path / "model.safetensors", "diffusers")
     with pytest.raises(UserError, match="no folder"):
         convert_autoencoder("tiny-kl", tmp_path / "file.safetensors" / "inside", "diffusers")

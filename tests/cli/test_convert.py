@@ -11,9 +11,14 @@ from eqvae.cli import run
 def test_it_says_where_and_what_to_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "folder"
     assert run(["convert", "tiny-kl", str(folder), "--to", "diffusers"]) == 0
-    path, *advice = capsys.readouterr().out.splitlines()
+    path, keys, loading, shift, same = capsys.readouterr().out.splitlines()
     assert path == str(folder)
-    assert advice == ["  load it with diffusers.AutoencoderKL.from_pretrained"]
+    assert keys == "  168 tensors, 2,086,215 numbers: 168 under the same names, 0 under other ones"
+    assert loading == "  load it with diffusers.AutoencoderKL.from_pretrained"
+    assert (
+        shift.startswith("  shift_factor 0.101518, 0.0") and "StableDiffusion, DiT" in shift and "--fold unit" in shift
+    )
+    assert same == "  largest difference of outputs, loaded again: 0"
     assert load_autoencoder(str(folder)).fingerprint() == load_autoencoder("tiny-kl").fingerprint()
 
 

@@ -26,10 +26,15 @@ TENSORBOARD = "tensorboard"
 AUTOENCODER = "autoencoder"
 MODEL_CARD = "eqvae.json"
 AUTOENCODER_WEIGHTS = "diffusion_pytorch_model.safetensors"
+CONVERSION = "conversion.json"
+"""Beside a pair of TAESD's files: what they have no place for."""
 
 # An exported generator: its card, and one file for each kind of weights.
 GENERATOR = "generator"
 GENERATOR_CARD = "generator.json"
+
+# A pipeline's folder, diffusers' own layout.
+PIPELINE_INDEX = "model_index.json"
 
 # A latent cache: an index beside its shards, see `shard_name`.
 CACHE_INDEX = "index.json"

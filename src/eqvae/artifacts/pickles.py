@@ -81,6 +81,13 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def read_pickled_text(path: Path, key: str) -> str | None:
+    """Read a text that lies at the top of a file that `torch.save` wrote; None where there is none."""
+    content = _unpickle(path)
+    text = content.get(key) if isinstance(content, Mapping) else None
+    return text if isinstance(text, str) else None
+
+
 def _unpickle(path: Path) -> Any:
     """Read a pickle by torch's restricted unpickler; objects of unknown classes are replaced by inert ones."""
     standins: dict[str, Any] = {}

@@ -138,3 +138,9 @@ class Converted:
 
     advice: tuple[str, ...]
     """What whoever loads it has to know or to set, one line each."""
+
+    keys: str
+    """How many tensors there are, and how many of them have the names that they had."""
+
+    largest_difference: float
+    """Between outputs of the source and of what was written, loaded again, for the same inputs."""

@@ -164,6 +164,15 @@ def plain_names(named: NamedTensors, own: Collection[str] = ()) -> dict[str, str
     return names
 
 
+def compare_names(before: Collection[str], after: Collection[str], num_numbers: int) -> str:
+    """Report how the names of a model's tensors changed in a conversion."""
+    num_kept = len({*before} & {*after})
+    parts = [f"{num_kept} under the same names", f"{len(after) - num_kept} under other ones"]
+    if (surplus := len(after) - len(before)) != 0:
+        parts.append(f"{abs(surplus)} {'added' if surplus > 0 else 'left out'}")
+    return f"{len(after)} tensors, {num_numbers:,} numbers: {', '.join(parts)}"
+
+
 # Sets ----------------------------------------------------------------------------------------------------------------
 
 

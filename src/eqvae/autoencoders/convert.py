@@ -1,156 +1,142 @@
-"""One autoencoder in another format: diffusers' folder, or one file under CompVis' names (LDM, taming-transformers).
+"""One autoencoder in another format: a folder of diffusers, a file under CompVis' names, a pair of TAESD's.
 
-An LDM file has no place for what a diffusers config says besides the architecture. It goes into the file's header,
-where CompVis' code does not look and the way back does.
+Only diffusers' config has a place for scaling and shift factors. In other formats they stand where the format's own
+code does not look and the way back does: in the header of safetensors, beside the weights in a pickle, beside a pair.
 """
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from safetensors import SafetensorError, safe_open
 
-from eqvae.artifacts.files import check_writable, read_json, replace_folder, write_json, write_tensors
-from eqvae.artifacts.names import AUTOENCODER, CONFIG, MODEL_CARD
+from eqvae.artifacts.files import check_writable, read_json, replace_folder, write_atomically, write_json, write_tensors
+from eqvae.artifacts.names import AUTOENCODER, CONFIG, CONVERSION, MODEL_CARD
+from eqvae.artifacts.pickles import read_pickled_text
 from eqvae.artifacts.records import Converted
-from eqvae.autoencoders.layouts import diffusers_to_ldm
+from eqvae.artifacts.weights import compare_names
+from eqvae.autoencoders.compvis import FILE_FORMATS, check_class, describe, has_quant_convs, loading_advice, modelspec
+from eqvae.autoencoders.factors import Fold, comfyui_advice, configured, fold, pipeline_advice
+from eqvae.autoencoders.layouts import (
+    Published,
+    diffusers_to_ldm,
+    diffusers_to_pair,
+    find_pair,
+    is_ldm,
+    pair_to_diffusers,
+)
 from eqvae.autoencoders.loading import load_autoencoder, split_weights
 from eqvae.autoencoders.presets import PRESETS, UNTRAINED
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
 
-Format = Literal["diffusers", "ldm"]
+Format = Literal["diffusers", "ldm", "stability", "comfyui", "taming", "taesd", "mar", "va-vae"]
 
-_LDM_SUFFIX = ".safetensors"
-_FILE_SUFFIXES = (_LDM_SUFFIX, ".ckpt", ".pth", ".pt", ".bin")
-_LDM_CLASSES = ("AutoencoderKL", "VQModel")
+_FILE_SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
+_TINY_CLASSES = ("AutoencoderTiny", "PooledAutoencoderTiny")
 _NOTE = "eqvae"
-"""The header's only entry of metadata: safetensors writes several in no fixed order."""
+"""In a header the only entry of metadata where none is asked for: safetensors writes several in no fixed order."""
 
 _BESIDE_ARCHITECTURE = (
     "scaling_factor", "shift_factor", "latents_mean", "latents_std", "sample_size", "force_upcast"
 )  # fmt: skip
-"""Fields of a diffusers config that an LDM file's names and shapes don't show."""
+"""Fields of a diffusers config that names and shapes don't show."""
 
-_LDM_NUM_GROUPS = 32
-_LDM_RESOLUTION_PX = 256
-"""`resolution` of every published ddconfig; with `attn_resolutions` it only says which levels attend."""
+_OF_ARCHITECTURE = (
+    "in_channels", "out_channels", "encoder_block_out_channels", "decoder_block_out_channels", "act_fn", "upsample_fn",
+    "upsampling_scaling_factor", "num_encoder_blocks", "num_decoder_blocks",
+)  # fmt: skip
+"""Fields of a tiny autoencoder's config that TAESD's author's code has written into it."""
 
 
-def convert_autoencoder(source: str, destination: Path, to: Format) -> Converted:
+def convert_autoencoder(source: str, destination: Path, to: Format, *, folded: Fold | None = None) -> Converted:
     """Write an autoencoder in another format; weights are fp32, and their values stay what they were, bit for bit.
 
-    `source` is anything that `load_autoencoder` takes. `diffusers` is a folder, with `eqvae.json` where the source has
-    one; `ldm` is a `.safetensors` file under the names of CompVis' own AutoencoderKL and VQModel, without prefix.
+    `source` is anything that `load_autoencoder` takes. `folded`: the layers next to the latent take its factors in.
     """
     _check_destination(destination, to)
     name = source.removeprefix(UNTRAINED)
-    if to == "ldm" and name in PRESETS:  # told before gigabytes are fetched
-        _check_ldm_class(source, PRESETS[name].architecture.class_name)
-    autoencoder = load_autoencoder(source)
-    source, _ = split_weights(source)
-    note = _read_note(source)
+    if name in PRESETS:  # told before gigabytes are fetched
+        _check_class(source, PRESETS[name].architecture.class_name, to)
+    given = load_autoencoder(source)
+    autoencoder, (source, _) = given, split_weights(source)
     model: Any = autoencoder.model
-    kept = {field: note[field] for field in _BESIDE_ARCHITECTURE if field in note and field in model.config}
-    model.register_to_config(**kept)
+    _check_class(source, type(model).__name__, to)
+    note = _read_note(source)
+    model.register_to_config(**{field: value for field, value in _factors_of(note).items() if field in model.config})
+    knows_scaling = bool(note) or not is_ldm(model_names(given))
+    if folded is not None:
+        if not knows_scaling:
+            raise UserError(f"'{source}' has no scaling factor to fold", "Give a diffusers folder whose config has one")
+        autoencoder = fold(autoencoder, configured(autoencoder), folded)
     card = note.get("card") or _read_card(source)
-    knows_scaling = bool(note) or not _is_weight_file(source)
     if to == "diffusers":
-        return _write_diffusers(autoencoder, destination, card, knows_scaling=knows_scaling)
-    return _write_ldm(autoencoder, destination, card, source, knows_scaling=knows_scaling)
+        names, advice = _write_diffusers(autoencoder, destination, card, knows_scaling=knows_scaling)
+    elif to == "taesd":
+        names, advice = _write_pair(autoencoder, destination, card, source)
+    else:
+        names, advice = _write_file(autoencoder, destination, to, card, source, knows_scaling=knows_scaling)
+    written = load_autoencoder(str(destination.absolute()))
+    return Converted(
+        path=destination,
+        advice=tuple(advice),
+        keys=compare_names(model_names(given), names, given.num_parameters()),
+        largest_difference=_largest_difference(given, written, folded=folded is not None),
+    )
 
 
-def describe_ldm(model: Any, source: str) -> dict[str, Any]:
-    """Say how CompVis' code builds a model."""
-    class_name, config = type(model).__name__, model.config
-    _check_ldm_class(source, class_name)
-    is_discrete = class_name == "VQModel"
-    attends = [kind == "AttnDownEncoderBlock2D" for kind in config["down_block_types"]]
-    _check_ldm_architecture(config, attends, source)
-    channels = config["block_out_channels"]
-    ddconfig = {
-        "double_z": not is_discrete,
-        "z_channels": config["latent_channels"],
-        "resolution": _LDM_RESOLUTION_PX,
-        "in_channels": config["in_channels"],
-        "out_ch": config["out_channels"],
-        "ch": channels[0],
-        "ch_mult": [number // channels[0] for number in channels],
-        "num_res_blocks": config["layers_per_block"],
-        "attn_resolutions": [_LDM_RESOLUTION_PX >> level for level, attend in enumerate(attends) if attend],
-        "dropout": 0.0,
-    }
-    if not config.get("mid_block_add_attention", True):
-        ddconfig["attn_type"] = "none"
-    embed_dim = (config["vq_embed_dim"] or config["latent_channels"]) if is_discrete else config["latent_channels"]
-    target = f"ldm.models.autoencoder.{class_name}"
-    if not _has_quant_convs(config):
-        target = "ldm.modules.diffusionmodules.model.Encoder and Decoder"
-    described = {"target": target, "embed_dim": embed_dim, "ddconfig": ddconfig}
-    return described | ({"n_embed": config["num_vq_embeddings"]} if is_discrete else {})
-
-
-def _has_quant_convs(config: Mapping[str, Any]) -> bool:
-    """Look for layers that an `AutoencoderKL` may lack and a `VQModel` always has."""
-    return all(config.get(name, True) for name in ("use_quant_conv", "use_post_quant_conv"))
+def model_names(autoencoder: Autoencoder) -> tuple[str, ...]:
+    """Name the weights as they were named where they came from."""
+    names: tuple[str, ...] = autoencoder.names_in_file  # type: ignore[assignment]
+    return names or tuple(autoencoder.model.state_dict())  # type: ignore[union-attr]
 
 
 def _check_destination(destination: Path, to: Format) -> None:
     """Refuse what can be seen to be wrong before the source is loaded."""
     if os.path.lexists(destination):
         raise UserError(f"DESTINATION '{destination}' exists", "Choose another name, or remove it")
-    if to == "ldm" and destination.suffix != _LDM_SUFFIX:
-        raise UserError(f"DESTINATION '{destination}' is to be an LDM file", f"Let its name end in {_LDM_SUFFIX}")
-    if to == "diffusers" and destination.suffix in _FILE_SUFFIXES:
+    if to in FILE_FORMATS:
+        suffixes = FILE_FORMATS[to].suffixes
+        if destination.suffix not in suffixes:
+            raise UserError(
+                f"DESTINATION '{destination}' is to be a file for --to {to}",
+                f"Let its name end in {' or '.join(suffixes)}",
+            )
+    elif destination.suffix in _FILE_SUFFIXES:
         raise UserError(f"DESTINATION '{destination}' is to be a folder", f"Leave out '{destination.suffix}'")
     check_writable(destination.absolute().parent, "DESTINATION's folder")
 
 
-def _check_ldm_class(source: str, class_name: str) -> None:
-    if class_name not in _LDM_CLASSES:
+def _check_class(source: str, class_name: str, to: Format) -> None:
+    if to in FILE_FORMATS:
+        check_class(source, class_name, to)
+    if to == "taesd" and class_name not in _TINY_CLASSES:
         raise UserError(
-            f"'{source}' is of the class {class_name}, which CompVis' format can't express",
-            f"--to ldm takes {' and '.join(_LDM_CLASSES)}, --to diffusers takes all",
+            f"'{source}' is of the class {class_name}, which TAESD's format can't express",
+            f"--to taesd takes {_TINY_CLASSES[0]}, --to diffusers takes all",
         )
 
 
-def _check_ldm_architecture(config: Mapping[str, Any], attends: list[bool], source: str) -> None:
-    """Refuse what CompVis' code has no setting for, though names and shapes may fit: its outputs would be others."""
-    up_attends = [kind == "AttnUpDecoderBlock2D" for kind in reversed(config["up_block_types"])]
-    kinds = {*config["down_block_types"], *config["up_block_types"]}
-    others = kinds - {"DownEncoderBlock2D", "AttnDownEncoderBlock2D", "UpDecoderBlock2D", "AttnUpDecoderBlock2D"}
-    channels, num_groups = config["block_out_channels"], config["norm_num_groups"]
-    obstacles = (
-        (bool(others), f"it has blocks of the kind {', '.join(sorted(others))}"),
-        (num_groups != _LDM_NUM_GROUPS, f"its norms have {num_groups} groups instead of {_LDM_NUM_GROUPS}"),
-        (config["act_fn"] not in ("silu", "swish"), f"its activation is {config['act_fn']} instead of silu"),
-        (config.get("norm_type", "group") != "group", f"its norms are {config.get('norm_type')}"),
-        (attends != up_attends, "its encoder and decoder attend at different resolutions"),
-        (any(attends) and not config.get("mid_block_add_attention", True), "it attends, but not in the middle"),
-        (any(number % channels[0] for number in channels), f"{channels} are no multiples of the first"),
-    )
-    for is_there, what in obstacles:
-        if is_there:
-            raise UserError(
-                f"'{source}' can't be expressed in CompVis' format: {what}", "Use its diffusers form (--to diffusers)"
-            )
-
-
-def _is_weight_file(source: str) -> bool:
-    return source.removeprefix(UNTRAINED) not in PRESETS and Path(source).expanduser().is_file()
-
-
 def _read_note(source: str) -> dict[str, Any]:
-    """What `_write_ldm` left in a file's header; empty for everything else."""
+    """What `_write_file` or `_write_pair` left beside weights; empty for everything else."""
     path = Path(source).expanduser()
-    if not _is_weight_file(source) or path.suffix != _LDM_SUFFIX:
+    if source.removeprefix(UNTRAINED) in PRESETS or not path.exists():
+        return {}
+    beside = (path if path.is_dir() else path.parent) / CONVERSION
+    if beside.is_file() and not (path / CONFIG).exists() and find_pair(path) is not None:
+        return read_json(beside)
+    if not path.is_file() or path.suffix not in _FILE_SUFFIXES:
         return {}
     try:
-        with safe_open(path, framework="pt") as file:
-            note = json.loads((file.metadata() or {}).get(_NOTE, "{}"))
-    except (SafetensorError, json.JSONDecodeError) as error:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                note = json.loads((file.metadata() or {}).get(_NOTE, "{}"))
+        else:
+            note = json.loads(read_pickled_text(path, _NOTE) or "{}")
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise UserError(f"The header of '{path}' is damaged ({error})", "Fetch or write it again") from None
     return note if isinstance(note, dict) else {}
 
@@ -167,13 +153,13 @@ def _read_card(source: str) -> dict[str, Any] | None:
 
 def _write_diffusers(
     autoencoder: Autoencoder, destination: Path, card: dict[str, Any] | None, *, knows_scaling: bool
-) -> Converted:
-    def fill(folder: Path) -> None:
+) -> tuple[Sequence[str], list[str]]:
+    def write(folder: Path) -> None:
         autoencoder.save(folder)
         if card is not None:
             write_json(folder / MODEL_CARD, card)
 
-    replace_folder(destination, fill)
+    replace_folder(destination, write)
     model: Any = autoencoder.model
     own = type(model).__module__.startswith("eqvae.")
     module = type(model).__module__ if own else "diffusers"
@@ -183,41 +169,109 @@ def _write_diffusers(
         advice.append(
             f"its source has no scaling factor: scaling_factor {model.config['scaling_factor']:g} in {CONFIG} is {said}"
         )
-    return Converted(path=destination, advice=tuple(advice))
+    return list(model.state_dict()), advice + pipeline_advice(model.config)
 
 
-def _write_ldm(
-    autoencoder: Autoencoder, destination: Path, card: dict[str, Any] | None, source: str, *, knows_scaling: bool
-) -> Converted:
+def _write_file(
+    autoencoder: Autoencoder,
+    destination: Path,
+    to: Format,
+    card: dict[str, Any] | None,
+    source: str,
+    *,
+    knows_scaling: bool,
+) -> tuple[Sequence[str], list[str]]:
     model: Any = autoencoder.model
-    config, described = model.config, describe_ldm(model, source)
-    kept = {field: config[field] for field in _BESIDE_ARCHITECTURE if field in config} if knows_scaling else {}
+    config, described, known = model.config, describe(model, source, to), FILE_FORMATS[to]
+    kept = _factors_of(config) if knows_scaling else {}
     note = described | kept if kept else {}
     if card is not None:
         note["card"] = card
-    state = diffusers_to_ldm(model.state_dict(), len(config["block_out_channels"]))
-    write_tensors(destination, state, {_NOTE: json.dumps(note)} if note else None)
-    advice = _ldm_advice(described, kept, has_quant_convs=_has_quant_convs(config))
-    return Converted(path=destination, advice=tuple(advice))
+    said = {_NOTE: json.dumps(note)} if note else {}
+    weights = diffusers_to_ldm(model.state_dict(), len(config["block_out_channels"]))
+    state = {known.prefix + name: tensor for name, tensor in weights.items()}
+    if destination.suffix == ".safetensors":
+        header = said | (modelspec(destination.stem, model) if to in ("stability", "comfyui") else {})
+        write_tensors(destination, state, header or None)
+    else:
+        content: dict[str, Any] = {str(known.container): state, **said}
+        write_atomically(destination, lambda part: torch.save(content, part))
+    advice = loading_advice(to, described, destination.suffix, quant_convs=has_quant_convs(config))
+    if to == "comfyui":
+        return list(weights), [*advice, comfyui_advice()]
+    return list(weights), advice + _factors_advice(kept, to)
 
 
-def _ldm_advice(described: Mapping[str, Any], kept: Mapping[str, Any], *, has_quant_convs: bool) -> list[str]:
-    """Say what a user of the file must know and set, which the file can't say to CompVis' code."""
-    no_setting = "latent-diffusion has no setting for it"
-    settings = {name: value for name, value in described.items() if name != "target"}
+def _write_pair(
+    autoencoder: Autoencoder, destination: Path, card: dict[str, Any] | None, source: str
+) -> tuple[Sequence[str], list[str]]:
+    model: Any = autoencoder.model
+    encoder, decoder = diffusers_to_pair(model.state_dict())
+    _check_tiny_architecture(model.config, pair_to_diffusers(encoder, decoder), source)
+    stem = {4: "taesd", 16: "taesd3", 32: "taef2"}.get(autoencoder.latent_channels, "tiny")
+    note = _factors_of(model.config) | ({} if card is None else {"card": card})
+
+    def write(folder: Path) -> None:
+        for part, state in (("encoder", encoder), ("decoder", decoder)):
+            torch.save(state, folder / f"{stem}_{part}.pth")
+        write_json(folder / CONVERSION, note)
+
+    replace_folder(destination, write)
+    names = [*(f"encoder.{name}" for name in encoder), *(f"decoder.{name}" for name in decoder)]
     advice = [
-        "CompVis' names without prefix: loads strictly where lossconfig is torch.nn.Identity; inside a diffusion "
-        "model's checkpoint they begin with 'first_stage_model.'"
-        if has_quant_convs
-        else "CompVis' names without prefix and without quant_conv, as in SD3's and Flux' own files; "
-        "CompVis' AutoencoderKL has these layers and does not load it strictly",
-        f"for {described['target']}: {json.dumps(settings)}",
+        f"madebyollin's TAESD({stem}_encoder.pth, {stem}_decoder.pth, latent_channels={autoencoder.latent_channels}); "
+        "its pictures are in [0, 1]",
+        f"ComfyUI finds a pair in models/vae_approx by the name of its base's ({stem})",
     ]
+    return names, advice + _factors_advice(note, "taesd")
+
+
+def _check_tiny_architecture(config: Mapping[str, Any], read_back: Published, source: str) -> None:
+    """Refuse what the pair's names and shapes don't tell."""
+    from eqvae.autoencoders.families import find_family  # diffusers takes seconds to import
+
+    with torch.device("meta"):
+        built: Any = find_family(read_back.class_name, source).build(read_back.class_name, read_back.config, name="")
+    for field in _OF_ARCHITECTURE:
+        own, usual = (
+            tuple(each) if isinstance(each, list) else each for each in (config[field], built.model.config[field])
+        )
+        if own != usual:
+            raise UserError(
+                f"'{source}' can't be expressed in TAESD's format: its {field} is {own} instead of {usual}",
+                "Use its diffusers form (--to diffusers)",
+            )
+
+
+def _factors_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {field: config[field] for field in _BESIDE_ARCHITECTURE if field in config}
+
+
+def _factors_advice(kept: Mapping[str, Any], to: Format) -> list[str]:
+    """Say what a user of a file must set, which the file can't say to the format's code."""
+    no_setting = "latent-diffusion has no setting for it"
+    if to == "va-vae":
+        return ["LightningDiT measures its own latents_stats.pt"]
+    where = "in the place of 0.2325 in MAR's code" if to == "mar" else "in the diffusion model's config"
+    advice = []
     if (factor := kept.get("scaling_factor")) is not None:
-        advice.append(f"set scale_factor: {factor!r} in the diffusion model's config")
+        advice.append(f"set scale_factor: {factor!r} {where}")
     if shift := kept.get("shift_factor"):
         advice.append(f"subtract {shift!r} from latents before scale_factor, and add it before decoding: {no_setting}")
     mean, std = kept.get("latents_mean"), kept.get("latents_std")
     if mean is not None and std is not None:
         advice.append(f"normalize channels by mean {list(mean)} and deviation {list(std)}: {no_setting}")
     return advice
+
+
+@torch.no_grad()
+def _largest_difference(one: Autoencoder, other: Autoencoder, *, folded: bool) -> float:
+    """Encode and decode the same noise; where factors were folded, latents are compared as a generator sees them."""
+    model: Any = one.model
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(1, model.config.get("in_channels", 3), 2 * one.stride, 3 * one.stride, generator=generator) * 2 - 1
+    latents = [each.encode(x).mean for each in (one, other)]
+    images = [each.decode(z) for each, z in zip((one, other), latents, strict=True)]
+    if folded:
+        latents = [configured(each).normalize(z) for each, z in zip((one, other), latents, strict=True)]
+    return max(float((a - b).abs().max()) for a, b in (latents, images))

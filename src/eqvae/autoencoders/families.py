@@ -32,11 +32,13 @@ class DiffusersAutoencoder(Autoencoder):
         model_classes: The diffusers classes that the family takes.
         levels_field: A field of their config with one entry for each resolution.
         has_shift: Whether their config knows a `shift_factor` beside the `scaling_factor`.
+        names_in_file: The weights' names where they were loaded from, without what stood before all of them.
     """
 
     model_classes: ClassVar[tuple[type[ModelMixin], ...]]
     levels_field: ClassVar[str] = "block_out_channels"
     has_shift: ClassVar[bool] = True
+    names_in_file: tuple[str, ...] = ()
 
     def __init__(self, model: Any, *, name: str) -> None:
         """Wrap a model; its stride follows from the number of its resolutions."""

@@ -203,6 +203,19 @@ def pair_to_diffusers(encoder: dict[str, Tensor], decoder: dict[str, Tensor]) ->
     return Published(class_name="PooledAutoencoderTiny" if pooled else "AutoencoderTiny", config=config, state=state)
 
 
+def diffusers_to_pair(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Rename the weights of diffusers' tiny autoencoders: the way back of `pair_to_diffusers`."""
+    encoder: dict[str, Tensor] = {}
+    decoder: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        part, _, number, rest = name.split(".", 3)
+        if part == "encoder":
+            encoder[f"{number}.{rest}"] = tensor
+        else:
+            decoder[f"{int(number) + 1}.{rest}"] = tensor
+    return encoder, decoder
+
+
 def rename_legacy_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give the attention weights of old Stable Diffusion folders their present names, as diffusers does."""
     return {

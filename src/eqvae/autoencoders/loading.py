@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -154,7 +154,8 @@ def _load_path(path: Path, source: _Source) -> Autoencoder:
     if (pair := find_pair(path)) is not None:
         encoder, decoder = (named.take(plain_names(named)) for named in map(read_named, pair))
         published = pair_to_diffusers(encoder, decoder)
-        return _fill(_build(published.class_name, published.config, source), published.state, path)
+        names = (*(f"encoder.{name}" for name in encoder), *(f"decoder.{name}" for name in decoder))
+        return _fill(_build(published.class_name, published.config, source), published.state, path, names)
     if path.is_dir():
         raise UserError(f"'{path}' holds no autoencoder", f"Give {_KINDS}")
     named = read_named(path)
@@ -171,7 +172,8 @@ def _load_path(path: Path, source: _Source) -> Autoencoder:
     num_levels = len(published.config["block_out_channels"])
     autoencoder = _build(published.class_name, published.config, source)
     expected = autoencoder.model.state_dict()
-    return _fill(autoencoder, ldm_to_diffusers(published.state, expected, num_levels), path, taken.line)
+    state = ldm_to_diffusers(published.state, expected, num_levels)
+    return _fill(autoencoder, state, path, taken.state, taken.line)
 
 
 def _describes_autoencoder(config: Path) -> bool:
@@ -209,7 +211,7 @@ def _load_diffusers(folder: Path, source: _Source, file: str | None = None) -> A
     expected = list(autoencoder.model.state_dict())
     sets = find_sets(named, (expected[0], expected[-1]))
     taken = _take(named, sets, source) if sets else _Taken(named.take(plain_names(named, expected)))
-    return _fill(autoencoder, rename_legacy_attention(taken.state), folder / file, taken.line)
+    return _fill(autoencoder, rename_legacy_attention(taken.state), folder / file, taken.state, taken.line)
 
 
 def _no_autoencoder(folder: Path, config: Mapping[str, Any]) -> UserError:
@@ -252,10 +254,15 @@ def _no_description(class_name: str, where: str, error: Exception) -> UserError:
 
 
 def _fill(
-    autoencoder: "DiffusersAutoencoder", state: Mapping[str, Tensor], file: Path, line: str | None = None
+    autoencoder: "DiffusersAutoencoder",
+    state: Mapping[str, Tensor],
+    file: Path,
+    names: Iterable[str],
+    line: str | None = None,
 ) -> Autoencoder:
-    """Give a model exactly these weights, and say what is to be said of them."""
+    """Give a model exactly these weights, which had these names in the file, and say what is to be said of them."""
     load_strictly(autoencoder.model, state, source=str(file))
+    autoencoder.names_in_file = tuple(names)
     if line is not None:
         say_once(line)
     return autoencoder.eval()

@@ -17,7 +17,7 @@ from eqvae.artifacts.weights import WhichWeights, choose_set, describe_choice, f
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import GeneratorCard, Weights, load_transformer, read_card
-from eqvae.generators.recipes import Recipe
+from eqvae.generators.recipes import Backbone, Recipe
 from eqvae.runtime.journal import installed_version, say_once
 
 _ANCHORS = (
@@ -127,3 +127,14 @@ def write_official(run: Path, path: Path) -> GeneratorCard:
         content = states if len(states) > 1 else states["ema"]
     write_atomically(path, lambda part: torch.save(content, part))
     return card
+
+
+@torch.no_grad()
+def largest_difference(one: Backbone, other: Backbone) -> float:
+    """Compare what two networks answer to the same random inputs."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = [
+        torch.rand(each.shape, generator=generator) if each.is_floating_point() else each
+        for each in one.config.example()
+    ]
+    return float((one(*inputs) - other(*inputs)).abs().max())
