@@ -1,7 +1,6 @@
 """One autoencoder in another format: a folder of diffusers, a file under CompVis' names, a pair of TAESD's.
 
-Only diffusers' config has a place for scaling and shift factors. In other formats they stand where the format's own
-code does not look and the way back does: in the header of safetensors, beside the weights in a pickle, beside a pair.
+Only diffusers' config has a place for scaling and shift factors; in other formats they stand in a note.
 """
 
 import json
@@ -11,11 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from eqvae.artifacts.files import check_writable, read_json, replace_folder, write_atomically, write_json, write_tensors
 from eqvae.artifacts.names import AUTOENCODER, CONFIG, CONVERSION, MODEL_CARD
-from eqvae.artifacts.pickles import read_pickled_text
 from eqvae.artifacts.records import Converted
 from eqvae.artifacts.weights import compare_names
 from eqvae.autoencoders.compvis import FILE_FORMATS, check_class, describe, has_quant_convs, loading_advice, modelspec
@@ -29,6 +26,7 @@ from eqvae.autoencoders.layouts import (
     pair_to_diffusers,
 )
 from eqvae.autoencoders.loading import load_autoencoder, split_weights
+from eqvae.autoencoders.notes import NOTE, factors_of, read_note, read_pair_note
 from eqvae.autoencoders.presets import PRESETS, UNTRAINED
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
@@ -37,14 +35,6 @@ Format = Literal["diffusers", "ldm", "stability", "comfyui", "taming", "taesd", 
 
 _FILE_SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
 _TINY_CLASSES = ("AutoencoderTiny", "PooledAutoencoderTiny")
-_NOTE = "eqvae"
-"""In a header the only entry of metadata where none is asked for: safetensors writes several in no fixed order."""
-
-_BESIDE_ARCHITECTURE = (
-    "scaling_factor", "shift_factor", "latents_mean", "latents_std", "sample_size", "force_upcast"
-)  # fmt: skip
-"""Fields of a diffusers config that names and shapes don't show."""
-
 _OF_ARCHITECTURE = (
     "in_channels", "out_channels", "encoder_block_out_channels", "decoder_block_out_channels", "act_fn", "upsample_fn",
     "upsampling_scaling_factor", "num_encoder_blocks", "num_decoder_blocks",
@@ -66,8 +56,7 @@ def convert_autoencoder(source: str, destination: Path, to: Format, *, folded: F
     model: Any = autoencoder.model
     _check_class(source, type(model).__name__, to)
     note = _read_note(source)
-    model.register_to_config(**{field: value for field, value in _factors_of(note).items() if field in model.config})
-    knows_scaling = bool(note) or not is_ldm(model_names(given))
+    knows_scaling = bool(factors_of(note)) or not is_ldm(model_names(given))
     if folded is not None:
         if not knows_scaling:
             raise UserError(f"'{source}' has no scaling factor to fold", "Give a diffusers folder whose config has one")
@@ -123,22 +112,11 @@ def _check_class(source: str, class_name: str, to: Format) -> None:
 def _read_note(source: str) -> dict[str, Any]:
     """What `_write_file` or `_write_pair` left beside weights; empty for everything else."""
     path = Path(source).expanduser()
-    if source.removeprefix(UNTRAINED) in PRESETS or not path.exists():
+    if source.removeprefix(UNTRAINED) in PRESETS or not path.exists() or (path / CONFIG).exists():
         return {}
-    beside = (path if path.is_dir() else path.parent) / CONVERSION
-    if beside.is_file() and not (path / CONFIG).exists() and find_pair(path) is not None:
-        return read_json(beside)
-    if not path.is_file() or path.suffix not in _FILE_SUFFIXES:
-        return {}
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                note = json.loads((file.metadata() or {}).get(_NOTE, "{}"))
-        else:
-            note = json.loads(read_pickled_text(path, _NOTE) or "{}")
-    except (SafetensorError, ValueError, RecursionError) as error:
-        raise UserError(f"The header of '{path}' is damaged ({error})", "Fetch or write it again") from None
-    return note if isinstance(note, dict) else {}
+    if (pair := find_pair(path)) is not None:
+        return read_pair_note(pair[0])
+    return read_note(path) if path.is_file() and path.suffix in _FILE_SUFFIXES else {}
 
 
 def _read_card(source: str) -> dict[str, Any] | None:
@@ -183,11 +161,11 @@ def _write_file(
 ) -> tuple[Sequence[str], list[str]]:
     model: Any = autoencoder.model
     config, described, known = model.config, describe(model, source, to), FILE_FORMATS[to]
-    kept = _factors_of(config) if knows_scaling else {}
+    kept = factors_of(config) if knows_scaling else {}
     note = described | kept if kept else {}
     if card is not None:
         note["card"] = card
-    said = {_NOTE: json.dumps(note)} if note else {}
+    said = {NOTE: json.dumps(note)} if note else {}
     weights = diffusers_to_ldm(model.state_dict(), len(config["block_out_channels"]))
     state = {known.prefix + name: tensor for name, tensor in weights.items()}
     if destination.suffix == ".safetensors":
@@ -209,7 +187,7 @@ def _write_pair(
     encoder, decoder = diffusers_to_pair(model.state_dict())
     _check_tiny_architecture(model.config, pair_to_diffusers(encoder, decoder), source)
     stem = {4: "taesd", 16: "taesd3", 32: "taef2"}.get(autoencoder.latent_channels, "tiny")
-    note = _factors_of(model.config) | ({} if card is None else {"card": card})
+    note = factors_of(model.config) | ({} if card is None else {"card": card})
 
     def write(folder: Path) -> None:
         for part, state in (("encoder", encoder), ("decoder", decoder)):
@@ -241,10 +219,6 @@ def _check_tiny_architecture(config: Mapping[str, Any], read_back: Published, so
                 f"'{source}' can't be expressed in TAESD's format: its {field} is {own} instead of {usual}",
                 "Use its diffusers form (--to diffusers)",
             )
-
-
-def _factors_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {field: config[field] for field in _BESIDE_ARCHITECTURE if field in config}
 
 
 def _factors_advice(kept: Mapping[str, Any], to: Format) -> list[str]:

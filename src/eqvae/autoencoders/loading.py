@@ -31,6 +31,7 @@ from eqvae.autoencoders.layouts import (
     read_ldm,
     rename_legacy_attention,
 )
+from eqvae.autoencoders.notes import factors_of, read_note, read_pair_note
 from eqvae.autoencoders.presets import PACKAGED, PRESETS, UNTRAINED
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.autoencoders.weight_files import choose_weight_file, fetch_folder, looks_like_hub_id
@@ -155,7 +156,8 @@ def _load_path(path: Path, source: _Source) -> Autoencoder:
         encoder, decoder = (named.take(plain_names(named)) for named in map(read_named, pair))
         published = pair_to_diffusers(encoder, decoder)
         names = (*(f"encoder.{name}" for name in encoder), *(f"decoder.{name}" for name in decoder))
-        return _fill(_build(published.class_name, published.config, source), published.state, path, names)
+        config = published.config | factors_of(read_pair_note(pair[0]))
+        return _fill(_build(published.class_name, config, source), published.state, path, names)
     if path.is_dir():
         raise UserError(f"'{path}' holds no autoencoder", f"Give {_KINDS}")
     named = read_named(path)
@@ -170,7 +172,8 @@ def _load_path(path: Path, source: _Source) -> Autoencoder:
     taken = _take(named, sets, source)
     published = read_ldm(taken.state)
     num_levels = len(published.config["block_out_channels"])
-    autoencoder = _build(published.class_name, published.config, source)
+    note = factors_of(read_note(path)) if path.suffix != ".json" else {}
+    autoencoder = _build(published.class_name, published.config | note, source)
     expected = autoencoder.model.state_dict()
     state = ldm_to_diffusers(published.state, expected, num_levels)
     return _fill(autoencoder, state, path, taken.state, taken.line)
