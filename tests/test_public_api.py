@@ -16,14 +16,15 @@ SCRIPT = """
 from pathlib import Path
 
 from eqvae import CompareConfig, ConvertConfig, EncodeConfig, EvaluateConfig, FinetuneConfig, RankConfig, ReportConfig
-from eqvae import PushConfig, ReproduceConfig, SampleConfig, ScoreConfig, TrainConfig
-from eqvae import compare, convert, encode, evaluate, finetune, push, rank, report, reproduce, sample, score, train
+from eqvae import AdaptConfig, PushConfig, ReproduceConfig, SampleConfig, ScoreConfig, TrainConfig
+from eqvae import adapt, compare, convert, encode, evaluate, finetune, push, rank, report, reproduce, sample, score, train
 
 out = Path("runs")
 finetune(FinetuneConfig(autoencoder="tiny-kl", data="photos", out=out / "eq"))
 evaluate(EvaluateConfig(autoencoder="runs/eq", data="photos", out=out / "evaluation"))
 encode(EncodeConfig(autoencoder="runs/eq", data="photos", out=out / "latents"))
 train(TrainConfig(recipe="dit-s-2", latents=out / "latents", out=out / "dit"))
+adapt(AdaptConfig(run=out / "dit", latents=out / "new-latents", out=out / "adapted"))
 sample(SampleConfig(run="runs/dit", out=out / "samples"))
 score(ScoreConfig(samples=out / "samples", reference="photos", out=out / "score"))
 compare(CompareConfig(runs=(out / "dit", out / "other"), out=out / "comparison"))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from eqvae.autoencoders import Autoencoder, DiscreteAutoencoder, Posterior, build_autoencoder, load_autoencoder
     from eqvae.equivariance import Decoded, decode_transformed, eq_vae_loss, equivariance_loss, explicit_loss, vae_loss
     from eqvae.errors import Interrupted, UserError
+    from eqvae.generators.alignment import AdaptationConfig
     from eqvae.generators.diffusion import DitConfig
     from eqvae.generators.gat import GatConfig
     from eqvae.generators.interpolant import SitConfig
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from eqvae.metrics.frechet import frechet_distance
     from eqvae.metrics.intrinsic_dimension import intrinsic_dimension
     from eqvae.metrics.per_image import equivariance_error, psnr_db, ssim
+    from eqvae.runs.adapt import AdaptConfig, adapt
     from eqvae.runs.compare import CompareConfig, compare
     from eqvae.runs.convert import ConvertConfig, convert
     from eqvae.runs.demo import DemoConfig, demo
@@ -64,6 +66,7 @@ _HOMES = {
     "eqvae.methods.transform_config": ("TransformConfig",),
     "eqvae.methods": ("Batch", "Drawn", "Encoded", "Mixture", "Pair", "Term", "method", "parse_method"),
     "eqvae.training.autoencoder_config": ("AutoencoderTraining", "OptimizerConfig"),
+    "eqvae.generators.alignment": ("AdaptationConfig",),
     "eqvae.generators.diffusion": ("DitConfig",),
     "eqvae.generators.gat": ("GatConfig",),
     "eqvae.generators.interpolant": ("SitConfig",),
@@ -71,7 +74,7 @@ _HOMES = {
     "eqvae.generators.maskgit": ("MaskgitConfig",),
 } | {
     f"eqvae.runs.{name}": (name, f"{name.title()}Config")
-    for name in ("finetune", "evaluate", "encode", "train", "sample", "score", "compare", "rank", "reproduce",
+    for name in ("finetune", "evaluate", "encode", "train", "adapt", "sample", "score", "compare", "rank", "reproduce",
                  "report", "convert", "push", "demo")
 }  # fmt: skip
 """Where the public names are; imported when first used, since diffusers and torchmetrics take seconds."""
@@ -80,6 +83,8 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "IDENTITY",
+    "AdaptConfig",
+    "AdaptationConfig",
     "AdversarialConfig",
     "Autoencoder",
     "AutoencoderTraining",
@@ -123,6 +128,7 @@ __all__ = [
     "TransformConfig",
     "TransformSampler",
     "UserError",
+    "adapt",
     "build_autoencoder",
     "compare",
     "convert",

@@ -29,6 +29,7 @@ COMMANDS = {
     "evaluate": "measure an autoencoder: equivariance, reconstruction, latents",
     "encode": "write an autoencoder's latents of images into a cache for generators",
     "train": "train a generator on a latent cache: DiT, SiT, SiT + REPA, GAT, MaskGIT",
+    "adapt": "move a trained generator to the latents of another autoencoder",
     "sample": "draw images from a trained generator",
     "score": "score samples against a reference: FID, sFID, KID, Inception Score, precision, recall",
     "compare": "how much faster a generator learns: curves, time-to-quality speed-up, intervals",

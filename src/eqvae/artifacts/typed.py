@@ -4,6 +4,7 @@ import math
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Record = TypeVar("Record")
@@ -80,6 +81,8 @@ def _to_plain(kind: Any, value: object, where: str) -> Any:
             return float(value)  # type: ignore[arg-type]
     elif kind in (bool, str) and isinstance(value, kind):
         return value
+    elif kind is Path and isinstance(value, str):
+        return Path(value)
     raise ValueError(f"{where} is {_short(value)}, no {getattr(kind, '__name__', kind)}")
 
 

@@ -27,7 +27,7 @@ TIMING = ("compile", "gradient_checkpointing", "gradient_accumulation_steps", "s
 
 FREE = frozenset(
     {"command", "out", "latents", "seed", "device", "max_steps", "log_every", "sample_every", "checkpoint_every",
-     "dry_run", "data", "autoencoder", "cache_teacher", "posthoc_ema", *MEASURE, *TIMING}
+     "dry_run", "data", "autoencoder", "cache_teacher", "posthoc_ema", "old_latents", *MEASURE, *TIMING}
 )  # fmt: skip
 """Fields that do not decide which arm a run belongs to. The latents' fingerprint does, rather than their folder."""
 

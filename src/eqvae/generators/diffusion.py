@@ -14,7 +14,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from eqvae.errors import UserError
-from eqvae.generators.protocol import LatentSpecification, Loss, Objective, Predict, drop_labels
+from eqvae.generators.protocol import Coupling, LatentSpecification, Loss, Objective, Predict, drop_labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +239,11 @@ class DiffusionObjective(Objective):
 
     label_dropout: float = 0.1
     """Probability of training without the label."""
+
+    def coupling(self) -> Coupling:
+        alphas_bar = self.diffusion.alphas_bar
+        zero, one = torch.zeros_like(alphas_bar), torch.ones_like(alphas_bar)  # epsilon is what is predicted
+        return Coupling.of(alphas_bar.sqrt(), (1 - alphas_bar).sqrt(), zero, one)
 
     def out_channels(self, channels: int) -> int:
         return 2 * channels if self.learn_sigma else channels

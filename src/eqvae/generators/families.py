@@ -192,6 +192,7 @@ class Gat(Recipe):
     )  # fmt: skip
     samplers: ClassVar[dict[str, int]] = {"one-pass": 1}
     sampler: ClassVar[str] = "one-pass"
+    unadaptable: ClassVar[str] = "its discriminator would begin anew, and unteach it"
     backbone_config: ClassVar[type[GatNetworkConfig]] = GatNetworkConfig
 
     def __str__(self) -> str:
@@ -268,6 +269,7 @@ class Maskgit(Recipe):
     )
     samplers: ClassVar[dict[str, int]] = {"confidence": 8, "halton": 32}
     sampler: ClassVar[str] = "confidence"
+    unadaptable: ClassVar[str] = "codes of two codebooks are no vectors that a map could turn into each other"
     backbone_config: ClassVar[type[MaskTransformerConfig]] = MaskTransformerConfig
 
     def __str__(self) -> str:

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from eqvae.errors import UserError
-from eqvae.generators.protocol import LatentSpecification, Loss, Objective, Predict, drop_labels
+from eqvae.generators.protocol import Coupling, LatentSpecification, Loss, Objective, Predict, drop_labels
 
 Path = Literal["linear", "gvp", "vp"]
 Prediction = Literal["velocity", "score", "noise"]
@@ -189,6 +189,14 @@ class InterpolantObjective(Objective):
     def __post_init__(self) -> None:
         if self.weight != "none" and self.interpolant.prediction == "velocity":
             raise UserError(f"the loss weight '{self.weight}' is for score or noise prediction", "Choose 'none'")
+
+    def coupling(self) -> Coupling:
+        """See `Objective`: a score, too, is noise but for a factor."""
+        times = self.times((torch.arange(1000, dtype=torch.float64) + 0.5) / 1000)
+        path = self.interpolant.coefficients(times)
+        if self.interpolant.prediction == "velocity":
+            return Coupling.of(path.alpha, path.sigma, path.alpha_derivative, path.sigma_derivative)
+        return Coupling.of(path.alpha, path.sigma, torch.zeros_like(times), torch.ones_like(times))
 
     def out_channels(self, channels: int) -> int:
         return 2 * channels if self.doubled_output else channels

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -70,8 +70,32 @@ class Loss:
     """The terms under their names, as the journal logs them; each before its weight."""
 
 
+class Coupling(NamedTuple):
+    """Means, over training times, of what scales latent and noise: in what a backbone sees, and in what it answers.
+
+    It sees `alpha z + sigma epsilon` and learns to answer `a z + b epsilon`; see `eqvae.generators.alignment`.
+    """
+
+    alpha: float
+    alpha_square: float
+    sigma_square: float
+    a: float
+    a_square: float
+    b_square: float
+
+    @classmethod
+    def of(cls, alpha: Tensor, sigma: Tensor, a: Tensor, b: Tensor) -> "Coupling":
+        """Average over times, which are the tensors' elements."""
+        means = (alpha, alpha.square(), sigma.square(), a, a.square(), b.square())
+        return cls(*(mean.double().mean().item() for mean in means))
+
+
 class Objective(ABC):
     """What a backbone is trained for. An objective has no weights and no randomness of its own."""
+
+    def coupling(self) -> Coupling | None:
+        """Say how latents and noise are mixed; None: its backbone can't be aligned with other latents."""
+        return None
 
     @abstractmethod
     def out_channels(self, channels: int) -> int:

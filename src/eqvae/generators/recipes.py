@@ -96,6 +96,9 @@ class Recipe(ABC):
     draws: ClassVar[Literal["process", "tokens", "pass"]]
     """How an image comes about: by steps from noise, by tokens that are filled, or in one pass."""
 
+    unadaptable: ClassVar[str] = ""
+    """Why it can't go on with another autoencoder's latents; empty where it can."""
+
     @abstractmethod
     def __str__(self) -> str:
         """The name that `find_recipe` reads."""

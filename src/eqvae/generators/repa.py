@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from eqvae.generators.protocol import LatentSpecification, Loss, Objective, Predict
+from eqvae.generators.protocol import Coupling, LatentSpecification, Loss, Objective, Predict
 
 TEACHER_TOKENS = "teacher_tokens"
 """Name of the teacher's tokens (n, tokens, channels) among the draws; the training loop puts them there."""
@@ -60,6 +60,9 @@ class RepaObjective(Objective):
 
     weight: float = 0.5
     """lambda."""
+
+    def coupling(self) -> Coupling | None:
+        return self.objective.coupling()
 
     def out_channels(self, channels: int) -> int:
         return self.objective.out_channels(channels)

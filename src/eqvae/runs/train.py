@@ -19,8 +19,10 @@ from eqvae.generators.gat import GatObjective
 from eqvae.generators.gat_transformer import GatGenerator
 from eqvae.generators.protocol import Objective
 from eqvae.generators.recipes import Backbone
-from eqvae.runs.train_config import FREE_TO_CHANGE, Batches, Plan, TrainConfig, begin_from, make_plan
+from eqvae.generators.transformer import Transformer
+from eqvae.runs.train_config import FREE_TO_CHANGE, Batches, Plan, TrainConfig, make_plan
 from eqvae.runs.train_cost import describe_plan, training_flops
+from eqvae.runs.train_start import begin_from
 from eqvae.runs.train_watch import WATCH_BATCH_SIZE, SampleWatch, load_reference
 from eqvae.runtime.device import choose_device, matrix_peak_flops_per_sec, place
 from eqvae.runtime.journal import Journal
@@ -29,6 +31,7 @@ from eqvae.runtime.processes import Processes, join_processes
 from eqvae.runtime.run_folder import RunFolder
 from eqvae.runtime.seeds import generator_for
 from eqvae.runtime.signals import StopRequest, stop_on_signals
+from eqvae.training.adapters import add_block_adapters, merged_weights
 from eqvae.training.adversarial_step import AdversarialState, adversarial_step, build_adversarial_state
 from eqvae.training.checkpoints import has_checkpoint
 from eqvae.training.generator_step import GeneratorState, TrainingBatch, TrainState, build_state, train_step
@@ -106,7 +109,9 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
             batches=plan.batches(processes),
             watch=SampleWatch(
                 config=config,
-                generator=lambda: build_generator(card, whole(state.average.weights()), source="the averaged weights"),
+                generator=lambda: build_generator(
+                    card, merged_weights(whole(state.average.weights())), source="the averaged weights"
+                ),
                 autoencoder=place(autoencoder, processes.device),
                 reference=reference,
                 processes=processes,
@@ -132,14 +137,17 @@ def _check_memory(plan: Plan, autoencoder: Autoencoder, processes: Processes) ->
 
 
 def first_state(transformer: Backbone, plan: Plan, device: torch.device) -> GeneratorState:
-    """Set up training from first weights; a discriminator's are drawn here."""
-    config, objective = plan.config, plan.objective
+    """Set up training from first weights; a discriminator's, and adapters', are drawn here."""
+    config, objective, adaptation = plan.config, plan.objective, plan.config.adaptation
     if isinstance(objective, GatObjective):
         assert isinstance(transformer, GatGenerator)  # its family has no other
         weights = generator_for(config.seed, _OPPOSED_WEIGHTS)
         discriminator = transformer.config.build_discriminator(generator=weights)
         return build_adversarial_state(transformer, discriminator, objective, config, device)
-    return build_state(transformer, objective, config, device)
+    if adaptation.lora_rank is not None:
+        assert isinstance(transformer, Transformer)  # others were refused
+        add_block_adapters(transformer, adaptation.lora_rank, seed=config.seed)
+    return build_state(transformer, objective, config, device, align_steps=adaptation.align_steps or 0)
 
 
 @dataclass(kw_only=True)
@@ -246,8 +254,8 @@ class Run:
         """Write the weights to sample from, with power-function averages a snapshot of them, and look at samples."""
         is_first = self.processes.is_first
         weights: dict[Weights, Mapping[str, Tensor]] = {
-            "ema": whole(self.state.average.weights(), everywhere=False),
-            "model": whole(self.state.transformer.state_dict(), everywhere=False),
+            "ema": merged_weights(whole(self.state.average.weights(), everywhere=False)),
+            "model": merged_weights(whole(self.state.transformer.state_dict(), everywhere=False)),
         }
         if is_first:
             write_generator(self.config.out, replace(self.card, num_steps=step), weights)

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 from tyro.conf import AvoidSubcommands, OmitArgPrefixes, Positional, arg
 
-from eqvae.artifacts.files import load_strictly
 from eqvae.autoencoders.protocol import Autoencoder
-from eqvae.errors import UserError, printable
-from eqvae.generators.checkpoints import GeneratorCard, read_generator
+from eqvae.errors import UserError
+from eqvae.generators.alignment import AdaptationConfig
+from eqvae.generators.checkpoints import GeneratorCard
 from eqvae.generators.diffusion import DitConfig
 from eqvae.generators.families import PARTS, find_recipe
 from eqvae.generators.gat import GatConfig, GatObjective
 from eqvae.generators.interpolant import SitConfig
 from eqvae.generators.maskgit import MaskgitConfig
 from eqvae.generators.protocol import LatentSpecification, Objective, ReadingConfig
-from eqvae.generators.recipes import Backbone, BackboneConfig, Recipe
+from eqvae.generators.recipes import BackboneConfig, Recipe
 from eqvae.generators.repa import TEACHER_TOKENS, RepaConfig
 from eqvae.generators.transformer import TransformerConfig
 from eqvae.latents.batches import training_batches
@@ -50,6 +50,8 @@ class TrainConfig:
 
     init: Path | None = None
     """Begin from this RUN's averaged weights, of `eqvae train` or `eqvae convert`, with a new optimizer."""
+
+    adaptation: Annotated[AdaptationConfig, OmitArgPrefixes] = AdaptationConfig()
 
     out: Path
     """Output folder; the same command run again resumes what lies there."""
@@ -170,6 +172,7 @@ class TrainConfig:
         """Fill in what follows from other fields and check what can be checked without reading the cache."""
         check_ranges(self, _RANGES)
         recipe = self.find_recipe()
+        self._check_adaptation(recipe)
         if recipe.draws == "pass" and self.watch_steps not in (None, 1):
             raise UserError(f"--watch-steps {self.watch_steps} is not for '{recipe}'", "It draws in one pass")
         if recipe.draws == "pass" and self.shard:
@@ -187,6 +190,21 @@ class TrainConfig:
             follows["sample_every"] = max(self.max_steps // 10, 1)
         return replace(self, recipe=str(recipe), **follows)
 
+    def _check_adaptation(self, recipe: Recipe) -> None:
+        """Refuse flags of a start that there is none of."""
+        given = [f"--{name.replace('_', '-')}" for name, value in vars(self.adaptation).items() if value is not None]
+        if not given:
+            return
+        if self.init is None:
+            raise UserError(f"{given[0]} is for a run that begins from another", "Name that one by --init")
+        if recipe.unadaptable:
+            raise UserError(f"{given[0]} is not for '{recipe}': {recipe.unadaptable}", "Leave it out")
+        if self.adaptation.align_images is not None and self.adaptation.old_latents is None:
+            raise UserError("--align-images is of --old-latents", "Name the cache that --init was trained on")
+        if self.adaptation.lora_rank is not None and (self.shard or self.posthoc_ema):
+            flag = "--shard" if self.shard else "--posthoc-ema"
+            raise UserError(f"{flag} is not for --lora-rank", "Leave one of the two out")
+
     def find_recipe(self) -> Recipe:
         """Read the recipe's name, with what was chosen of its family."""
         return find_recipe(self.recipe, self.reading, self.dit, self.sit, self.repa, self.gat, self.maskgit)
@@ -195,19 +213,19 @@ class TrainConfig:
 _RANGES = (
     (AT_LEAST_1,
      ("max_steps", "batch_size", "gradient_accumulation_steps", "log_every", "checkpoint_every", "sample_every",
-      "num_watch_samples", "repa_depth", "penalty_every")),
+      "num_watch_samples", "repa_depth", "penalty_every", "lora_rank", "align_images")),
     (("in 1 ... 1000", lambda value: 1 <= value <= 1000), ("watch_steps",)),
     (POSITIVE, ("learning_rate",)),
     (NOT_NEGATIVE,
      ("seed", "keep_every", "lr_warmup_steps", "weight_decay", "max_grad_norm", "label_dropout", "repa_weight",
-      "r1_weight", "r2_weight")),
+      "r1_weight", "r2_weight", "align_steps")),
     (BELOW_1, ("adam_beta1", "adam_beta2", "ema_decay", "label_smoothing")),
 )  # fmt: skip
 
 FREE_TO_CHANGE = frozenset(
     {"out", "max_steps", "device", "log_every", "sample_every", "checkpoint_every", "keep_every", "dry_run", "compile",
      "reference", "reference_image_column", "features", "num_watch_samples", "watch_steps", "gradient_checkpointing",
-     "gradient_accumulation_steps", "shard", "data", "autoencoder", "cache_teacher"}
+     "gradient_accumulation_steps", "shard", "data", "autoencoder", "cache_teacher", "old_latents"}
 )  # fmt: skip
 """Fields that may differ between a run and its resumption."""
 
@@ -316,33 +334,3 @@ def make_plan(config: TrainConfig, processes: Processes) -> Plan:
     return Plan(
         config=config, recipe=recipe, cache=cache, objective=objective, transformer=transformer, teacher=teacher
     )
-
-
-def begin_from(run: Path, transformer: Backbone, plan: Plan) -> None:
-    """Replace first weights by the averaged ones of another run: `--init`."""
-    generator = read_generator(run)
-    theirs, own = generator.card.transformer.latents, plan.transformer.latents
-    differences = (
-        ("a", f"'{generator.card.recipe}'", f"'{plan.recipe}'"),
-        ("of", f"{theirs.num_classes} classes", f"{own.num_classes} classes"),
-        ("of latents of", " x ".join(map(str, theirs.shape)), " x ".join(map(str, own.shape))),
-        ("trained on", _describe_path(generator.card.interpolant), _describe_path(plan.recipe.interpolant)),
-    )
-    for what, there, here in differences:
-        if there != here:
-            raise UserError(f"--init '{run}' is {what} {there}, this run {what} {here}", "Name a run that is alike")
-    names = zip(generator.card.class_names or (), plan.cache.index.class_names or (), strict=False)
-    for number, (there, here) in enumerate(names):
-        if there != here:
-            say(f"--init '{run}': class {number} is '{printable(there)}' there and '{printable(here)}' here")
-            break
-    state = transformer.state_dict()
-    weights = generator.transformer.state_dict()
-    for name, first in state.items():  # another teacher's tokens may be of another width: its projector begins anew
-        if name.startswith("projectors.") and (name not in weights or weights[name].shape != first.shape):
-            weights[name] = first
-    load_strictly(transformer, weights, source=str(run), mend="Choose the same options for the transformer")
-
-
-def _describe_path(interpolant: Any) -> str:
-    return "no path" if interpolant is None else f"path {interpolant.path} and {interpolant.prediction}"

@@ -11,6 +11,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from eqvae.generators.alignment import ENDS
 from eqvae.generators.gat_transformer import GatDiscriminator
 from eqvae.generators.protocol import Latents, Objective
 from eqvae.generators.recipes import Backbone
@@ -133,19 +134,28 @@ class TrainState(GeneratorState):
 
     learner: Learner
 
+    align_steps: int = 0
+    """The first steps, in which first and last layers alone are trained."""
+
     @property
     def transformer(self) -> Backbone:
         return self.learner.transformer
 
 
 def build_state(
-    transformer: Backbone, objective: Objective, config: GeneratorTraining, device: torch.device
+    transformer: Backbone,
+    objective: Objective,
+    config: GeneratorTraining,
+    device: torch.device,
+    *,
+    align_steps: int = 0,
 ) -> TrainState:
     """Set up training from first weights."""
     assert config.ema_decay is not None  # it is resolved
     learner = Learner(transformer.to(device).train(), objective, config.precision)
     return TrainState(
         learner=learner,
+        align_steps=align_steps,
         optimizer=build_optimizer(learner, config, device),
         average=Ema(transformer, decay=config.ema_decay),
         power_averages=PowerEma(transformer) if config.posthoc_ema else None,
@@ -183,6 +193,10 @@ def train_step(
             (losses["loss"].sum() / len(batch.latents)).backward()
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value.detach().sum() / len(batch.latents)
+    if state.step < state.align_steps:
+        for name, parameter in state.transformer.named_parameters():
+            if not name.startswith(ENDS):
+                parameter.grad = None  # processes have shared all gradients: a wrapper's set of weights can't change
     sums["gradient_norm"] = take_optimizer_step(
         state.transformer, state.optimizer, config, step=state.step, losses=sums, guard=state.guard
     )

@@ -1,0 +1,106 @@
+"""How a generator's training begins from another run's weights: `--init`, also on another autoencoder's latents."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from eqvae.artifacts.files import load_strictly
+from eqvae.errors import UserError, printable
+from eqvae.generators.alignment import align, fold
+from eqvae.generators.checkpoints import Generator, GeneratorCard, read_generator
+from eqvae.generators.recipes import Backbone
+from eqvae.generators.transformer import TransformerConfig
+from eqvae.latents.cache import LatentCache, Normalization
+from eqvae.latents.matching import Patched, patch_moments
+from eqvae.runs.train_config import Plan
+from eqvae.runtime.journal import say, say_once
+
+ALIGN_IMAGES = 10_000
+"""Patches of as many images tell a map of some hundred numbers."""
+
+
+def begin_from(run: Path, transformer: Backbone, plan: Plan) -> None:
+    """Replace first weights by the averaged ones of another run."""
+    generator = read_generator(run)
+    weights = generator.transformer.state_dict()
+    old_latents = plan.config.adaptation.old_latents
+    _check_alike(run, generator.card, plan, aligned=old_latents is not None)
+    if old_latents is not None:
+        weights = _aligned(run, generator, old_latents, plan)
+    state = transformer.state_dict()
+    for name, first in state.items():  # another teacher's tokens may be of another width: its projector begins anew
+        if name.startswith("projectors.") and (name not in weights or weights[name].shape != first.shape):
+            weights[name] = first
+    load_strictly(transformer, weights, source=str(run), mend="Choose the same options for the transformer")
+
+
+def _check_alike(run: Path, card: GeneratorCard, plan: Plan, *, aligned: bool) -> None:
+    """Refuse to begin from another kind of generator; one that is aligned may be of other latents."""
+    theirs, own = card.transformer.latents, plan.transformer.latents
+    differences = [
+        ("a", f"'{card.recipe}'", f"'{plan.recipe}'"),
+        ("of", f"{theirs.num_classes} classes", f"{own.num_classes} classes"),
+        ("of latents of", " x ".join(map(str, theirs.shape)), " x ".join(map(str, own.shape))),
+        ("trained on", _describe_path(card.interpolant), _describe_path(plan.recipe.interpolant)),
+    ]
+    if aligned:
+        tokens = [" x ".join(map(str, each.grid)) for each in (card.transformer, plan.transformer)]
+        differences[0] = ("a", *(f"'{_without_patch_size(name)}'" for name in (card.recipe, str(plan.recipe))))
+        differences[2] = ("of tokens of", *tokens)
+    for what, there, here in differences:
+        if there != here:
+            raise UserError(f"--init '{run}' is {what} {there}, this run {what} {here}", "Name a run that is alike")
+    names = zip(card.class_names or (), plan.cache.index.class_names or (), strict=False)
+    for number, (there, here) in enumerate(names):
+        if there != here:
+            say(f"--init '{run}': class {number} is '{printable(there)}' there and '{printable(here)}' here")
+            break
+
+
+def _aligned(run: Path, generator: Generator, old_latents: Path, plan: Plan) -> dict[str, Tensor]:
+    """Fit the ends of a generator to the plan's latents, by the old latents of the same images."""
+    card, coupling = generator.card, plan.objective.coupling()
+    assert coupling is not None  # the families that may be adapted have one
+    old_config, new_config = (cast(TransformerConfig, each) for each in (card.transformer, plan.transformer))
+    old = LatentCache.open(old_latents)
+    _check_made_by(run, card, old)
+    normalization = Normalization(shift=torch.tensor(card.shift), scale=torch.tensor(card.scale))
+    moments = patch_moments(
+        Patched(cache=old, normalization=normalization, patch_size=old_config.patch_size),
+        Patched(cache=plan.cache, normalization=plan.cache.normalization, patch_size=new_config.patch_size),
+        num_images=plan.config.adaptation.align_images or ALIGN_IMAGES,
+    )
+    of_old, of_new = moments.explained()
+    say_once(
+        f"aligned: patch by patch, {of_old:.1%} of the old latents' variance is affine in the new ones, and "
+        f"{of_new:.1%} the other way"
+    )
+    return fold(generator.transformer.state_dict(), align(moments, coupling), old_config, new_config)
+
+
+def _check_made_by(run: Path, card: GeneratorCard, old: LatentCache) -> None:
+    """Refuse a cache that the run was not trained on."""
+    index = old.index
+    if index.kind != "moments" or old.latent_shape != card.transformer.latents.shape:
+        shapes = (" x ".join(map(str, shape)) for shape in (old.latent_shape, card.transformer.latents.shape))
+        what = f"holds {index.kind} {next(shapes)}, and '{run}' was trained on {next(shapes)}"
+        raise UserError(f"--old-latents '{old.folder}' {what}", "Give the cache that it was trained on")
+    digests = (index.encoder_fingerprint, card.encoder_fingerprint)
+    if None in digests:  # written by an older eqvae
+        digests = (index.fingerprint, card.autoencoder_fingerprint)
+    if digests[0] != digests[1]:
+        raise UserError(
+            f"--old-latents '{old.folder}' are of '{index.autoencoder}', and '{run}' was trained on those of another "
+            f"autoencoder ('{card.autoencoder}', or one with its encoder)",
+            "Give the cache that it was trained on, or encode it again",
+        )
+
+
+def _without_patch_size(recipe: str) -> str:
+    return recipe.rpartition("-")[0]
+
+
+def _describe_path(interpolant: Any) -> str:
+    return "no path" if interpolant is None else f"path {interpolant.path} and {interpolant.prediction}"
