@@ -16,8 +16,8 @@ SCRIPT = """
 from pathlib import Path
 
 from eqvae import CompareConfig, ConvertConfig, EncodeConfig, EvaluateConfig, FinetuneConfig, RankConfig, ReportConfig
-from eqvae import AdaptConfig, PushConfig, ReproduceConfig, SampleConfig, ScoreConfig, TrainConfig
-from eqvae import adapt, compare, convert, encode, evaluate, finetune, push, rank, report, reproduce, sample, score, train
+from eqvae import AdaptConfig, PushConfig, ReproduceConfig, SampleConfig, ScoreConfig, TrainConfig, adapt
+from eqvae import compare, convert, encode, evaluate, finetune, push, rank, report, reproduce, sample, score, train
 
 out = Path("runs")
 finetune(FinetuneConfig(autoencoder="tiny-kl", data="photos", out=out / "eq"))

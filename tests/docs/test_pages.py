@@ -37,6 +37,7 @@ QUICK = {
     "evaluate": "--num-workers 0",
     "encode": "--num-workers 0",
     "train": "--max-steps 2 --sample-every 1 --batch-size 2 --num-watch-samples 4 --watch-steps 2",
+    "adapt": "--max-steps 2 --align-steps 1 --sample-every 1 --batch-size 2 --num-watch-samples 4 --watch-steps 2",
     "sample": "--num-samples 4 --num-steps 2",
     "score": "--num-workers 0",
 }

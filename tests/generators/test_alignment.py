@@ -1,4 +1,4 @@
-"""A trained transformer's ends on other latents: exact where they are turned, best in least squares where they aren't."""
+"""A trained transformer's ends on other latents: exact where these are turned, else best in least squares."""
 
 from dataclasses import replace
 

@@ -49,24 +49,12 @@ def run(tmp_path_factory: pytest.TempPathFactory, latents: Path) -> Path:
     out = tmp_path_factory.mktemp("run") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("eqvae.runs.train.matrix_peak_flops_per_sec", lambda device, precision: 1e12)
-        train(
-            from_flat(
-                TrainConfig,
-                recipe="sit-ti-4",
-                latents=latents,
-                out=out,
-                max_steps=4,
-                batch_size=4,
-                log_every=1,
-                sample_every=100,
-                watch_steps=2,
-                num_watch_samples=8,
-                precision="fp32",
-                device="cpu",
-                learning_rate=1e-3,
-                ema_decay=0.5,
-            )  # fmt: skip
-        )
+        settings = {
+            "recipe": "sit-ti-4", "latents": latents, "out": out, "max_steps": 4, "batch_size": 4, "log_every": 1,
+            "sample_every": 100, "watch_steps": 2, "num_watch_samples": 8, "precision": "fp32", "device": "cpu",
+            "learning_rate": 1e-3, "ema_decay": 0.5,
+        }  # fmt: skip
+        train(from_flat(TrainConfig, **settings))
     return out
 
 
@@ -158,7 +146,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 
     fails("holds no trained generator", run=data)
     fails("does not exist. Write a latent cache", latents=tmp_path / "nothing")
-    fails("does not exist. Write a latent cache", old_latents=tmp_path / "nothing")
+    fails("does not exist. Give the cache that .* was trained on", old_latents=tmp_path / "nothing")
     fails("another autoencoder", old_latents=configure().latents)
     fails("of other images", latents=encoded(tmp_path / "other", other_data, "untrained:tiny-kl"))
     fails("can't be cut into the 2 rows", latents=encoded(tmp_path / "odd", data, "untrained:tiny-kl", image_size=56))

@@ -49,9 +49,7 @@ def match(old: LatentCache, new: LatentCache) -> tuple[Int64[Tensor, " n"], Int6
         old.source_indices().numpy(), new.source_indices().numpy(), assume_unique=True, return_indices=True
     )
     if not len(rows):
-        raise UserError(
-            f"'{old.folder}' and '{new.folder}' hold no image in common", "Encode the same images with both"
-        )
+        raise UserError(f"'{old.folder}' and '{new.folder}' have no image in common", "Encode the same ones")
     return torch.from_numpy(rows), torch.from_numpy(others)
 
 

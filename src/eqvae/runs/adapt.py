@@ -14,7 +14,7 @@ from eqvae.artifacts.files import read_json
 from eqvae.artifacts.names import CONFIG
 from eqvae.artifacts.typed import to_type
 from eqvae.errors import UserError
-from eqvae.generators.checkpoints import GeneratorCard, read_card
+from eqvae.generators.checkpoints import read_card
 from eqvae.generators.families import PATCH_SIZES
 from eqvae.generators.transformer import TransformerConfig
 from eqvae.latents.cache import MEASURED, LatentCache
@@ -139,16 +139,18 @@ def adapt(config: AdaptConfig) -> dict[str, Any] | None:
 def training_config(config: AdaptConfig) -> TrainConfig:
     """Say it as `eqvae train` has it: RUN's recipe and settings, and what was given."""
     card = read_card(config.run)
+    if card.kind.unadaptable:
+        raise UserError(f"'{config.run}' can't be adapted: {card.kind.unadaptable}", "Train one on the new latents")
+    assert isinstance(card.transformer, TransformerConfig)  # as all the others have
     values = _settings_of(config.run)
     old_latents = config.old_latents or values.get("latents")
     if old_latents is None:
         raise UserError(f"'{config.run}' does not say which latents it was trained on", "Give them as --old-latents")
     if card.interpolant is not None:
         values |= {"path": card.interpolant.path, "prediction": card.interpolant.prediction}
-    if isinstance(card.transformer, TransformerConfig):
-        values["qk_norm"] = card.transformer.qk_norm
+    values |= {"qk_norm": card.transformer.qk_norm, "old_latents": old_latents, "init": config.run}
+    values["recipe"] = _fitting_recipe(card.recipe, card.transformer, config.latents)
     values |= {name: value for name, value in vars(config).items() if value is not None and name != "run"}
-    values |= {"recipe": _fitting_recipe(card, config.latents), "init": config.run, "old_latents": old_latents}
     return from_flat(TrainConfig, **values)
 
 
@@ -164,15 +166,13 @@ def _settings_of(run: Path) -> dict[str, Any]:
         raise UserError(f"'{run / CONFIG}' is damaged ({error})", "Write it again") from None
 
 
-def _fitting_recipe(card: GeneratorCard, latents: Path) -> str:
-    """The recipe whose patches make as many tokens of the new latents as RUN has."""
-    if not isinstance(card.transformer, TransformerConfig):
-        return card.recipe
-    height, (rows, _) = LatentCache.open(latents).index.latent_height, card.transformer.grid
+def _fitting_recipe(recipe: str, transformer: TransformerConfig, latents: Path) -> str:
+    """Name the recipe whose patches make as many tokens of the new latents as RUN has."""
+    height, (rows, _) = LatentCache.open(latents).index.latent_height, transformer.grid
     patch_size = height // rows
     if patch_size not in PATCH_SIZES or height % rows:
         raise UserError(
-            f"latents of {height} cells can't be cut into the {rows} rows of tokens that '{card.recipe}' has",
+            f"latents of {height} cells can't be cut into the {rows} rows of tokens that '{recipe}' has",
             f"Its patches have {' or '.join(map(str, PATCH_SIZES))} cells: encode at another --image-size",
         )
-    return f"{card.recipe.rpartition('-')[0]}-{patch_size}"
+    return f"{recipe.rpartition('-')[0]}-{patch_size}"

@@ -51,7 +51,7 @@ class TrainConfig:
     init: Path | None = None
     """Begin from this RUN's averaged weights, of `eqvae train` or `eqvae convert`, with a new optimizer."""
 
-    adaptation: Annotated[AdaptationConfig, OmitArgPrefixes] = AdaptationConfig()
+    adaptation: Annotated[AdaptationConfig, OmitArgPrefixes] = field(default_factory=AdaptationConfig)
 
     out: Path
     """Output folder; the same command run again resumes what lies there."""

@@ -64,6 +64,9 @@ def _aligned(run: Path, generator: Generator, old_latents: Path, plan: Plan) -> 
     card, coupling = generator.card, plan.objective.coupling()
     assert coupling is not None  # the families that may be adapted have one
     old_config, new_config = (cast(TransformerConfig, each) for each in (card.transformer, plan.transformer))
+    if not old_latents.exists():
+        mend = f"Give the cache that '{run}' was trained on, or encode it again"
+        raise UserError(f"--old-latents '{old_latents}' does not exist", mend)
     old = LatentCache.open(old_latents)
     _check_made_by(run, card, old)
     normalization = Normalization(shift=torch.tensor(card.shift), scale=torch.tensor(card.scale))
