@@ -92,6 +92,8 @@ def test_two_stretches(configure, run):
     saved = read_json(config.out / "config.json")
     assert (saved["command"], saved["recipe"], saved["init"]) == ("train", "sit-ti-4", str(run))
     assert (saved["batch_size"], saved["learning_rate"], saved["ema_decay"]) == (4, 1e-3, 0.5)  # RUN's
+    (alignment,) = [record for record in read_journal(config.out) if record["kind"] == "alignment"]
+    assert alignment["explained_of_old"] == pytest.approx(1.0, abs=1e-3)
     card = read_card(config.out)
     assert card.autoencoder_fingerprint == LatentCache.open(config.latents).index.fingerprint
     adapt(replace(config, out=config.out.with_name("ends"), max_steps=2))

@@ -85,8 +85,9 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     reference = load_reference(config, plan.cache.index.image_size_px, processes)
     card = plan.card(decoder_fingerprint)
     transformer = plan.transformer.build(generator=generator_for(config.seed, _WEIGHTS))
+    alignment = dict[str, float]()
     if config.init is not None and not has_checkpoint(config.out):
-        begin_from(config.init, transformer, plan)
+        alignment = begin_from(config.init, transformer, plan)
     if config.shard:
         shard(transformer, processes, config.precision)
     state = first_state(transformer, plan, processes.device)
@@ -100,6 +101,8 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     ):
         if processes.is_first and reference is not None and reference.found is not None:
             Journal(config.out).write("reference", **reference.found)
+        if processes.is_first and alignment:
+            Journal(config.out).write("alignment", **alignment)
         run = Run(
             config=config,
             processes=processes,

@@ -10,6 +10,7 @@ from eqvae.artifacts.files import load_strictly
 from eqvae.errors import UserError, printable
 from eqvae.generators.alignment import align, fold
 from eqvae.generators.checkpoints import Generator, GeneratorCard, read_generator
+from eqvae.generators.protocol import Objective
 from eqvae.generators.recipes import Backbone
 from eqvae.generators.transformer import TransformerConfig
 from eqvae.latents.cache import LatentCache, Normalization
@@ -21,19 +22,20 @@ ALIGN_IMAGES = 10_000
 """Patches of as many images tell a map of some hundred numbers."""
 
 
-def begin_from(run: Path, transformer: Backbone, plan: Plan) -> None:
-    """Replace first weights by the averaged ones of another run."""
-    generator = read_generator(run)
+def begin_from(run: Path, transformer: Backbone, plan: Plan) -> dict[str, float]:
+    """Replace first weights by the averaged ones of another run; returns how alike the latents of both are."""
+    generator, figures = read_generator(run), dict[str, float]()
     weights = generator.transformer.state_dict()
     old_latents = plan.config.adaptation.old_latents
     _check_alike(run, generator.card, plan, aligned=old_latents is not None)
     if old_latents is not None:
-        weights = _aligned(run, generator, old_latents, plan)
+        weights, figures = _aligned(run, generator, old_latents, plan)
     state = transformer.state_dict()
     for name, first in state.items():  # another teacher's tokens may be of another width: its projector begins anew
         if name.startswith("projectors.") and (name not in weights or weights[name].shape != first.shape):
             weights[name] = first
     load_strictly(transformer, weights, source=str(run), mend="Choose the same options for the transformer")
+    return figures
 
 
 def _check_alike(run: Path, card: GeneratorCard, plan: Plan, *, aligned: bool) -> None:
@@ -59,10 +61,13 @@ def _check_alike(run: Path, card: GeneratorCard, plan: Plan, *, aligned: bool) -
             break
 
 
-def _aligned(run: Path, generator: Generator, old_latents: Path, plan: Plan) -> dict[str, Tensor]:
+def _aligned(
+    run: Path, generator: Generator, old_latents: Path, plan: Plan
+) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Fit the ends of a generator to the plan's latents, by the old latents of the same images."""
-    card, coupling = generator.card, plan.objective.coupling()
-    assert coupling is not None  # the families that may be adapted have one
+    card, objective = generator.card, plan.objective
+    coupling = objective.coupling() if isinstance(objective, Objective) else None
+    assert coupling is not None  # as all have that may be adapted
     old_config, new_config = (cast(TransformerConfig, each) for each in (card.transformer, plan.transformer))
     if not old_latents.exists():
         mend = f"Give the cache that '{run}' was trained on, or encode it again"
@@ -80,7 +85,8 @@ def _aligned(run: Path, generator: Generator, old_latents: Path, plan: Plan) -> 
         f"aligned: patch by patch, {of_old:.1%} of the old latents' variance is affine in the new ones, and "
         f"{of_new:.1%} the other way"
     )
-    return fold(generator.transformer.state_dict(), align(moments, coupling), old_config, new_config)
+    weights = fold(generator.transformer.state_dict(), align(moments, coupling), old_config, new_config)
+    return weights, {"explained_of_old": of_old, "explained_of_new": of_new}
 
 
 def _check_made_by(run: Path, card: GeneratorCard, old: LatentCache) -> None:

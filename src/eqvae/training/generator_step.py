@@ -196,7 +196,7 @@ def train_step(
     if state.step < state.align_steps:
         for name, parameter in state.transformer.named_parameters():
             if not name.startswith(ENDS):
-                parameter.grad = None  # processes have shared all gradients: a wrapper's set of weights can't change
+                parameter.grad = None  # of what processes average, nothing can be left out beforehand
     sums["gradient_norm"] = take_optimizer_step(
         state.transformer, state.optimizer, config, step=state.step, losses=sums, guard=state.guard
     )
