@@ -1,5 +1,6 @@
 """How a generator's training begins from another run's weights: `--init`, also on another autoencoder's latents."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,17 +41,15 @@ def begin_from(run: Path, transformer: Backbone, plan: Plan) -> dict[str, float]
 
 def _check_alike(run: Path, card: GeneratorCard, plan: Plan, *, aligned: bool) -> None:
     """Refuse to begin from another kind of generator; one that is aligned may be of other latents."""
-    theirs, own = card.transformer.latents, plan.transformer.latents
-    differences = [
-        ("a", f"'{card.recipe}'", f"'{plan.recipe}'"),
-        ("of", f"{theirs.num_classes} classes", f"{own.num_classes} classes"),
-        ("of latents of", " x ".join(map(str, theirs.shape)), " x ".join(map(str, own.shape))),
-        ("trained on", _describe_path(card.interpolant), _describe_path(plan.recipe.interpolant)),
-    ]
-    if aligned:
-        tokens = [" x ".join(map(str, each.grid)) for each in (card.transformer, plan.transformer)]
-        differences[0] = ("a", *(f"'{_without_patch_size(name)}'" for name in (card.recipe, str(plan.recipe))))
-        differences[2] = ("of tokens of", *tokens)
+    theirs, own = card.transformer, plan.transformer
+    recipes = [(card.recipe, str(plan.recipe)), (card.recipe.rpartition("-")[0], str(plan.recipe).rpartition("-")[0])]
+    differences = (
+        ("a", *(f"'{name}'" for name in recipes[aligned])),
+        ("of", *(f"{each.latents.num_classes} classes" for each in (theirs, own))),
+        ("of latents of", *("" if aligned else _by(each.latents.shape) for each in (theirs, own))),
+        ("of tokens of", *(_by(each.grid) for each in (theirs, own))),
+        ("trained on", *(_describe_path(each.interpolant) for each in (card, plan.recipe))),
+    )
     for what, there, here in differences:
         if there != here:
             raise UserError(f"--init '{run}' is {what} {there}, this run {what} {here}", "Name a run that is alike")
@@ -107,8 +106,8 @@ def _check_made_by(run: Path, card: GeneratorCard, old: LatentCache) -> None:
         )
 
 
-def _without_patch_size(recipe: str) -> str:
-    return recipe.rpartition("-")[0]
+def _by(sides: Iterable[int]) -> str:
+    return " x ".join(map(str, sides))
 
 
 def _describe_path(interpolant: Any) -> str:
