@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from eqvae.autoencoders.loading import build_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder, Posterior
-from eqvae.losses.adversarial import build_discriminator
+from eqvae.losses.discriminators import build_discriminator
 from eqvae.losses.reconstruction import Perceptual, ReconstructionLoss
 from eqvae.methods import Mixture
 from eqvae.methods.eq import Eq

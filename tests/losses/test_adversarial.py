@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from eqvae.equivariance import decode_transformed
-from eqvae.losses.adversarial import Seam, Watchdog, build_discriminator
+from eqvae.losses.adversarial import AdversarialConfig, Seam, Watchdog
+from eqvae.losses.discriminators import build_discriminator
 from eqvae.transforms import IDENTITY, Compose, Rotate
 
 
@@ -86,11 +87,25 @@ def test_the_watchdog_is_silent_before_its_window_is_full():
 def test_a_dead_discriminator_is_said_once():
     (verdict,) = look_at([1.0 + 0.001 * (-1) ** step for step in range(200)])
     assert "dead" in verdict
+    assert "--discriminator FROM" in verdict
+    assert "--discriminator-warmup-steps 500" in verdict
 
 
 def test_a_saturated_discriminator_is_said_once():
     (verdict,) = look_at([0.001] * 200)
     assert "saturated" in verdict
+    assert "--discriminator-regularization r1" in verdict
+
+
+@pytest.mark.parametrize(("share", "is_told"), [(1.0, True), (0.6, True), (0.4, False), (0.0, False)])
+def test_an_adaptive_weight_at_its_clamp_is_said_with_its_mend(share, is_told):
+    watchdog = Watchdog.over(AdversarialConfig(discriminator_warmup_steps=1000))
+    said = [watchdog.look(0.7 + 0.1 * (step % 2), 5000.0 if step % 10 < 10 * share else 40.0) for step in range(400)]
+    verdicts = [verdict for verdict in said if verdict is not None]
+    assert len(verdicts) == is_told
+    for verdict in verdicts:
+        assert "stands at its clamp of 5,000" in verdict
+        assert "--discriminator-warmup-steps 2000" in verdict  # it has had 1,000
 
 
 def test_a_healthy_discriminator_is_left_in_peace():

@@ -6,7 +6,7 @@ import pytest
 
 from eqvae.artifacts.files import read_json
 from eqvae.cli import run
-from eqvae.losses.adversarial import MIN_IMAGE_SIZE_PX
+from eqvae.losses.discriminators import MIN_IMAGE_SIZE_PX
 from eqvae.paper.arms import varied
 from eqvae.paper.cheaper import cost
 from eqvae.paper.costs import estimate

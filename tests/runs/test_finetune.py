@@ -90,7 +90,8 @@ def test_a_run_writes_its_artifacts(configure, small_autoencoder):
     assert saved["equivariance_probability"] == 0.5  # resolved, not None
     assert saved["interpolation"] == "bicubic"
     assert {name for name, value in saved.items() if value is None} <= {
-        "image_column", "validation_image_column", "watch", "weights"
+        "image_column", "validation_image_column", "watch", "weights", "discriminator", "discriminator_features",
+        "discriminator_features_weights", "discriminator_regularization_weight",
     }  # fmt: skip
     assert read_json(out / "environment.json")["seed"] == 0
     assert read_json(out / "metrics.json") == figures
@@ -462,7 +463,7 @@ def test_golden_losses(configure, small_autoencoder):
 
 def test_the_watchdogs_words_reach_the_journal(configure, small_autoencoder, monkeypatch, capsys):
     words, seen = iter([None, "the discriminator sleeps", None]), []
-    monkeypatch.setattr(Watchdog, "look", lambda self, loss: seen.append(loss) or next(words))
+    monkeypatch.setattr(Watchdog, "look", lambda self, loss, weight: seen.append(loss) or next(words))
     config = configure(adversarial_weight=0.5)
     finetune(config, small_autoencoder)
     assert seen == [record["discriminator"] for record in train_records(config.out)]

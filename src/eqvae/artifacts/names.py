@@ -28,6 +28,9 @@ MODEL_CARD = "eqvae.json"
 AUTOENCODER_WEIGHTS = "diffusion_pytorch_model.safetensors"
 CONVERSION = "conversion.json"
 """Beside a pair of TAESD's files: what they have no place for."""
+DISCRIMINATOR = "discriminator"
+"""Folder in it of the discriminator that was trained beside."""
+DISCRIMINATOR_WEIGHTS = "model.safetensors"
 
 # An exported generator: its card, and one file for each kind of weights.
 GENERATOR = "generator"

@@ -108,6 +108,8 @@ FINE_TUNING = {
     "Discriminator": (
         Quantity(key="adversarial", title="Adversarial loss", y_label="minus mean logit"),
         Quantity(key="discriminator", title="Discriminator loss", y_label="hinge loss"),
+        Quantity(key="discriminator_r1", title="R1", y_label="half of the squared gradient"),
+        Quantity(key="discriminator_lecam", title="LeCam", y_label="squared logits"),
         Quantity(key="adaptive_weight", title="Adaptive weight", y_label="weight"),
     ),
     "Optimization": OPTIMIZATION[::-1],

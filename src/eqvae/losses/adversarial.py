@@ -1,15 +1,30 @@
-"""L_gan of Equations 1 and 5: PatchGAN with the hinge loss, LDM's adaptive weight, a watchdog over both."""
+"""L_gan of Equations 1 and 5: the hinge loss and its regularization, LDM's adaptive weight, a watchdog over them."""
 
+import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from eqvae.runtime.processes import count_processes, sum_with_gradient
+from eqvae.errors import UserError
+
+Regularization = Literal["none", "r1", "lecam"]
+
+_WEIGHTS: dict[Regularization, float | None] = {"none": None, "r1": 10.0, "lecam": 0.001}
+"""Of the regularizations: Mescheder et al.'s, and that of TiTok's tokenizers (bytedance/1d-tokenizer)."""
+
+_LECAM_DECAY = 0.999
+"""TiTok's."""
+
+_LARGEST_RATIO = 1e4
+"""LDM's clamp of the adaptive weight, before `adversarial_weight`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,64 +35,120 @@ class AdversarialConfig:
     """Weight of L_gan on top of LDM's adaptive weight; 0 trains no discriminator."""
 
     discriminator_warmup_steps: int | None = None
-    """First steps, in which only the discriminator learns; None: a twentieth of max_steps, at most 1,000."""
+    """First steps, in which only the discriminator learns; None: a twentieth of max_steps, at most 1,000, and 0 where
+    `discriminator` is loaded."""
+
+    discriminator: str | None = None
+    """Begin with a discriminator that has learnt already: of a run's folder or a folder that one exported, or PatchGAN
+    in a checkpoint of LDM or taming-transformers (`loss.discriminator.*`). None: a fresh PatchGAN."""
+
+    discriminator_features: str | None = None
+    """Instead of PatchGAN, train heads on features of a frozen network: `efficientnet-lite0`, which works offline, or a
+    model of timm, `vit_small_patch14_dinov2.lvd142m` say."""
+
+    discriminator_features_weights: Path | None = None
+    """File of that network's weights; None: timm's cache or the network."""
+
+    discriminator_regularization: Regularization = "none"
+    """`r1` holds the discriminator's gradient at true images down (arXiv:1801.04406), `lecam` its logits near where
+    those of the other side have been (arXiv:2104.03144)."""
+
+    discriminator_regularization_weight: float | None = None
+    """Weight of it beside the hinge loss, gamma for R1; None: 10 for R1, 0.001 for LeCam."""
+
+    def resolved(self, *, warmup_steps: int) -> "AdversarialConfig":
+        """Fill in every None, a fresh discriminator's warm-up with so many steps, and refuse what contradicts."""
+        weight = self.discriminator_regularization_weight
+        asked = {
+            "--discriminator": self.discriminator is not None,
+            "--discriminator-features": self.discriminator_features is not None,
+            "--discriminator-regularization": self.discriminator_regularization != "none",
+        }
+        for flag, is_given in asked.items():
+            if is_given and self.adversarial_weight == 0:
+                raise UserError(f"{flag} has no place: --adversarial-weight 0 trains none", "Leave out one of them")
+        if asked["--discriminator"] and asked["--discriminator-features"]:
+            raise UserError(
+                f"--discriminator '{self.discriminator}' says itself what it looks at, and so does "
+                f"--discriminator-features {self.discriminator_features}",
+                "Leave out one of them",
+            )
+        if self.discriminator_features_weights is not None and not any(list(asked.values())[:2]):
+            raise UserError("--discriminator-features-weights has no place", "Give --discriminator-features too")
+        if weight is not None and self.discriminator_regularization == "none":
+            raise UserError(
+                f"--discriminator-regularization-weight {weight:g} has no place",
+                "Give --discriminator-regularization r1 or lecam too",
+            )
+        warmup = self.discriminator_warmup_steps
+        if warmup is None:
+            warmup = 0 if self.discriminator is not None else warmup_steps
+        return replace(
+            self,
+            discriminator_warmup_steps=warmup if self.adversarial_weight > 0 else 0,
+            discriminator_regularization_weight=_WEIGHTS[self.discriminator_regularization]
+            if weight is None
+            else weight,
+        )
 
 
-class GlobalBatchNorm(nn.BatchNorm2d):
-    """Batch normalization over the batch of all processes together, on any device (PyTorch's needs accelerators)."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalize by the global batch's mean and variance."""
-        num_processes = count_processes()
-        if num_processes == 1 or not self.training:
-            return super().forward(input)
-        values = input.float()
-        count = num_processes * values[:, 0].numel()
-        mean = sum_with_gradient(values.sum((0, 2, 3))) / count
-        centred = values - mean[:, None, None]
-        variance = sum_with_gradient(centred.square().sum((0, 2, 3))) / count
-        with torch.no_grad():
-            assert self.running_mean is not None and self.running_var is not None
-            assert self.num_batches_tracked is not None and self.momentum is not None
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
-        scale = self.weight * (variance + self.eps).rsqrt()
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
-
-
-class PatchDiscriminator(nn.Sequential):
-    """PatchGAN (Isola et al., 2017): a logit for each patch of 70 px; `N.weight` is `main.N.weight` elsewhere."""
-
-    def __init__(self, width: int = 64, num_layers: int = 3) -> None:
-        """Build with LDM's initialization: weights N(0, 0.02), batch normalization scales N(1, 0.02)."""
-        layers: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        channels = width
-        for index in range(1, num_layers + 1):
-            wider = width * min(2**index, 8)
-            stride = 2 if index < num_layers else 1
-            layers += [
-                nn.Conv2d(channels, wider, 4, stride=stride, padding=1, bias=False),
-                GlobalBatchNorm(wider),
-                nn.LeakyReLU(0.2),
-            ]
-            channels = wider
-        layers.append(nn.Conv2d(channels, 1, 4, padding=1))
-        super().__init__(*layers)
-        for module in self:
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, 0.0, 0.02)
-            elif isinstance(module, nn.BatchNorm2d):
-                nn.init.normal_(module.weight, 1.0, 0.02)
-
-
-MIN_IMAGE_SIZE_PX = 24
-"""The smallest image on which three layers leave a patch."""
-
-
-def hinge_loss(real_logits: Float[Tensor, "n 1 h w"], fake_logits: Float[Tensor, "n 1 h w"]) -> Float[Tensor, ""]:
+def hinge_loss(
+    real_logits: Float[Tensor, "n heads h w"], fake_logits: Float[Tensor, "n heads h w"]
+) -> Float[Tensor, ""]:
     """The discriminator's loss: half of `relu(1 - real) + relu(1 + fake)`, averaged over patches."""
     return 0.5 * (F.relu(1.0 - real_logits.float()).mean() + F.relu(1.0 + fake_logits.float()).mean())
+
+
+def r1_penalty(
+    discriminator: nn.Module, x: Float[Tensor, "n 3 h w"]
+) -> tuple[Float[Tensor, "n heads _ _"], Float[Tensor, ""]]:
+    """Logits of true images, and R1: `1/2 E |grad_x D(x)|^2` (Mescheder et al., arXiv:1801.04406, without gamma).
+
+    Of P logits, one for each patch, it is the gradient of their sum, and its square over P: a patch's own penalty,
+    whatever the picture's size, and with one logit Mescheder's.
+    """
+    x = x.detach().requires_grad_()
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention can't be differentiated twice
+        logits = discriminator(x)
+    (gradient,) = torch.autograd.grad(logits.float().sum(), x, create_graph=True)
+    return logits, 0.5 * gradient.float().square().flatten(1).sum(1).mean() / logits[0].numel()
+
+
+@dataclass(kw_only=True)
+class LogitAverages:
+    """LeCam's moving averages of the mean logit, over steps: part of a run's state."""
+
+    real: float = 0.0
+    fake: float = 0.0
+    num_updates: int = 0
+
+    def update(self, *, real: float, fake: float) -> None:
+        """Take in a step's mean logits; the first ones are the average."""
+        decay = _LECAM_DECAY if self.num_updates else 0.0
+        self.real = decay * self.real + (1.0 - decay) * real
+        self.fake = decay * self.fake + (1.0 - decay) * fake
+        self.num_updates += 1
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a resume needs."""
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in vars(self).items()}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `tensors` gave."""
+        self.real, self.fake = float(tensors["real"]), float(tensors["fake"])
+        self.num_updates = int(tensors["num_updates"])
+
+    def penalty(
+        self, real_logits: Float[Tensor, "n heads h w"], fake_logits: Float[Tensor, "n heads h w"]
+    ) -> Float[Tensor, ""]:
+        """LeCam: `E relu(D(x) - a_fake)^2 + E relu(a_real - D(y))^2` (arXiv:2104.03144, as its authors' code has it).
+
+        a are the averages of the steps before; the paper's Equation 5 is without relu. 0 in the first step.
+        """
+        if self.num_updates == 0:
+            return real_logits.new_zeros((), dtype=torch.float32)
+        real, fake = real_logits.float(), fake_logits.float()
+        return F.relu(real - self.fake).square().mean() + F.relu(self.real - fake).square().mean()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,37 +194,49 @@ class Seam:
                 return average(found).float().norm()
 
             ratio = norm_at_last_layer(gradient) / (norm_at_last_layer(against) + 1e-4)
-            adaptive_weight = adversarial_weight * ratio.clamp(0.0, 1e4)
+            adaptive_weight = adversarial_weight * ratio.clamp(0.0, _LARGEST_RATIO)
             gradient = gradient + adaptive_weight * against
         return gradient, adaptive_weight
 
 
 class Watchdog:
-    """Looks at the discriminator's loss over a window of steps and says when it no longer teaches anything."""
+    """Looks at a window of steps and says when the discriminator no longer teaches anything, and what mends it."""
 
-    def __init__(self, window: int = 200) -> None:
-        """Start with an empty window."""
+    def __init__(self, window: int = 200, *, clamp: float = math.inf, warmup_steps: int = 0) -> None:
+        """Start with an empty window; `clamp` is the largest adaptive weight."""
         self._losses: deque[float] = deque(maxlen=window)
+        self._weights: deque[float] = deque(maxlen=window)
+        self._clamp = clamp
         self._said: str | None = None
+        self._wake = (
+            "begin in another --out with --discriminator FROM, which loads one that has learnt already, or with "
+            f"--discriminator-warmup-steps {max(500, 2 * warmup_steps)}"
+        )
 
-    def look(self, discriminator_loss: float) -> str | None:
-        """Take in one step's hinge loss."""
+    @classmethod
+    def over(cls, config: AdversarialConfig) -> "Watchdog":
+        """Watch over a run."""
+        clamp = config.adversarial_weight * _LARGEST_RATIO
+        return cls(clamp=clamp, warmup_steps=config.discriminator_warmup_steps or 0)
+
+    def look(self, discriminator_loss: float, adaptive_weight: float = 0.0) -> str | None:
+        """Take in one step's hinge loss and adaptive weight."""
         self._losses.append(discriminator_loss)
-        if len(self._losses) < (self._losses.maxlen or 0):
+        self._weights.append(adaptive_weight)
+        window = self._losses.maxlen or 0
+        if len(self._losses) < window:
             return None
-        mean = sum(self._losses) / len(self._losses)
+        mean = sum(self._losses) / window
         deviation = max(self._losses) - min(self._losses)
         verdict = None
         if mean < 0.02:
-            verdict = f"the discriminator is saturated (hinge loss {mean:.3f}): lower its learning rate or its weight"
+            verdict = (
+                f"the discriminator is saturated (hinge loss {mean:.3f}): begin in another --out with a lower "
+                "--adversarial-weight, or with --discriminator-regularization r1"
+            )
         elif abs(mean - 1.0) < 0.005 and deviation < 0.02:
-            verdict = "the discriminator is dead (hinge loss stays at chance): raise its learning rate or its warm-up"
+            verdict = f"the discriminator is dead (hinge loss stays at chance): {self._wake}"
+        elif sum(weight > 0.999 * self._clamp for weight in self._weights) >= window / 2:
+            verdict = f"the adaptive weight stands at its clamp of {self._clamp:,.0f}: {self._wake}"
         changed, self._said = verdict != self._said, verdict
         return verdict if changed else None
-
-
-def build_discriminator(seed: int) -> PatchDiscriminator:
-    """Build a discriminator whose first weights depend on the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return PatchDiscriminator()

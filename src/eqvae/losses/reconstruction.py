@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eqvae.networks.pretrained import Lpips, efficientnet_lite0_maps
+from eqvae.networks.feature_maps import efficientnet_lite0
+from eqvae.networks.pretrained import Lpips
 
 Perceptual = Literal["lpips", "efficientnet-lite0", "none"]
 
@@ -35,25 +36,16 @@ class FeatureDistance(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = efficientnet_lite0_maps()
-        self.eval()
-
-    def train(self, mode: bool = True) -> "FeatureDistance":
-        """Stay in evaluation mode: batch statistics are ImageNet's."""
-        del mode
-        return super().train(False)
+        self.network = efficientnet_lite0()
 
     def forward(self, x: Float[Tensor, "n 3 h w"], y: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
         with torch.no_grad():
-            targets = self._maps(x)
+            targets = self.network(x)
         distances = [
             (_unit(a) - _unit(b)).square().sum(1).flatten(1).mean(1)
-            for a, b in zip(targets, self._maps(y), strict=True)
+            for a, b in zip(targets, self.network(y), strict=True)
         ]
         return torch.stack(distances).mean(0)
-
-    def _maps(self, x: Float[Tensor, "n 3 h w"]) -> list[Float[Tensor, "n _ _ _"]]:
-        return self.network((127.5 * x + 0.5) / 128.0)  # (pixel - 127) / 128, as the weights were trained
 
 
 def l1_distance(target: Float[Tensor, "n 3 h w"], decoded: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:

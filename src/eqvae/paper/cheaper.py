@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from eqvae.losses.adversarial import MIN_IMAGE_SIZE_PX
+from eqvae.losses.discriminators import MIN_IMAGE_SIZE_PX
 from eqvae.paper.arms import Arm, equivariant, varied
 from eqvae.paper.cells import (
     Cell,

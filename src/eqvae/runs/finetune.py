@@ -18,7 +18,8 @@ from eqvae.autoencoders.loading import choose_weights
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError, nearest_name
 from eqvae.images import ImageSource, evaluation_batches, open_images, training_batches
-from eqvae.losses.adversarial import MIN_IMAGE_SIZE_PX
+from eqvae.losses.discriminator_files import begin_discriminator
+from eqvae.losses.discriminators import Discriminator
 from eqvae.losses.reconstruction import ReconstructionLoss
 from eqvae.metrics.autoencoder import check_image_size
 from eqvae.metrics.measures import MIN_IMAGES, PREDICTORS
@@ -191,7 +192,8 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
     features = _load_watched_features(config, min(len(validation_source), config.num_validation_images))
     autoencoder = load_autoencoder(config.autoencoder) if autoencoder is None else autoencoder
     training.check_autoencoder(autoencoder, image_size_px=config.image_size, num_processes=processes.count)
-    _check_sizes(config, autoencoder.stride)
+    discriminator = begin_discriminator(training.adversarial, training.seed)
+    _check_sizes(config, autoencoder.stride, discriminator)
     reconstruction_loss = ReconstructionLoss(
         training.reconstruction.perceptual, training.reconstruction.perceptual_weight
     )
@@ -210,15 +212,27 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
             f"'{config.out}' holds a run that began from other weights than '{config.autoencoder}' has now",
             "Give the same autoencoder to resume it, or another --out",
         )
+    loaded: dict[str, str] = {}
+    if discriminator is not None and training.adversarial.discriminator is not None:
+        loaded = {"discriminator_fingerprint": discriminator.fingerprint()}
+    if folder.differs(**loaded):
+        raise UserError(
+            f"'{config.out}' holds a run that began from another discriminator than "
+            f"'{training.adversarial.discriminator}' has now",
+            "Give the same one to resume it, or another --out",
+        )
     done = folder.figures_after(training.total_steps)
     if done is not None:
         return done if processes.is_first else None
-    _check_memory(config, autoencoder, processes)
+    _check_memory(config, autoencoder, discriminator, processes)
     with stop_on_signals() as stop, told_when_full(FINETUNE_FLAGS):
         run = FinetuneRun(
             config=config,
             processes=processes,
-            state=build_state(autoencoder, training, processes.device, image_size_px=config.image_size),
+            state=build_state(
+                autoencoder, training, processes.device, image_size_px=config.image_size, discriminator=discriminator
+            ),
+            recipe=flat(config) | loaded | {"mixture": str(training.mixture())},
             reconstruction_loss=place(reconstruction_loss, processes.device),
             source=source,
             validation_source=validation_source,
@@ -229,7 +243,7 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
         source.announce("DATA", processes)
         validation_source.announce("VALIDATION DATA", processes)
         # Figures of a run that is made longer are not figures of this one.
-        identity |= {"base_fingerprint": base_fingerprint, "mixture": str(training.mixture())}
+        identity |= loaded | {"base_fingerprint": base_fingerprint, "mixture": str(training.mixture())}
         with folder.hold(config, processes, seed=training.seed, anew=(METRICS,), **identity):
             run.loop.resume()
             if folder.saved is not None and processes.is_first:
@@ -244,22 +258,24 @@ def _tell_new_end(max_steps: int, training: AutoencoderTraining) -> None:
         say(f"--max-steps was {max_steps}: the rate goes on along the cosine of {training.max_steps} steps")
 
 
-def _check_memory(config: FinetuneConfig, autoencoder: Autoencoder, processes: Processes) -> None:
+def _check_memory(
+    config: FinetuneConfig, autoencoder: Autoencoder, discriminator: Discriminator | None, processes: Processes
+) -> None:
     """Refuse a run that does not fit, before anything is written."""
     from eqvae.runs.memory import finetuning_memory, is_beyond_doubt  # its file reads the configuration of this one
 
     num_kept = config.training.batch_size // (processes.count * config.training.gradient_accumulation_steps)
     if not is_beyond_doubt(autoencoder.num_parameters(), num_kept * config.image_size**2, processes.device):
-        memory = finetuning_memory(config, autoencoder, processes)
+        memory = finetuning_memory(config, autoencoder, discriminator, processes)
         memory.check_fits(processes.device, FINETUNE_FLAGS, num_processes=processes.count)
 
 
-def _check_sizes(config: FinetuneConfig, stride: int) -> None:
+def _check_sizes(config: FinetuneConfig, stride: int, discriminator: Discriminator | None) -> None:
     """Refuse images that have no whole latent grid, or that become smaller than the losses' networks can see."""
     check_image_size(config.image_size, stride, quarters=True)
     training = config.training
     smallest_px = training.mixture().smallest_side(config.image_size // stride) * stride
-    needs = {"the discriminator": MIN_IMAGE_SIZE_PX} if training.adversarial.adversarial_weight > 0 else {}
+    needs = {} if discriminator is None else {"the discriminator": discriminator.min_image_size_px}
     needs |= {"LPIPS": LPIPS_MIN_IMAGE_SIZE_PX} if training.reconstruction.perceptual == "lpips" else {}
     for network, side_px in needs.items():
         if smallest_px < side_px:
@@ -294,6 +310,7 @@ def plan(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> dict
     training = config.training
     autoencoder = load_autoencoder(config.autoencoder) if autoencoder is None else autoencoder
     training.check_autoencoder(autoencoder, image_size_px=config.image_size)
+    discriminator = begin_discriminator(training.adversarial, training.seed)
     check_image_size(config.image_size, autoencoder.stride, quarters=True)
     model = copy.deepcopy(autoencoder).to("meta")
     if training.lora_rank:
@@ -311,7 +328,7 @@ def plan(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> dict
         "latent_size": [autoencoder.latent_channels, *z.shape[-2:]],
         "tflops_per_step": 3 * forward_flops_per_image * training.batch_size / 1e12,
         "tflops_total": 3 * forward_flops_per_image * training.batch_size * training.total_steps / 1e12,
-        **finetuning_memory(config, autoencoder, join_processes(choose_device(config.device))).figures(),
+        **finetuning_memory(config, autoencoder, discriminator, join_processes(choose_device(config.device))).figures(),
     }
 
 

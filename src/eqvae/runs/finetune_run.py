@@ -10,11 +10,12 @@ import torch
 from torchvision.utils import save_image
 
 from eqvae.artifacts.files import replace_folder, write_atomically, write_json
-from eqvae.artifacts.names import AUTOENCODER, METRICS, TENSORBOARD, VALIDATION
+from eqvae.artifacts.names import AUTOENCODER, DISCRIMINATOR, METRICS, TENSORBOARD, VALIDATION
 from eqvae.artifacts.records import ModelCard, Pictures
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, LatentStatistics
 from eqvae.images import BrokenImage, ImageBatch, ImageSource, evaluation_batches, training_batches
 from eqvae.losses.adversarial import Watchdog
+from eqvae.losses.discriminator_files import save_discriminator
 from eqvae.losses.reconstruction import ReconstructionLoss
 from eqvae.metrics.autoencoder import LatentMoments, evaluate_autoencoder
 from eqvae.metrics.measures import predicting_measures
@@ -23,7 +24,6 @@ from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runtime.device import autocast
 from eqvae.runtime.journal import Journal, installed_version, say
 from eqvae.runtime.processes import Processes
-from eqvae.runtime.run_folder import flat
 from eqvae.runtime.seeds import generator_for
 from eqvae.runtime.signals import StopRequest
 from eqvae.training.autoencoder_state import TrainState, set_training
@@ -38,6 +38,8 @@ class FinetuneRun:
     config: FinetuneConfig
     processes: Processes
     state: TrainState
+    recipe: Mapping[str, Any]
+    """The resolved configuration, as the card holds it."""
     reconstruction_loss: ReconstructionLoss
     source: ImageSource
     validation_source: ImageSource
@@ -46,7 +48,7 @@ class FinetuneRun:
     stop: StopRequest
     loop: Loop[ImageBatch] = field(init=False)
     journal: Journal = field(init=False)
-    watchdog: Watchdog = field(default_factory=Watchdog)
+    watchdog: Watchdog = field(init=False)
     named: set[BrokenImage] = field(default_factory=set)
     """Broken images that this process has named already."""
     board: Any = None
@@ -55,6 +57,7 @@ class FinetuneRun:
     def __post_init__(self) -> None:
         """Set up the loop."""
         config, training = self.config, self.config.training
+        self.watchdog = Watchdog.over(training.adversarial)
         self.loop = Loop(
             title="finetune",
             out=config.out,
@@ -119,7 +122,9 @@ class FinetuneRun:
         x = batch.images.to(self.processes.device)
         mixture = training.mixture()
         record = train_step(self.state, x, training, self.reconstruction_loss, mixture, self.processes)
-        verdict = self.watchdog.look(record.discriminator) if self.state.discriminator is not None else None
+        verdict = None
+        if self.state.discriminator is not None:
+            verdict = self.watchdog.look(record.discriminator, record.adaptive_weight)
         if verdict and self.processes.is_first:
             self.journal.write("watchdog", step=self.state.step, message=verdict)
             say(f"step {self.state.step}: {verdict}")
@@ -161,7 +166,7 @@ class FinetuneRun:
             fingerprint=autoencoder.fingerprint(),
             data=config.data,
             num_steps=num_steps,
-            recipe=flat(config) | {"mixture": str(config.training.mixture())},
+            recipe=dict(self.recipe),
             latent_mean=statistics.mean,
             latent_std=statistics.std,
             figures=figures,
@@ -171,6 +176,8 @@ class FinetuneRun:
         def fill(folder: Path) -> None:
             autoencoder.save(folder)
             card.write(folder)
+            if self.state.discriminator is not None:
+                save_discriminator(self.state.discriminator, folder / DISCRIMINATOR)
 
         metrics = figures | {
             "num_steps": num_steps,

@@ -10,6 +10,7 @@ import torch
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.generators.checkpoints import Generator
 from eqvae.generators.repa import TEACHER_TOKENS
+from eqvae.losses.discriminators import Discriminator
 from eqvae.losses.reconstruction import ReconstructionLoss
 from eqvae.methods.mixture import Mixture
 from eqvae.runs.finetune import FinetuneConfig
@@ -42,7 +43,9 @@ def is_beyond_doubt(num_parameters: int, num_pixels: int | float, device: torch.
     return bound < free_bytes(device) / 2
 
 
-def finetuning_memory(config: FinetuneConfig, autoencoder: Autoencoder, processes: Processes) -> Memory:
+def finetuning_memory(
+    config: FinetuneConfig, autoencoder: Autoencoder, discriminator: Discriminator | None, processes: Processes
+) -> Memory:
     """Take two steps of this process on plain pictures, the second with moments, and one as the method draws it."""
     training, device, state = config.training, processes.device, dict[str, Any]()
     mixture = training.mixture()
@@ -52,7 +55,9 @@ def finetuning_memory(config: FinetuneConfig, autoencoder: Autoencoder, processe
     alone = replace(processes, rank=0, count=1)
 
     def begin() -> None:
-        state["all"] = build_state(without_values(copy.deepcopy(autoencoder), device), training, device)
+        judge = None if discriminator is None else without_values(copy.deepcopy(discriminator), device)
+        trained = without_values(copy.deepcopy(autoencoder), device)
+        state["all"] = build_state(trained, training, device, discriminator=judge)
         state["all"].step = training.adversarial.discriminator_warmup_steps or 0
         state["loss"] = without_values(loss, device)
 

@@ -141,9 +141,9 @@ class AutoencoderTraining:
         parts, weights = self._parts()
         self.mixture()  # says what its shares come to
         twentieth = min(self.max_steps // 20, 1000)
-        lr_warmup, warmup = self.optimizer.lr_warmup_steps, self.adversarial.discriminator_warmup_steps
-        warmup = twentieth if warmup is None else warmup
-        warmup = warmup if self.adversarial.adversarial_weight > 0 else 0
+        lr_warmup = self.optimizer.lr_warmup_steps
+        adversarial = self.adversarial.resolved(warmup_steps=twentieth)
+        warmup = adversarial.discriminator_warmup_steps or 0
         if warmup >= self.max_steps:
             raise UserError(
                 f"--discriminator-warmup-steps {warmup} leaves no step to the autoencoder",
@@ -156,9 +156,9 @@ class AutoencoderTraining:
                 transform=self._resolved_transform(parts),
                 kl_weight=weights["kl"],
                 explicit_weight=weights["explicit"],
+                adversarial=adversarial,
             ),
             lr_warmup_steps=twentieth if lr_warmup is None else lr_warmup,
-            discriminator_warmup_steps=warmup,
         )
 
     @property
@@ -283,6 +283,6 @@ _RANGES = (
     (NOT_NEGATIVE,
      ("seed", "polish_steps", "lora_rank", "lr_warmup_steps", "discriminator_warmup_steps", "weight_decay",
       "max_grad_norm", "explicit_weight", "perceptual_weight", "kl_weight", "adversarial_weight", "codebook_weight",
-      "commitment_weight", "restart_dead_codes")),
+      "commitment_weight", "restart_dead_codes", "discriminator_regularization_weight")),
     (BELOW_1, ("adam_beta1", "adam_beta2", "ema_decay", "codebook_decay")),
 )  # fmt: skip

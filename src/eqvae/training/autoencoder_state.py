@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
-from eqvae.losses.adversarial import PatchDiscriminator, build_discriminator
+from eqvae.losses.adversarial import LogitAverages
 from eqvae.losses.codebook import CodebookState
+from eqvae.losses.discriminator_files import begin_discriminator
+from eqvae.losses.discriminators import Discriminator
 from eqvae.runtime.device import place
 from eqvae.training.adapters import add_adapters, has_adapters, merged, trained_parameters
 from eqvae.training.autoencoder_config import AutoencoderTraining
@@ -24,11 +26,14 @@ class TrainState:
 
     autoencoder: Autoencoder
     optimizer: Optimizer
-    discriminator: PatchDiscriminator | None
+    discriminator: Discriminator | None
     discriminator_optimizer: Optimizer | None
     average: Ema | None
     averaged: Autoencoder | None
     """Holds the averaged weights; never trained itself."""
+
+    logit_averages: LogitAverages | None = None
+    """Of the discriminator, where LeCam regularizes it."""
 
     codebook: CodebookState | None = None
     """Of a discrete autoencoder whose codes are averaged or restarted."""
@@ -48,6 +53,15 @@ class TrainState:
         """All that the autoencoder's optimizer steps."""
         return [*trained_parameters(self.autoencoder), *self.learned.values()]
 
+    def trained_discriminator(self) -> list[nn.Parameter]:
+        """All that the discriminator's optimizer steps."""
+        return [] if self.discriminator is None else list(self.discriminator.learned.parameters())
+
+    def running_statistics(self) -> list[Tensor]:
+        """What a forward pass changes, buffers of normalizations: a step that fails has to put them back."""
+        modules = [self.autoencoder] if self.discriminator is None else [self.autoencoder, self.discriminator.learned]
+        return [buffer for module in modules for buffer in module.buffers()]
+
     def tensors(self) -> dict[str, Tensor]:
         """Collect the state for a checkpoint."""
         named = {f"autoencoder.{name}": value for name, value in self.autoencoder.state_dict().items()}
@@ -57,8 +71,11 @@ class TrainState:
             named |= {f"average.module.{name}": value for name, value in self.average.weights().items()}
             named["average.n_averaged"] = torch.tensor(self.average.num_updates)
         if self.discriminator is not None and self.discriminator_optimizer is not None:
-            named |= {f"discriminator.{name}": value for name, value in self.discriminator.state_dict().items()}
+            state = self.discriminator.learned.state_dict()
+            named |= {f"discriminator.{name}": value for name, value in state.items()}
             named |= optimizer_tensors(self.discriminator_optimizer, "discriminator_optimizer")
+        if self.logit_averages is not None:
+            named |= {f"logit_averages.{name}": value for name, value in self.logit_averages.tensors().items()}
         if self.codebook is not None:
             named |= {f"codebook.{name}": value for name, value in self.codebook.tensors().items()}
         return named
@@ -73,8 +90,10 @@ class TrainState:
             averages = sub_state(tensors, "average.module")
             self.average.load_state_dict({**averages, "num_updates": tensors["average.n_averaged"]})
         if self.discriminator is not None and self.discriminator_optimizer is not None:
-            self.discriminator.load_state_dict(sub_state(tensors, "discriminator"))
+            self.discriminator.learned.load_state_dict(sub_state(tensors, "discriminator"))
             load_optimizer_tensors(self.discriminator_optimizer, "discriminator_optimizer", tensors)
+        if self.logit_averages is not None:
+            self.logit_averages.load(sub_state(tensors, "logit_averages"))
         if self.codebook is not None:
             self.codebook.load(sub_state(tensors, "codebook"))
         self.step = step
@@ -93,9 +112,14 @@ class TrainState:
 
 
 def build_state(
-    autoencoder: Autoencoder, config: AutoencoderTraining, device: torch.device, *, image_size_px: int = 256
+    autoencoder: Autoencoder,
+    config: AutoencoderTraining,
+    device: torch.device,
+    *,
+    image_size_px: int = 256,
+    discriminator: Discriminator | None = None,
 ) -> TrainState:
-    """Prepare a run's first step."""
+    """Prepare a run's first step; where no discriminator is given, it begins as the configuration says."""
     if config.lora_rank:
         add_adapters(autoencoder, config.lora_rank, seed=config.seed)
     set_training(place(autoencoder, device))
@@ -108,7 +132,8 @@ def build_state(
         for name, parameter in part.to(device).named_parameters()
         if parameter.requires_grad
     }
-    discriminator = build_discriminator(config.seed) if config.adversarial.adversarial_weight > 0 else None
+    if discriminator is None:
+        discriminator = begin_discriminator(config.adversarial, config.seed)
 
     def adamw(*parameters: nn.Parameter) -> Optimizer:
         return AdamW(
@@ -134,9 +159,10 @@ def build_state(
         autoencoder=autoencoder,
         optimizer=adamw(*trained_parameters(autoencoder), *learned.values()),
         discriminator=discriminator,
-        discriminator_optimizer=adamw(*discriminator.parameters()) if discriminator is not None else None,
+        discriminator_optimizer=adamw(*discriminator.learned.parameters()) if discriminator is not None else None,
         average=average,
         averaged=averaged,
+        logit_averages=LogitAverages() if config.adversarial.discriminator_regularization == "lecam" else None,
         codebook=codebook,
         parts=parts,
         learned=learned,

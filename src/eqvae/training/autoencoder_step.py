@@ -111,7 +111,7 @@ def train_step(
     for optimizer in (state.optimizer, state.discriminator_optimizer):
         if optimizer is not None:
             optimizer.zero_grad(set_to_none=True)
-    statistics = _running_statistics(state)
+    statistics = state.running_statistics()
     former_statistics = [tensor.clone() for tensor in statistics]
     parts, draws = x.chunk(config.gradient_accumulation_steps), []
     coded: list[Codes] = []
@@ -130,7 +130,10 @@ def train_step(
 
     if config.freeze_decoder:  # its last layer has a gradient for lambda_gan's sake alone
         state.autoencoder.last_layer.weight.grad = None
-    parameters = (state.trained(), [] if state.discriminator is None else list(state.discriminator.parameters()))
+    parameters = (
+        state.trained(),
+        [] if state.discriminator is None else list(state.discriminator.learned.parameters()),
+    )
     for each in parameters:
         processes.average_gradients(each)
     norms = [_clip(each, config.optimizer.max_grad_norm) for each in parameters]
@@ -143,6 +146,8 @@ def train_step(
         raise
     if state.discriminator_optimizer is not None:
         _step(state.discriminator_optimizer, learning_rate_at(state.step, config, first_step=0))
+    if state.logit_averages is not None:
+        state.logit_averages.update(real=sums["real_logit"], fake=-sums["adversarial"])
     if not warming_up:
         _step(state.optimizer, rate)
         _update_averages(state, config, codes)
@@ -223,12 +228,6 @@ def _codebook_figures(state: TrainState, codes: Codes | None) -> dict[str, float
     return counts.figures()
 
 
-def _running_statistics(state: TrainState) -> list[Tensor]:
-    """The buffers of batch normalizations: a forward pass changes them, so a step that fails has to put them back."""
-    modules = [state.autoencoder] if state.discriminator is None else [state.autoencoder, state.discriminator]
-    return [buffer for module in modules for buffer in module.buffers()]
-
-
 def _accumulate(
     state: TrainState,
     batch: Batch,
@@ -252,7 +251,7 @@ def _accumulate(
         comparisons = [
             Comparison.make(
                 weight, each, (autoencoder, x, posterior, leaf), num_values=num_values, config=config,
-                reconstruction_loss=reconstruction_loss, discriminator=discriminator,
+                reconstruction_loss=reconstruction_loss, discriminator=discriminator, averages=state.logit_averages,
             )
             for weight, each in drawn.pair.comparisons()
         ]  # fmt: skip
@@ -268,8 +267,7 @@ def _accumulate(
             # VQ-GAN's weights are relative to the reconstruction loss per value, which is a sum here.
             weighted = config.codes.codebook_weight * losses[0] + config.codes.commitment_weight * losses[1]
             regularization = regularization + each.weight * num_values * weighted
-    discriminator_loss = mean_over(comparisons, [each.discriminator_loss for each in comparisons])
-    figures |= _figures_of(comparisons, quantization, num_values) | {"discriminator": discriminator_loss}
+    figures |= _figures_of(comparisons, quantization, num_values)
     if any(each.pair.decoded.requires_grad for each in comparisons):
         figures["adaptive_weight"] = send_back(
             comparisons, regularization, config=config, last_layer=autoencoder.last_layer.weight, factor=factor,
@@ -282,7 +280,8 @@ def _accumulate(
             torch.autograd.backward([z, factor * added], [leaf.grad, torch.ones_like(added)])
             figures |= {f"{name}_weight": weight for name, weight in weights.items()}
     if discriminator is not None:
-        (discriminator_loss / num_parts).backward(inputs=list(discriminator.parameters()))
+        discriminator_loss = mean_over(comparisons, [each.discriminator_loss for each in comparisons])
+        (discriminator_loss / num_parts).backward(inputs=state.trained_discriminator())
     # One transfer, and so one wait for the device, for all of them.
     values = processes.average(torch.stack([value.detach().float() for value in figures.values()])).tolist()
     codes = [each.codes(processes) for each in comparisons]
@@ -320,6 +319,7 @@ def _figures_of(comparisons: list[Comparison], quantization: list[Tensor], num_v
         "adversarial": [zero if each.adversarial is None else each.adversarial for each in comparisons],
     }
     figures |= {"quantization": quantization} if quantization else {}
+    figures |= {name: [each.judged[name] for each in comparisons] for name in comparisons[0].judged}
     return {name: mean_over(comparisons, values) for name, values in figures.items()} | {"adaptive_weight": zero}
 
 

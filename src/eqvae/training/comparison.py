@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from eqvae.autoencoders.protocol import Autoencoder, Posterior
 from eqvae.equivariance import Decoded, decode_pair
-from eqvae.losses.adversarial import Seam, hinge_loss
+from eqvae.losses.adversarial import AdversarialConfig, LogitAverages, Seam, hinge_loss, r1_penalty
 from eqvae.losses.codebook import Codes
+from eqvae.losses.discriminators import Discriminator
 from eqvae.losses.reconstruction import ReconstructionLoss
 from eqvae.methods import Drawn
 from eqvae.runtime.processes import Processes
@@ -29,6 +30,8 @@ class Comparison:
     reconstruction: Float[Tensor, ""]
     adversarial: Float[Tensor, ""] | None
     discriminator_loss: Float[Tensor, ""]
+    judged: dict[str, Float[Tensor, ""]]
+    """The discriminator's hinge loss, and what regularizes it before its weight, by the journal's names."""
 
     @classmethod
     def make(
@@ -40,7 +43,8 @@ class Comparison:
         num_values: int,
         config: AutoencoderTraining,
         reconstruction_loss: ReconstructionLoss,
-        discriminator: nn.Module | None,
+        discriminator: Discriminator | None,
+        averages: LogitAverages | None,
     ) -> "Comparison":
         """Decode and compare."""
         pair = decode_pair(*encoded, drawn)
@@ -52,8 +56,9 @@ class Comparison:
             per_image = per_image * (num_values / pair.target[0].numel())
         adversarial = -logits.float().flatten(1).mean(1).mean() if logits is not None else None
         discriminator_loss = seam.image.new_zeros(())
+        judged = {"discriminator": discriminator_loss}
         if discriminator is not None and logits is not None:
-            discriminator_loss = hinge_loss(discriminator(pair.target), logits)
+            discriminator_loss, judged = _judge(discriminator, pair.target, logits, config.adversarial, averages)
         return cls(
             weight=weight,
             pair=pair,
@@ -62,6 +67,7 @@ class Comparison:
             reconstruction=per_image.mean(),
             adversarial=adversarial,
             discriminator_loss=discriminator_loss,
+            judged=judged,
         )
 
     def quantization(
@@ -79,6 +85,26 @@ class Comparison:
         """What went to the codebook."""
         quantized = self.pair.quantized
         return None if quantized is None else Codes.of(self.pair.latents, quantized, processes)
+
+
+def _judge(
+    discriminator: Discriminator,
+    target: Float[Tensor, "n 3 h w"],
+    fake_logits: Float[Tensor, "n heads _ _"],
+    config: AdversarialConfig,
+    averages: LogitAverages | None,
+) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+    """Let the discriminator see the target too: what it learns from, and its parts."""
+    penalties, figures = dict[str, Tensor](), dict[str, Tensor]()
+    if config.discriminator_regularization == "r1":
+        real_logits, penalties["discriminator_r1"] = r1_penalty(discriminator, target)
+    else:
+        real_logits = discriminator(target)
+    if averages is not None:
+        penalties["discriminator_lecam"] = averages.penalty(real_logits, fake_logits)
+        figures["real_logit"] = real_logits.detach().float().mean()
+    loss, weight = hinge_loss(real_logits, fake_logits), config.discriminator_regularization_weight or 0.0
+    return sum((weight * each for each in penalties.values()), loss), {"discriminator": loss, **penalties, **figures}
 
 
 def mean_over(comparisons: Sequence[Comparison], values: Sequence[Tensor]) -> Tensor:
