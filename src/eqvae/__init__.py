@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from eqvae.runs.demo import DemoConfig, demo
     from eqvae.runs.encode import EncodeConfig, encode
     from eqvae.runs.evaluate import EvaluateConfig, evaluate
+    from eqvae.runs.explore import ExploreConfig, explore
     from eqvae.runs.finetune import FinetuneConfig, finetune
     from eqvae.runs.push import PushConfig, push
     from eqvae.runs.rank import RankConfig, rank
@@ -75,7 +76,7 @@ _HOMES = {
 } | {
     f"eqvae.runs.{name}": (name, f"{name.title()}Config")
     for name in ("finetune", "evaluate", "encode", "train", "adapt", "sample", "score", "compare", "rank", "reproduce",
-                 "report", "convert", "push", "demo")
+                 "explore", "report", "convert", "push", "demo")
 }  # fmt: skip
 """Where the public names are; imported when first used, since diffusers and torchmetrics take seconds."""
 
@@ -102,6 +103,7 @@ __all__ = [
     "EncodeConfig",
     "Encoded",
     "EvaluateConfig",
+    "ExploreConfig",
     "FinetuneConfig",
     "GatConfig",
     "Interrupted",
@@ -140,6 +142,7 @@ __all__ = [
     "equivariance_loss",
     "evaluate",
     "explicit_loss",
+    "explore",
     "finetune",
     "frechet_distance",
     "intrinsic_dimension",

@@ -35,6 +35,7 @@ COMMANDS = {
     "compare": "how much faster a generator learns: curves, time-to-quality speed-up, intervals",
     "rank": "order autoencoders by how well the same small generator learns their latents",
     "reproduce": "tables and figures of the paper: plan, run or resume, write them",
+    "explore": "a local page to look into latents: sliders for tau, autoencoders side by side",
     "report": "one HTML page from the folders that the other commands wrote",
     "push": "publish a trained autoencoder or generator on the Hugging Face hub, with its card",
     "convert": "from one published layout to another: autoencoders and generators",

@@ -240,8 +240,8 @@ def test_bounds_are_open_triangles(write_run):
     comparison = compared(*runs)
     images, time = speed_up_figure(comparison).axes
     for axes, name in ((images, "levels_in_images"), (time, "levels_in_time")):
-        for marker, bound in (("^", "at_least"), ("v", "at_most"), ("o", "exact")):
-            drawn = [point for line in axes.lines if line.get_marker() == marker for point in line.get_ydata()]
+        for markers, bound in (("^", "at_least"), ("v", "at_most"), ("sD", "exact")):
+            drawn = [point for line in axes.lines if line.get_marker() in markers for point in line.get_ydata()]
             known = [item for arm in comparison.comparisons for item in getattr(arm, name) if item.bound == bound]
             assert sorted(drawn) == sorted(item.ratio for item in known)
             assert drawn

@@ -3,14 +3,53 @@
 import shutil
 import xml.etree.ElementTree as ElementTree
 
+import numpy as np
+import pandas
+import pytest
+
 from eqvae.artifacts.files import write_json
 from eqvae.drawing import read_folders, write_figures
 
 
 def test_every_figure_gets_a_file(tmp_path, two_evaluations, run_folder):
     written = write_figures([*two_evaluations, run_folder], tmp_path / "figures")
-    assert sorted(path.name for path in written) == ["90_degrees.png", "curves_run.svg", "latent_maps.png", "s_0.5.png"]
+    assert sorted(path.name for path in written) == [
+        "90_degrees.png", "curves_run.csv", "curves_run.pdf", "curves_run.svg", "latent_maps.png", "s_0.5.png"
+    ]  # fmt: skip
     assert all(path.stat().st_size > 0 for path in written)
+
+
+def test_every_chart_is_there_for_papers_with_its_data(tmp_path, full_evaluations, run_folder):
+    written = write_figures([*full_evaluations, run_folder], tmp_path / "figures")
+    charts = ("figure3", "spectrum", "curves_run")
+    wanted = {f"{name}.{ending}" for name in charts for ending in ("svg", "pdf", "csv")}
+    assert wanted == {path.name for path in written if path.suffix != ".png"}
+    bars = pandas.read_csv(tmp_path / "figures" / "figure3.csv")
+    found = bars.set_index(["transform", "autoencoder"])["rfid"]
+    assert found["s = 0.25", "base"] == 107.9
+    assert found["R(θ)", "finetuned"] == 3.41
+    assert len(bars) == 2 * 4
+    spectra = pandas.read_csv(tmp_path / "figures" / "spectrum.csv")
+    base = spectra[spectra["autoencoder"] == "base"]
+    slope = np.polyfit(np.log10(base["cycles_per_cell"]), base["latent_db"], 1)[0]
+    assert slope == pytest.approx(-10.0), "power falls as 1/f"
+    curves = pandas.read_csv(tmp_path / "figures" / "curves_run.csv")
+    plain = curves[(curves["panel"] == "Reconstruction") & (curves["branch"] == "plain branch")]
+    assert plain["step"].tolist() == list(range(2, 41, 2))
+    assert plain["value"].iloc[-1] == 77.0
+    pdf = (tmp_path / "figures" / "figure3.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF")
+    assert b"/Type3" not in pdf
+
+
+def test_the_same_charts_make_the_same_files(tmp_path, full_evaluations, run_folder):
+    first, again = (write_figures([*full_evaluations, run_folder], tmp_path / name) for name in ("first", "again"))
+    assert [path.name for path in first] == [path.name for path in again]
+    for one, other in zip(first, again, strict=True):
+        assert one.read_bytes() == other.read_bytes(), one.name
+    svg = (tmp_path / "first" / "curves_run.svg").read_text()
+    assert "<dc:date>" not in svg
+    assert "<!-- equivariance branch -->" in svg, "the legend says which is which"
 
 
 def test_figure_3_and_the_spectra_get_files(tmp_path, full_evaluations, write_evaluation):
@@ -22,7 +61,7 @@ def test_figure_3_and_the_spectra_get_files(tmp_path, full_evaluations, write_ev
         assert "<!-- finetuned -->" in path.read_text(), "letters are outlines: no font is needed"
     other = write_evaluation("other", config={"data": "elsewhere"}, **{"rfid_scale_0.5": 2.0})
     names = [path.name for path in write_figures([*full_evaluations, other], tmp_path / "more")]
-    assert names[-3:] == ["figure3_1.svg", "figure3_2.svg", "spectrum.svg"]
+    assert [name for name in names if name.endswith(".svg")] == ["figure3_1.svg", "figure3_2.svg", "spectrum.svg"]
 
 
 def test_a_run_that_has_not_logged_anything_has_no_curves(tmp_path):
@@ -34,9 +73,9 @@ def test_runs_whose_folders_have_one_name_are_told_apart(tmp_path, run_folder):
     folders = [shutil.copytree(run_folder, tmp_path / above / "run") for above in ("a", "b")]
     assert [run.name for run in read_folders(folders)[1]] == ["run (a)", "run (b)"]
     written = write_figures(folders, tmp_path / "figures")
-    assert [path.name for path in written] == ["curves_run_a.svg", "curves_run_b.svg"]
+    assert [path.stem for path in written] == ["curves_run_a"] * 3 + ["curves_run_b"] * 3
     deeper = shutil.copytree(run_folder, tmp_path / "c" / "a" / "run")
-    assert len({path.name for path in write_figures([*folders, deeper], tmp_path / "figures")}) == 3
+    assert len({path.name for path in write_figures([*folders, deeper], tmp_path / "figures")}) == 9
 
 
 def test_lines_of_a_journal_that_are_no_records_are_left_out(tmp_path, run_folder):
@@ -45,4 +84,4 @@ def test_lines_of_a_journal_that_are_no_records_are_left_out(tmp_path, run_folde
         journal.write('\n3\n"text"\n[1]\nnull\n{"kind": "train", "step": null}\n')
     (again,) = read_folders([run_folder])[1]
     assert again.records("train") == run.records("train")
-    assert len(write_figures([run_folder], tmp_path / "figures")) == 1
+    assert len(write_figures([run_folder], tmp_path / "figures")) == 3

@@ -2,7 +2,7 @@
 
 import torch
 
-from eqvae.drawing.pictures import latent_maps
+from eqvae.drawing.latent_maps import latent_maps
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -3,7 +3,8 @@
 This package reads artifacts only; it runs no autoencoder.
 """
 
+from eqvae.drawing.figures import write_figures
 from eqvae.drawing.folders import read_folders
-from eqvae.drawing.page import write_figures, write_report
+from eqvae.drawing.page import write_report
 
 __all__ = ["read_folders", "write_figures", "write_report"]

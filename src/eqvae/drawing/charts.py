@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -11,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-ACCENT, BASE, INK, RULE = "#0b7a75", "#8a8a8f", "#55555a", "#e3e1dc"
-OCHRE, VIOLET, BLUE, ROSE = "#b3791a", "#6f5bbd", "#2f6fb5", "#b54a7d"
+ACCENT, BASE, INK, RULE = "#0b7a75", "#949499", "#55555a", "#e3e1dc"
+OCHRE, VIOLET, BLUE, ROSE = "#efb445", "#2f1a7a", "#41b2f1", "#9f124b"
 CSS_VARIABLES = {
     ACCENT: "--accent",
     BASE: "--base",
@@ -24,7 +25,15 @@ CSS_VARIABLES = {
     ROSE: "--rose",
 }
 AUTOENCODER_COLORS = (BASE, ACCENT, OCHRE, VIOLET, BLUE, ROSE)
-"""By the place in the report: the base first, then what it is compared with."""
+"""By the place in the report: the base first, then what it is compared with. They differ in lightness, so that grey
+print tells them apart, and for colour-blind eyes (tests/drawing/test_palette.py has the distances)."""
+
+MARKERS = dict(zip(AUTOENCODER_COLORS, "osDPX*", strict=True))
+HATCHES = dict(zip(AUTOENCODER_COLORS, ("////", "", "....", "\\\\\\\\", "xxxx", "oooo"), strict=True))
+"""What tells lines and bars of a colour apart where there is none."""
+
+NUM_MARKS = 8
+"""On a line with many points."""
 
 STYLE: dict[Any, Any] = {
     "axes.edgecolor": RULE,
@@ -39,6 +48,7 @@ STYLE: dict[Any, Any] = {
     "axes.facecolor": "none",
     "font.family": "DejaVu Sans",
     "grid.color": RULE,
+    "hatch.linewidth": 0.7,
     "svg.fonttype": "none",
     "svg.hashsalt": "eqvae",
     "text.color": INK,
@@ -82,6 +92,11 @@ def add_legend(chart: Figure, axes: Axes) -> None:
     chart.legend(loc="outside upper left", ncols=num_columns, frameon=False, fontsize=9, handlelength=1.6)
 
 
+def marks(color: str, num_points: int) -> dict[str, Any]:
+    """Mark a line of this colour, at some of its points where there are many."""
+    return {"color": color, "marker": MARKERS[color], "markersize": 4.5, "markevery": -(-num_points // NUM_MARKS)}
+
+
 def to_css(color: str) -> str:
     """Name a colour as the page does."""
     return f"var({CSS_VARIABLES[color]}, {color})"
@@ -103,6 +118,12 @@ def page_chart(draw: Callable[[Axes], None], size_inches: tuple[float, float], i
     for color in CSS_VARIABLES:
         svg = svg.replace(color, to_css(color))
     return svg
+
+
+def write_svg(figure: Figure, path: Path) -> None:
+    """Write a figure with outlines for letters; the same figure makes the same file."""
+    with matplotlib.rc_context({"svg.hashsalt": "eqvae"}):
+        figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 def paper_chart(draw: Callable[[Axes], None], size_inches: tuple[float, float], *, has_legend: bool = True) -> Figure:

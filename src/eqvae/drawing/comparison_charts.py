@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from eqvae.drawing.charts import INK, PAPER_STYLE, add_legend, autoencoder_colors, page_chart, paper_chart
+from eqvae.drawing.charts import INK, PAPER_STYLE, add_legend, autoencoder_colors, marks, page_chart, paper_chart
 from eqvae.drawing.tables import MISSING
 from eqvae.evidence.arms import ArmComparison, RunComparison
 from eqvae.evidence.speed_up import SeedCurves, SpeedUp
@@ -79,6 +79,22 @@ def curves_figure(comparison: RunComparison, axis: Axis) -> Figure:
     return paper_chart(partial(_draw_curves, comparison, axis), CURVES_SIZE_INCHES)
 
 
+def curves_rows(comparison: RunComparison) -> list[dict[str, Any]]:
+    """What is drawn of the curves, for a table."""
+    return [
+        {
+            "arm": arm.name,
+            "seed": run.seed,
+            "images": int(num_images),
+            "training_sec": float(training_sec),
+            comparison.measure["metric"]: float(value),
+        }
+        for arm in comparison.arms
+        for run in arm.runs
+        for num_images, training_sec, value in zip(run.num_images, run.training_sec, run.values, strict=True)
+    ]
+
+
 def draw_curves(comparison: RunComparison, id_prefix: str) -> str:
     """Draw quality against images seen for the page, whose legend is the page's."""
     return page_chart(partial(_draw_curves, comparison, "images"), CURVES_PAGE_SIZE_INCHES, id_prefix)
@@ -135,8 +151,7 @@ def _draw_arm(axes: Axes, curves: SeedCurves, scale: float, name: str, color: st
         axes.fill_between(positions, least, most, color=color, alpha=0.14, linewidth=0)
         for own_positions, own_values in zip(curves.positions / scale, curves.values, strict=True):
             axes.plot(own_positions, own_values, color=color, alpha=0.45, linewidth=0.7)
-    marker = "o" if len(positions) <= 30 else ""
-    axes.plot(positions, values, color=color, linewidth=2.0, marker=marker, markersize=3.5, label=name, zorder=4)
+    axes.plot(positions, values, **marks(color, len(positions)), linewidth=2.0, label=name, zorder=4)
 
 
 def _mark_speed_up(axes: Axes, found: SpeedUp, scale: float) -> None:
@@ -167,8 +182,7 @@ def _draw_speed_ups(axes: Axes, found: Sequence[SpeedUp], color: str, label: str
         high = [entry.interval.high or 1e6 if entry.interval else np.nan for entry in exact]
         axes.fill_between(levels, low, high, color=color, alpha=0.14, linewidth=0)
     axes.plot(
-        levels, [entry.ratio for entry in exact], color=color, linewidth=2.0, marker="o", markersize=3.5, label=label,
-        zorder=4,
+        levels, [entry.ratio for entry in exact], **marks(color, len(levels)), linewidth=2.0, label=label, zorder=4,
     )  # fmt: skip
     for bound, marker in TRIANGLES.items():
         marked = [entry for entry in found if entry.bound == bound]

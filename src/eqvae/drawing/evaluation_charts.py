@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_FLOOR, Decimal
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,10 +19,12 @@ from matplotlib.ticker import MaxNLocator
 
 from eqvae.drawing.charts import (
     CARD_SIZE_INCHES,
+    HATCHES,
     INK,
     LETTER_POINTS,
     WIDE_SIZE_INCHES,
     autoencoder_colors,
+    marks,
     page_chart,
     paper_chart,
 )
@@ -84,6 +86,15 @@ class DistanceChart:
         )
 
     @property
+    def rows(self) -> list[dict[str, Any]]:
+        """What is drawn, for a table."""
+        return [
+            {"transform": group, "autoencoder": bars.name, self.distance.key: value}
+            for bars in self.entries
+            for group, value in zip(self.groups, bars.values, strict=True)
+        ]
+
+    @property
     def width_inches(self) -> float:
         """Wide enough for the bars' labels to stand beside each other."""
         longest = max(len(show_distance(value)) for bars in self.entries for value in bars.values if value is not None)
@@ -115,6 +126,20 @@ class SpectrumChart:
             first.image_db.shape == other.image_db.shape and np.allclose(first.image_db, other.image_db, atol=0.05)
             for other in others
         )
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """What is drawn, for a table."""
+        return [
+            {"autoencoder": line.name, "cycles_per_cell": frequency, "latent_db": latent_db, "image_db": image_db}
+            for line in self.entries
+            for frequency, latent_db, image_db in zip(
+                line.spectrum.frequency.tolist(),
+                line.spectrum.latent_db.tolist(),
+                line.spectrum.image_db.tolist(),
+                strict=True,
+            )
+        ]
 
     @property
     def excess(self) -> str:
@@ -160,11 +185,15 @@ def spectrum_charts(evaluations: Sequence[Evaluation]) -> list[SpectrumChart]:
             if item.spectrum is not None
         )
         if lines:
-            levels = np.concatenate([[*line.spectrum.latent_db, *line.spectrum.image_db] for line in lines])
-            margin = 0.06 * (np.ptp(levels) or 1.0)
-            range_db = (float(levels.min() - margin), float(levels.max() + margin))
-            charts.append(SpectrumChart(entries=lines, range_db=range_db))
+            charts.append(spectrum_chart(lines))
     return charts
+
+
+def spectrum_chart(lines: tuple[SpectrumLine, ...]) -> SpectrumChart:
+    """Draw spectra on one axis that holds them all."""
+    levels = np.concatenate([[*line.spectrum.latent_db, *line.spectrum.image_db] for line in lines])
+    margin = 0.06 * (np.ptp(levels) or 1.0)
+    return SpectrumChart(entries=lines, range_db=(float(levels.min() - margin), float(levels.max() + margin)))
 
 
 Chart = TypeVar("Chart", DistanceChart, SpectrumChart)
@@ -225,7 +254,10 @@ def _draw_bars(chart: DistanceChart, small: bool, axes: Axes) -> None:
         offset = (position - (len(chart.entries) - 1) / 2) * width
         places = [(index + offset, value) for index, value in enumerate(bars.values) if value is not None]
         centres, heights = zip(*((centre, max(value, 0.0)) for centre, value in places), strict=True)
-        axes.bar(centres, heights, width=0.88 * width, color=bars.color, label=bars.name, zorder=2)
+        axes.bar(
+            centres, heights, width=0.88 * width, facecolor=bars.color, edgecolor="white", linewidth=0.0,
+            hatch=HATCHES[bars.color], label=bars.name, zorder=2,
+        )  # fmt: skip
         for centre, value in places:
             axes.annotate(
                 show_distance(value), (centre, max(value, 0.0)), xytext=(0, 2.5), textcoords="offset points",
@@ -255,7 +287,8 @@ def _draw_lines(chart: SpectrumChart, small: bool, axes: Axes) -> None:
                 spectrum.frequency, spectrum.image_db, spectrum.latent_db, spectrum.latent_db > spectrum.image_db,
                 interpolate=True, color=line.color, alpha=0.14, linewidth=0,
             )  # fmt: skip
-        axes.plot(spectrum.frequency, spectrum.latent_db, color=line.color, linewidth=2.0, label=line.name, zorder=4)
+        look = marks(line.color, len(spectrum.frequency))
+        axes.plot(spectrum.frequency, spectrum.latent_db, **look, linewidth=2.0, label=line.name, zorder=4)
     for line in chart.entries[:1] if shared else chart.entries:
         axes.plot(
             line.spectrum.frequency, line.spectrum.image_db, color=INK if shared else line.color, linewidth=1.4,

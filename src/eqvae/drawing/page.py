@@ -1,47 +1,37 @@
-"""One self-contained page about what earlier stages saved: no network, no scripts, all pictures inside; and its figures
-as files of their own, for papers and slides.
-"""
+"""One self-contained page about what earlier stages saved: no network, no scripts, all pictures inside."""
 
+import functools
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from matplotlib.figure import Figure
-from PIL.Image import Image
 
 from eqvae.artifacts.files import check_writable, to_plain, write_atomically
 from eqvae.drawing import comparison
 from eqvae.drawing.charts import autoencoder_colors, to_css
-from eqvae.drawing.comparison_charts import curves_figure, draw_curves
+from eqvae.drawing.comparison_charts import draw_curves
 from eqvae.drawing.evaluation_charts import (
     DistanceChart,
     SpectrumChart,
     charts_of_one,
     distance_charts,
-    distance_figure,
     draw_distances,
     draw_spectra,
     spectrum_charts,
-    spectrum_figure,
 )
 from eqvae.drawing.folders import Contents, Evaluation, FineTuning, OutputFolder, read_folders
-from eqvae.drawing.panels import draw_panel, draw_panels, run_panels, training_panels
+from eqvae.drawing.panels import draw_panel, run_panels, training_panels
 from eqvae.drawing.pictures import (
     EmbeddedGrid,
     card_grids,
-    draw_grid,
-    draw_stages,
     embed,
     embed_sheet,
     latent_map_grid,
     picture_groups,
-    read_sheet,
     sample_sheet,
     stages,
     transform_grids,
@@ -66,6 +56,9 @@ FEATURED_TRANSFORMS = ("s = 0.5", "90°")
 
 MAX_MAPS, MAX_DECODINGS = 6, 4
 """Images shown in each figure: more would make the page heavy without showing more."""
+
+
+PACKAGE = files("eqvae.drawing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,41 +102,17 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     write_atomically(out, lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
-def write_figures(folders: Sequence[Path], out: Path) -> list[Path]:
-    """Write latent maps (Figure 1), transformed decodings (Figures 2 and 6) and contact sheets as PNG, charts as SVG.
-
-    Charts are Figure 3, the spectra, the runs' curves, and distances of training runs that were measured alike.
-    A run that has not logged anything yet has no curves and gets no file.
-    """
-    contents = read_folders(folders)
-    evaluations, trainings = contents.evaluations, contents.trainings
-    pictures: list[tuple[str, Image]] = []
-    groups = picture_groups(evaluations)
-    for number, group in enumerate(groups):
-        suffix = f"_{number + 1}" if len(groups) > 1 else ""
-        for grid in [latent_map_grid(group), *transform_grids(group)]:
-            name = _file_name(grid.title.replace("°", "_degrees")) or "latent_maps"
-            pictures.append((name + suffix, draw_grid(grid)))
-    charts: list[tuple[str, Figure]] = []
-    for name, drawn in (
-        ("figure3", [distance_figure(chart) for chart in distance_charts(evaluations)]),
-        ("spectrum", [spectrum_figure(chart) for chart in spectrum_charts(evaluations)]),
-        ("learning_curves", [curves_figure(item, "images") for item in comparison.shared_curves(trainings)]),
-    ):
-        charts += [(f"{name}_{number + 1}" if len(drawn) > 1 else name, chart) for number, chart in enumerate(drawn)]
-    panels = [
-        (f"curves_{run.name}", [panel for group in run_panels(run).values() for panel in group])
-        for run in contents.runs
-    ]
-    panels += [(f"training_{training.name}", training_panels(training)) for training in trainings]
-    charts += [(_file_name(name), draw_panels(drawn)) for name, drawn in panels if drawn]
-    pictures += [(_file_name(f"stages_{item.name}"), draw_stages(stages(item))) for item in trainings if item.sheets]
-    pictures += [(_file_name(f"samples_{item.name}"), read_sheet(sample_sheet(item))) for item in contents.sample_sets]
-    drawn_files = [(out / f"{name}.png", partial(picture.save, format="png")) for name, picture in pictures]
-    drawn_files += [(out / f"{name}.svg", partial(chart.savefig, format="svg")) for name, chart in charts]
-    for path, write in drawn_files:
-        write_atomically(path, write)
-    return [path for path, _ in drawn_files]
+@functools.cache
+def templates() -> jinja2.Environment:
+    """The pages' templates, by the names of their files."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.loader = jinja2.FunctionLoader(lambda name: PACKAGE.joinpath(name).read_text(encoding="utf-8"))
+    draw = {"draw_panel": draw_panel, "draw_distances": draw_distances, "draw_spectra": draw_spectra}
+    environment.globals |= draw | {"draw_curves": draw_curves, "to_css": to_css, "words": comparison}
+    environment.globals |= {"data_name": data_name, "autoencoder_colors": autoencoder_colors}
+    return environment
 
 
 def render_report(contents: Contents) -> str:
@@ -151,45 +120,41 @@ def render_report(contents: Contents) -> str:
     evaluations = contents.evaluations
     shared = comparison.shared_curves(contents.trainings)
     bars, spectra = distance_charts(evaluations), spectrum_charts(evaluations)
-    package = files("eqvae.drawing")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.loader = jinja2.FunctionLoader(lambda name: package.joinpath(name).read_text(encoding="utf-8"))
-    draw = {"draw_panel": draw_panel, "draw_distances": draw_distances, "draw_spectra": draw_spectra}
-    environment.globals |= draw | {"draw_curves": draw_curves, "to_css": to_css, "words": comparison}
-    environment.globals |= {"data_name": data_name, "autoencoder_colors": autoencoder_colors}
-    return environment.get_template("report.html.jinja").render(
-        css=package.joinpath("report.css").read_text(encoding="utf-8"),
-        headline=headline(contents, shared),
-        conditions=shared_conditions(evaluations),
-        notes=notes(contents),
-        evaluations=evaluations,
-        cards=cards(evaluations, bars, spectra),
-        distance_charts=[chart for chart in bars if len(chart.entries) > 1],  # the card has a single one's
-        spectrum_charts=[chart for chart in spectra if len(chart.entries) > 1],
-        table=figure_table(evaluations, main_columns(evaluations)),
-        predictor_table=figure_table(evaluations, predictor_columns(evaluations)),
-        transform_tables=_transform_tables(evaluations),
-        statistics=latent_statistics(evaluations),
-        sections=[_picture_section(group) for group in picture_groups(evaluations)],
-        runs=[(run, run_panels(run)) for run in contents.runs],
-        shared=shared,
-        score_tables=score_tables(contents.scores),
-        trainings=[
-            (
-                item.name,
-                training_facts(item),
-                [embed_sheet(sheet, f"Samples of {item.name}: {sheet.label}") for sheet in stages(item)],
-                training_panels(item),
-            )
-            for item in contents.trainings
-        ],
-        sample_sets=[
-            (item.name, drawing_facts(item), embed_sheet(sample_sheet(item), f"Samples of {item.name}"))
-            for item in contents.sample_sets
-        ],
-        records=[(f"{item.TITLE} {item.name}", _record(item)) for items in contents for item in items],
+    return (
+        templates()
+        .get_template("report.html.jinja")
+        .render(
+            css=PACKAGE.joinpath("report.css").read_text(encoding="utf-8"),
+            headline=headline(contents, shared),
+            conditions=shared_conditions(evaluations),
+            notes=notes(contents),
+            evaluations=evaluations,
+            cards=cards(evaluations, bars, spectra),
+            distance_charts=[chart for chart in bars if len(chart.entries) > 1],  # the card has a single one's
+            spectrum_charts=[chart for chart in spectra if len(chart.entries) > 1],
+            table=figure_table(evaluations, main_columns(evaluations)),
+            predictor_table=figure_table(evaluations, predictor_columns(evaluations)),
+            transform_tables=_transform_tables(evaluations),
+            statistics=latent_statistics(evaluations),
+            sections=[_picture_section(group) for group in picture_groups(evaluations)],
+            runs=[(run, run_panels(run)) for run in contents.runs],
+            shared=shared,
+            score_tables=score_tables(contents.scores),
+            trainings=[
+                (
+                    item.name,
+                    training_facts(item),
+                    [embed_sheet(sheet, f"Samples of {item.name}: {sheet.label}") for sheet in stages(item)],
+                    training_panels(item),
+                )
+                for item in contents.trainings
+            ],
+            sample_sets=[
+                (item.name, drawing_facts(item), embed_sheet(sample_sheet(item), f"Samples of {item.name}"))
+                for item in contents.sample_sets
+            ],
+            records=[(f"{item.TITLE} {item.name}", _record(item)) for items in contents for item in items],
+        )
     )
 
 
@@ -260,7 +225,3 @@ def _record(item: OutputFolder) -> dict[str, str]:
     if not isinstance(item, FineTuning):
         found["Figures"] = item.metrics
     return {name: json.dumps(to_plain(content), indent=2, ensure_ascii=False) for name, content in found.items()}
-
-
-def _file_name(title: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", title).strip("_")

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy import ndarray
 
-from eqvae.drawing.charts import ACCENT, BASE, INK, PAPER_STYLE, SIZE_INCHES, page_chart
+from eqvae.drawing.charts import ACCENT, BASE, INK, PAPER_STYLE, SIZE_INCHES, add_legend, marks, page_chart
 from eqvae.drawing.folders import FineTuning, Training
 from eqvae.drawing.tables import (
     DISTANCE,
@@ -38,6 +38,9 @@ MAX_POINTS = 1000
 @dataclass(frozen=True, kw_only=True)
 class Series:
     """One quantity over the run's steps."""
+
+    name: str = ""
+    """Of the branch, where branches are drawn apart."""
 
     color: str = ACCENT
     steps: Float64[ndarray, " n"]
@@ -219,6 +222,9 @@ def draw_panels(panels: Sequence[Panel]) -> Figure:
             axes.set_title(panel.title, fontsize=10, loc="left")
         for axes in chart.axes[len(panels) :]:
             axes.remove()
+        branched = [axes for axes in chart.axes if axes.get_legend_handles_labels()[1]]
+        if branched:
+            add_legend(chart, branched[0])
     return chart
 
 
@@ -261,11 +267,13 @@ def _step_panels(records: Sequence[dict[str, Any]], quantity: Quantity) -> list[
     """One, or none; a series for each branch where they are told apart, as levels differ."""
     equivariance = [record for record in records if "plain" not in record.get("branch", "equivariance")]
     plain = [record for record in records if "plain" in record.get("branch", "equivariance")]
-    branches = [(records, ACCENT)]
+    branches = {"": (records, ACCENT)}
     if quantity.is_noisy and equivariance and plain:
-        branches = [(plain, BASE), (equivariance, ACCENT)]
-    found = [_read_series(of_branch, quantity.key, color) for of_branch, color in branches]
-    series = tuple(replace(item, is_noisy=quantity.is_noisy) for item in found if item is not None)
+        branches = {"plain branch": (plain, BASE), "equivariance branch": (equivariance, ACCENT)}
+    found = {name: _read_series(of_branch, quantity.key, color) for name, (of_branch, color) in branches.items()}
+    series = tuple(
+        replace(item, name=name, is_noisy=quantity.is_noisy) for name, item in found.items() if item is not None
+    )
     if not any(item.values.any() for item in series):
         return []
     return [Panel(title=quantity.title, summary=_summary(series[-1]), y_label=quantity.y_label, series=series)]
@@ -322,8 +330,9 @@ def _draw_series(axes: Axes, series: Series) -> None:
     if series.is_noisy:
         light, last = _extremes(series.values), len(series.values) - 1
         strong = np.unique(np.linspace(0, last, MAX_POINTS).astype(np.int64))
+        look = marks(series.color, len(strong)) if series.name else {"color": series.color}
         axes.plot(series.steps[light], series.values[light], color=series.color, alpha=0.28, linewidth=0.9)
-        axes.plot(series.steps[strong], smooth(series.values)[strong], color=series.color, linewidth=2.0)
+        axes.plot(series.steps[strong], smooth(series.values)[strong], **look, linewidth=2.0, label=series.name or None)
     else:
         marker = "o" if len(series.steps) <= 20 else ""
         axes.plot(series.steps, series.values, color=series.color, linewidth=2.0, marker=marker, markersize=4)

@@ -10,19 +10,17 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from eqvae.artifacts.names import SAMPLE_SHEET
 from eqvae.artifacts.records import Pictures
 from eqvae.drawing.folders import Evaluation, SampleSet, Training
+from eqvae.drawing.latent_maps import latent_maps
 from eqvae.drawing.tables import grouped
 from eqvae.errors import UserError
 from eqvae.images import open_picture
-
-PERCENTILES = (0.01, 0.99)
-"""What of a latent map falls outside is clipped, so that a few extreme cells do not wash out the rest."""
 
 SHEET_GAP_PX = 2
 """Between a contact sheet's pictures, and around them."""
@@ -195,27 +193,10 @@ def embed(grid: Grid, max_rows: int) -> EmbeddedGrid:
         transform = f", {grid.title}" if grid.title and column.formula != "x" else ""
         alt = f"Image {row + 1}, {column.name}: {column.formula}{transform}"
         picture, is_exact = grid.cell(column, row), grid.enlargement(column) > 1
-        return _embedded(picture, column.name, column.formula, alt, lossless=is_exact)
+        return embed_picture(picture, column.name, column.formula, alt, lossless=is_exact)
 
     rows = tuple(tuple(cell(column, row) for column in grid.columns) for row in range(num_rows))
     return EmbeddedGrid(title=_transform_title(grid.title), rows=rows, num_hidden_rows=grid.num_rows - num_rows)
-
-
-def latent_maps(latents: Sequence[Float[Tensor, "_ _ _ _"]]) -> list[UInt8[Tensor, "_ 3 _ _"]]:
-    """Draw latents as pictures, their top three principal components as red, green and blue.
-
-    Each autoencoder's channels are standardized first, because fine-tuning moves the latents' scale and a mere change
-    of scale must not show. Autoencoders with equally many channels then share one projection and one colour scale;
-    where the channel counts differ, colours have nothing to do with each other.
-    """
-    cells = [_standardized_cells(latent) for latent in latents]
-    colours: dict[int, Float64[Tensor, "m 3"]] = {}
-    for channels in {cell.shape[1] for cell in cells}:
-        members = [index for index, cell in enumerate(cells) if cell.shape[1] == channels]
-        painted = _project(torch.cat([cells[index] for index in members]))
-        split = painted.split([len(cells[index]) for index in members])
-        colours |= dict(zip(members, split, strict=True))
-    return [_cells_to_pictures(colours[index], latent) for index, latent in enumerate(latents)]
 
 
 def stages(training: Training) -> list[Sheet]:
@@ -255,7 +236,7 @@ def embed_sheet(sheet: Sheet, alt: str) -> EmbeddedPicture:
     """Encode a sheet for the page, at most for screens of twice the density."""
     picture = read_sheet(sheet)
     picture.thumbnail((2 * SIDE_PX, 2 * SIDE_PX), Image.Resampling.LANCZOS)
-    return _embedded(picture, sheet.label, "", alt)
+    return embed_picture(picture, sheet.label, "", alt)
 
 
 def draw_stages(sheets: Sequence[Sheet]) -> Image.Image:
@@ -286,9 +267,12 @@ def _enlarged(picture: Image.Image, factor: int) -> Image.Image:
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
-def _embedded(picture: Image.Image, name: str, formula: str, alt: str, *, lossless: bool = False) -> EmbeddedPicture:
+def embed_picture(
+    picture: Image.Image, name: str, formula: str, alt: str, *, lossless: bool = False, effort: int = 4
+) -> EmbeddedPicture:
+    """Encode one picture for a page; an effort of 0 takes half a millisecond and some more bytes."""
     buffer = io.BytesIO()
-    picture.save(buffer, format="WEBP", quality=90, method=4, lossless=lossless)
+    picture.save(buffer, format="WEBP", quality=90 if effort else 0, method=effort, lossless=lossless)
     source = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
     width, height = picture.size
     return EmbeddedPicture(name=name, formula=formula, alt=alt, source=source, width_px=width, height_px=height)
@@ -301,32 +285,6 @@ def _transform_title(transform: str) -> str:
     if transform.endswith(("°", " degrees")) and "·" not in transform:
         return f"Rotation by {transform}"
     return transform
-
-
-def _standardized_cells(latent: Float[Tensor, "n c h w"]) -> Float64[Tensor, "m c"]:
-    """One row for each cell, each channel with mean 0 and standard deviation 1; a constant channel is all zeros."""
-    cells = latent.detach().double().movedim(1, -1).flatten(0, 2)
-    centred = cells - cells.mean(0)
-    std = centred.square().mean(0).sqrt()
-    return torch.where(std > 1e-12, centred / std.clamp_min(1e-12), 0.0)
-
-
-def _project(cells: Float64[Tensor, "m c"]) -> Float64[Tensor, "m 3"]:
-    """Project to the leading eigenvectors of the covariance and stretch each component to [0, 1]."""
-    covariance = cells.T @ cells / len(cells)
-    directions = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :3]
-    # An eigenvector's sign is arbitrary: make its largest entry positive, so that colours never invert between runs.
-    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
-    components = cells @ (directions * largest.sign())
-    ordered = components.sort(0).values
-    low, high = (ordered[round(share * (len(cells) - 1))] for share in PERCENTILES)
-    stretched = torch.where(high > low, (components - low) / (high - low).clamp_min(1e-12), 0.5).clamp(0.0, 1.0)
-    return torch.nn.functional.pad(stretched, (0, 3 - stretched.shape[1]), value=0.5)
-
-
-def _cells_to_pictures(colours: Float64[Tensor, "m 3"], latent: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n 3 h w"]:
-    n, _, height, width = latent.shape
-    return (colours * 255.0).round().to(torch.uint8).reshape(n, height, width, 3).movedim(-1, 1).contiguous()
 
 
 def _image_size_px(card: Mapping[str, object]) -> int | None:

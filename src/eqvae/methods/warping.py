@@ -1,11 +1,14 @@
 """Warps given in coordinates of the frame, -1 to 1: the same map for an image and for its latent."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+from eqvae.transforms import Transform
 
 Grid = Float[Tensor, "_ h w 2"]
 """For each place of the result where its value is taken from: (x, y), -1 and 1 at the outer edges of the frame."""
@@ -42,6 +45,34 @@ def draw_matrix(u: Float[Tensor, " 6"], *, is_perspective: bool) -> Float[Tensor
     matrix[:2, :2] = 1.25 ** u[1] * turn @ shear
     matrix[:2, 2] = 0.2 * u[4:]
     return matrix
+
+
+@dataclass(frozen=True, kw_only=True)
+class Motion(Transform):
+    """Any rotation about the centre, then any shift: bilinear, reflected at the borders. Not in the paper."""
+
+    degrees: float = 0.0
+    """Counter-clockwise, as `Rotate`."""
+
+    right: float = 0.0
+    """In widths of the frame."""
+
+    down: float = 0.0
+    """In heights of the frame."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Look up where each place comes from; see `Transform`."""
+        height, width = x.shape[-2:]
+        cosine, sine = math.cos(math.radians(self.degrees)), math.sin(math.radians(self.degrees))
+        back = torch.tensor([[cosine, -sine * height / width], [sine * width / height, cosine]])
+        matrix = torch.eye(3)
+        matrix[:2, :2], matrix[:2, 2] = back, back @ torch.tensor([-2.0 * self.right, -2.0 * self.down])
+        return warp(x, project(matrix, height, width))
+
+    def __str__(self) -> str:
+        """For example `12.5°` or `shift (0.1, -0.25)`, right and down."""
+        parts = [f"shift ({self.right:.3g}, {self.down:.3g})"] if self.right or self.down else []
+        return " · ".join([*parts, *([f"{self.degrees:.3g}°"] if self.degrees else [])]) or "identity"
 
 
 def is_inside(grid: Grid, stride: int) -> Float[Tensor, "_ 1 h2 w2"]:

@@ -6,12 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import matplotlib
 import tyro
-from matplotlib.figure import Figure
 
 from eqvae.artifacts.files import to_plain, write_atomically, write_json
 from eqvae.artifacts.names import COMPARISON
+from eqvae.drawing.charts import write_svg
 from eqvae.drawing.comparison import comparison_markdown, headline_lines
 from eqvae.drawing.comparison_charts import curves_figure, speed_up_figure
 from eqvae.errors import UserError, nearest_name
@@ -78,7 +77,7 @@ def compare(config: CompareConfig) -> RunComparison:
     text, record = comparison_markdown(comparison), _to_record(comparison)
     with folder.hold(config, ALONE, seed=config.seed, anew=(COMPARISON,)):
         for name, figure in figures.items():
-            write_atomically(config.out / f"{name}.svg", partial(_write_svg, figure))
+            write_atomically(config.out / f"{name}.svg", partial(write_svg, figure))
             write_atomically(config.out / f"{name}.png", partial(figure.savefig, format="png", dpi=PNG_DPI))
         write_atomically(config.out / "comparison.md", lambda path: path.write_text(text))
         write_json(config.out / COMPARISON, record)
@@ -90,11 +89,6 @@ def _with_base_first(arms: Sequence[Arm], name: str | None) -> tuple[Arm, ...]:
     if name is not None and name not in names:
         raise UserError(f"--base '{name}' is none of the arms", nearest_name(name, names))
     return tuple(sorted(arms, key=lambda arm: name is not None and arm.name != name))
-
-
-def _write_svg(figure: Figure, path: Path) -> None:
-    with matplotlib.rc_context({"svg.hashsalt": "eqvae"}):  # the same figures make the same file
-        figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 def _to_record(comparison: RunComparison) -> dict[str, Any]:

@@ -22,7 +22,8 @@ class ReportConfig:
     """The page."""
 
     figures: Path | None = None
-    """Also write each figure as a file of its own (PNG, SVG) into this folder."""
+    """Also write each figure as files of its own into this folder: charts as SVG and PDF with their data as CSV,
+    pictures as PNG."""
 
 
 def command(config: ReportConfig) -> str:
