@@ -34,10 +34,10 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 class Decoded:
     """The two images that EQ-VAE compares, and what lay between them."""
 
-    target: Float[Tensor, "n 3 h w"]
+    target: Float[Tensor, "n k h w"]
     """tau o x."""
 
-    decoded: Float[Tensor, "n 3 h w"]
+    decoded: Float[Tensor, "n k h w"]
     """D(tau o E(x)); nominally in [-1, 1]."""
 
     posterior: Posterior
@@ -51,7 +51,7 @@ class Decoded:
 
 
 def decode_transformed(
-    autoencoder: Autoencoder, x: Float[Tensor, "n 3 h w"], tau: Transform, noise: Float[Tensor, "n c h2 w2"]
+    autoencoder: Autoencoder, x: Float[Tensor, "n k h w"], tau: Transform, noise: Float[Tensor, "n c h2 w2"]
 ) -> Decoded:
     """Encode images, transform their latents and decode these: D(tau o E(x)) beside tau o x.
 
@@ -70,7 +70,7 @@ def decode_transformed(
 
 def decode_pair(
     autoencoder: Autoencoder,
-    x: Float[Tensor, "n 3 h w"],
+    x: Float[Tensor, "n k h w"],
     posterior: Posterior,
     z: Float[Tensor, "n c h2 w2"],
     drawn: Drawn,
@@ -90,7 +90,7 @@ def decode_pair(
 
 
 def vae_loss(
-    autoencoder: Autoencoder, x: Float[Tensor, "n 3 h w"], noise: Float[Tensor, "n c h2 w2"], **terms: Any
+    autoencoder: Autoencoder, x: Float[Tensor, "n k h w"], noise: Float[Tensor, "n c h2 w2"], **terms: Any
 ) -> Float[Tensor, " n"]:
     """L_rec(x, D(E(x))) + lambda_reg L_reg: Equation 1; `terms` as those of `equivariance_loss`."""
     return equivariance_loss(autoencoder, x, IDENTITY, noise, **terms)
@@ -98,7 +98,7 @@ def vae_loss(
 
 def equivariance_loss(
     autoencoder: Autoencoder,
-    x: Float[Tensor, "n 3 h w"],
+    x: Float[Tensor, "n k h w"],
     tau: Transform,
     noise: Float[Tensor, "n c h2 w2"],
     *,
@@ -135,7 +135,7 @@ def equivariance_loss(
 
 def eq_vae_loss(
     autoencoder: Autoencoder,
-    x: Float[Tensor, "n 3 h w"],
+    x: Float[Tensor, "n k h w"],
     sampler: TransformSampler,
     generator: torch.Generator | None = None,
     **terms: Any,

@@ -524,7 +524,7 @@ def test_a_large_picture_is_converted_in_parts(monkeypatch: pytest.MonkeyPatch) 
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "PNG")
     whole = np.asarray(decode_image(buffer.getvalue(), "it"))
-    monkeypatch.setattr("eqvae.images.decoding._PIXELS_AT_A_TIME", 50)
+    monkeypatch.setattr("eqvae.images.modes._PIXELS_AT_A_TIME", 50)
     assert (np.asarray(decode_image(buffer.getvalue(), "it")) == whole).all()
 
 

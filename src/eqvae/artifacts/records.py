@@ -13,10 +13,10 @@ from eqvae.artifacts.files import read_tensors, write_json, write_tensors
 from eqvae.artifacts.names import MODEL_CARD
 from eqvae.artifacts.parsing import parse_json
 from eqvae.artifacts.typed import to_type
-from eqvae.errors import UserError
+from eqvae.errors import UserError, printable
 
 
-def to_uint8(x: Float[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h w"]:
+def to_uint8(x: Float[Tensor, "n k h w"]) -> UInt8[Tensor, "n k h w"]:
     """Round images in [-1, 1] to 8 bits, as files and metrics see them; NaN would become black."""
     if x.device.type != "meta" and not bool(x.isfinite().all()):
         raise UserError(
@@ -51,6 +51,14 @@ class Pictures:
     transforms: tuple[str, ...]
     """Names of the transforms, as figures print them, e.g. "s = 0.5" and "90 degrees"."""
 
+    shows: str = ""
+    """Which channels of several are the pictures' colours; empty where all are seen."""
+
+    @property
+    def input_name(self) -> str:
+        """What x is called above its pictures."""
+        return f"input, {self.shows}" if self.shows else "input"
+
     def write(self, path: Path) -> None:
         """Write as safetensors."""
         tensors = {"images": self.images, "latents": self.latents, "reconstructions": self.reconstructions}
@@ -58,7 +66,8 @@ class Pictures:
             zip(self.encoded_transformed, self.decoded_transformed, strict=True)
         ):
             tensors |= {f"encoded_transformed.{index}": encoded, f"decoded_transformed.{index}": decoded}
-        write_tensors(path, tensors, {"transforms": json.dumps(self.transforms)})
+        note = {"transforms": json.dumps(self.transforms)}
+        write_tensors(path, tensors, note | ({"shows": self.shows} if self.shows else {}))
 
     @classmethod
     def read(cls, path: Path) -> "Pictures":
@@ -73,6 +82,7 @@ class Pictures:
                 encoded_transformed=tuple(tensors[f"encoded_transformed.{index}"] for index in range(len(names))),
                 decoded_transformed=tuple(tensors[f"decoded_transformed.{index}"] for index in range(len(names))),
                 transforms=names,
+                shows=printable(metadata.get("shows", "")),
             )
             found.check()
         except (KeyError, ValueError, RecursionError) as error:

@@ -1,9 +1,11 @@
 """Sample sets on disk: `.npz` archives in ADM's layout (openai/guided-diffusion), read as streams, never unpickled.
 
-`arr_0` holds the images, uint8 (n, h, w, 3); `arr_1`, if there, their classes. Reference batches also hold the moments
-of a larger set: `mu` and `sigma` of pooled features, `mu_s` and `sigma_s` of spatial ones.
+`arr_0` holds the images, uint8 (n, h, w, channels), of three channels in ADM's own; `arr_1`, if there, their classes.
+Reference batches also hold the moments of a larger set: `mu` and `sigma` of pooled features, `mu_s` and `sigma_s` of
+spatial ones.
 """
 
+import io
 import math
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,11 +29,14 @@ _MAX_ARRAY_BYTES = 2**28
 _BOMB_BYTES, _BOMB_RATIO = 2**26, 200
 """Pictures of more than so many bytes never take less than one in so many."""
 
+_MAX_CHANNELS = 512
+"""More than cameras have; an array with more has its axes in another order."""
+
 _MEND = "An .npz in ADM's layout holds 'arr_0': uint8 (n, h, w, 3), 0 ... 255"
 
 
 def write_sample_set(
-    path: Path, images: UInt8[np.ndarray, "n h w 3"], labels: Int64[np.ndarray, " n"] | None = None
+    path: Path, images: UInt8[np.ndarray, "n h w k"], labels: Int64[np.ndarray, " n"] | None = None
 ) -> None:
     """Write an `.npz` in ADM's layout, which ADM's evaluator reads as it is; atomic, not compressed."""
     stream_sample_set(path, [images], images.shape, labels)
@@ -39,7 +44,7 @@ def write_sample_set(
 
 def stream_sample_set(
     path: Path,
-    blocks: Iterable[UInt8[np.ndarray, "_ h w 3"]],
+    blocks: Iterable[UInt8[np.ndarray, "_ h w k"]],
     shape: tuple[int, ...],
     labels: Int64[np.ndarray, " n"] | None = None,
 ) -> None:
@@ -59,7 +64,7 @@ def stream_sample_set(
     write_atomically(path, write)
 
 
-def read_blocks(path: Path, num_rows: int = 256) -> Iterator[UInt8[np.ndarray, "_ h w 3"]]:
+def read_blocks(path: Path, num_rows: int = 256) -> Iterator[UInt8[np.ndarray, "_ h w k"]]:
     """Read the images of a set, some at a time; whoever reads to the end has the archive's checksum compared."""
     num_images, *size = check_header(path)
     with reading(path), open_array(path, IMAGES_KEY) as (file, *_):
@@ -69,9 +74,9 @@ def read_blocks(path: Path, num_rows: int = 256) -> Iterator[UInt8[np.ndarray, "
             yield np.frombuffer(content, np.uint8).reshape(count, *size)
 
 
-def pick_images(path: Path, indices: Sequence[int]) -> UInt8[np.ndarray, "n h w 3"]:
+def pick_images(path: Path, indices: Sequence[int]) -> UInt8[np.ndarray, "n h w k"]:
     """Read some images of a set."""
-    picked: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
+    picked: dict[int, UInt8[np.ndarray, "h w k"]] = {}
     first = 0
     for block in read_blocks(path):
         rows = range(first, first + len(block))
@@ -123,8 +128,24 @@ class StoredArray(NamedTuple):
     dtype: np.dtype
 
 
+def read_header(file: io.BufferedIOBase, file_size: int, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Read an array's shape, whether its first axis varies fastest, and its type; nothing is unpickled.
+
+    A ValueError refuses an array that is not as long as its header says.
+    """
+    is_first = np.lib.format.read_magic(file) == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
+    shape, is_fortran, dtype = read(file)
+    if any(isinstance(side, bool) or not 0 <= side < 2**48 for side in shape):
+        raise ValueError(f"'{name}' has the shape {shape}")
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if not dtype.hasobject and file.tell() + num_bytes != file_size:
+        raise ValueError(f"'{name}' of shape {shape} has other than {num_bytes} bytes")
+    return shape, is_fortran, dtype
+
+
 @contextmanager
-def open_array(path: Path, key: str) -> Iterator[StoredArray]:
+def open_array(path: Path | io.BufferedIOBase, key: str) -> Iterator[StoredArray]:
     """Open an array that is as long as its header says, and does not fill the memory from a small file."""
     with zipfile.ZipFile(path) as archive:
         info = archive.getinfo(f"{key}.npy")
@@ -132,14 +153,7 @@ def open_array(path: Path, key: str) -> Iterator[StoredArray]:
             raise ValueError(f"'{key}' unpacks from {info.compress_size} bytes to {info.file_size}, as no pictures do")
         with archive.open(info) as file:
             assert isinstance(file, zipfile.ZipExtFile)
-            is_first = np.lib.format.read_magic(file) == (1, 0)
-            read_header = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
-            shape, is_fortran, dtype = read_header(file)
-            if any(isinstance(side, bool) or not 0 <= side < 2**48 for side in shape):
-                raise ValueError(f"'{key}' has the shape {shape}")
-            num_bytes = math.prod(shape) * dtype.itemsize
-            if not dtype.hasobject and file.tell() + num_bytes != info.file_size:
-                raise ValueError(f"'{key}' of shape {shape} has other than {num_bytes} bytes")
+            shape, is_fortran, dtype = read_header(file, info.file_size, key)
             yield StoredArray(file, shape, is_fortran, dtype)
 
 
@@ -163,9 +177,9 @@ def check_header(path: Path) -> tuple[int, ...]:
         raise UserError(f"'{path}' holds Python objects: are its images of mixed sizes?", _MEND)
     if dtype != np.uint8:
         raise UserError(f"'{path}' holds {dtype} numbers, not 8-bit images", f"{_MEND}; round and convert them")
-    if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or is_fortran:
+    if len(shape) != 4 or shape[3] > _MAX_CHANNELS or shape[1] != shape[2] or is_fortran:
         order = " in Fortran's order" if is_fortran else ""
-        raise UserError(f"'{path}' holds an array of shape {shape}{order}, not square RGB images", _MEND)
+        raise UserError(f"'{path}' holds an array of shape {shape}{order}, not square images", _MEND)
     if 0 in shape:
         raise UserError(f"'{path}' holds no image: its shape is {shape}", _MEND)
     return shape

@@ -15,6 +15,7 @@ from eqvae.artifacts.files import check_writable, read_json, replace_folder, wri
 from eqvae.artifacts.names import AUTOENCODER, CONFIG, CONVERSION, MODEL_CARD
 from eqvae.artifacts.records import Converted
 from eqvae.artifacts.weights import compare_names
+from eqvae.autoencoders.channels import load_with_channels
 from eqvae.autoencoders.compvis import FILE_FORMATS, check_class, describe, has_quant_convs, loading_advice, modelspec
 from eqvae.autoencoders.factors import Fold, comfyui_advice, configured, fold, pipeline_advice
 from eqvae.autoencoders.layouts import (
@@ -42,16 +43,19 @@ _OF_ARCHITECTURE = (
 """Fields of a tiny autoencoder's config that TAESD's author's code has written into it."""
 
 
-def convert_autoencoder(source: str, destination: Path, to: Format, *, folded: Fold | None = None) -> Converted:
+def convert_autoencoder(
+    source: str, destination: Path, to: Format, *, folded: Fold | None = None, num_channels: int | None = None
+) -> Converted:
     """Write an autoencoder in another format; weights are fp32, and their values stay what they were, bit for bit.
 
     `source` is anything that `load_autoencoder` takes. `folded`: the layers next to the latent take its factors in.
+    `num_channels`: of its images, for which the first and the last convolution are made anew.
     """
     _check_destination(destination, to)
     name = source.removeprefix(UNTRAINED)
     if name in PRESETS:  # told before gigabytes are fetched
         _check_class(source, PRESETS[name].architecture.class_name, to)
-    given = load_autoencoder(source)
+    given = load_autoencoder(source) if num_channels is None else load_with_channels(source, num_channels)
     autoencoder, (source, _) = given, split_weights(source)
     model: Any = autoencoder.model
     _check_class(source, type(model).__name__, to)
@@ -61,13 +65,16 @@ def convert_autoencoder(source: str, destination: Path, to: Format, *, folded: F
         if not knows_scaling:
             raise UserError(f"'{source}' has no scaling factor to fold", "Give a diffusers folder whose config has one")
         autoencoder = fold(autoencoder, configured(autoencoder), folded)
-    card = note.get("card") or _read_card(source)
+    # Figures of a card are not those of other weights.
+    card = (note.get("card") or _read_card(source)) if num_channels is None else None
     if to == "diffusers":
         names, advice = _write_diffusers(autoencoder, destination, card, knows_scaling=knows_scaling)
     elif to == "taesd":
         names, advice = _write_pair(autoencoder, destination, card, source)
     else:
         names, advice = _write_file(autoencoder, destination, to, card, source, knows_scaling=knows_scaling)
+    if num_channels is not None:
+        advice = [_start(source), *advice]
     written = load_autoencoder(str(destination.absolute()))
     return Converted(
         path=destination,
@@ -75,6 +82,13 @@ def convert_autoencoder(source: str, destination: Path, to: Format, *, folded: F
         keys=compare_names(model_names(given), names, given.num_parameters()),
         largest_difference=_largest_difference(given, written, folded=folded is not None),
     )
+
+
+def _start(source: str) -> str:
+    """Say what weights of other channels are."""
+    if source.startswith(UNTRAINED):
+        return "random weights: a start for 'eqvae finetune'"
+    return f"each channel begins as the mean of those of '{source}': a start for 'eqvae finetune'"
 
 
 def model_names(autoencoder: Autoencoder) -> tuple[str, ...]:

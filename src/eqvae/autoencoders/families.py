@@ -46,6 +46,7 @@ class DiffusersAutoencoder(Autoencoder):
         self.model, self.name = model, name
         self.stride = 2 ** (len(model.config[self.levels_field]) - 1)
         self.latent_channels = model.config.latent_channels
+        self.image_channels = model.config.in_channels
 
     @classmethod
     def build(cls, class_name: str, config: Mapping[str, Any], *, name: str) -> "DiffusersAutoencoder":
@@ -56,18 +57,18 @@ class DiffusersAutoencoder(Autoencoder):
 
     def check_shapes(self) -> None:
         """See that a model codes images as its config says; on the meta device nothing is computed."""
-        x = torch.empty(1, 3, 2 * self.stride, 2 * self.stride)
+        x = torch.empty(1, self.image_channels, 2 * self.stride, 2 * self.stride)
         z = self.encode(x).mean
         if z.shape != (1, self.latent_channels, 2, 2):
             raise ValueError(f"it encodes {tuple(x.shape)} into {tuple(z.shape)}")
         if self.decode(z).shape != x.shape:
             raise ValueError(f"it decodes {tuple(z.shape)} into {tuple(self.decode(z).shape)}")
 
-    def encode(self, x: Float[Tensor, "n 3 h w"]) -> Posterior:
+    def encode(self, x: Float[Tensor, "n k h w"]) -> Posterior:
         """Encode images; deterministic, as all families are but those of a Gaussian posterior."""
         return Posterior(mean=self.model.encode(x).latents)
 
-    def decode(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h2 w2"]:
+    def decode(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h2 w2"]:
         """Decode raw latents."""
         return self.model.decode(z).sample
 
@@ -97,7 +98,7 @@ class KLAutoencoder(DiffusersAutoencoder):
 
     model_classes = (AutoencoderKL,)
 
-    def encode(self, x: Float[Tensor, "n 3 h w"]) -> Posterior:
+    def encode(self, x: Float[Tensor, "n k h w"]) -> Posterior:
         """Encode images; the log variance is clamped to [-30, 20] by diffusers."""
         posterior = self.model.encode(x).latent_dist
         return Posterior(mean=posterior.mean, log_variance=posterior.logvar)
@@ -161,7 +162,7 @@ class DCAutoencoder(DiffusersAutoencoder):
     levels_field = "encoder_block_out_channels"
     has_shift = False
 
-    def encode(self, x: Float[Tensor, "n 3 h w"]) -> Posterior:
+    def encode(self, x: Float[Tensor, "n k h w"]) -> Posterior:
         """Encode images."""
         return Posterior(mean=self.model.encode(x).latent)
 
@@ -191,7 +192,7 @@ class VQAutoencoder(DiscreteAutoencoder, DiffusersAutoencoder):
         """The codes, (codebook_size, latent_channels)."""
         return self.model.quantize.embedding.weight
 
-    def decode_quantized(self, z_q: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h2 w2"]:
+    def decode_quantized(self, z_q: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h2 w2"]:
         """Decode what lies on codes already."""
         model = self.model
         return model.decoder(model.post_quant_conv(z_q), z_q if model.config.norm_type == "spatial" else None)

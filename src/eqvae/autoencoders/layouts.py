@@ -98,11 +98,20 @@ def _infer_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
         **block_types(attends, decoder_attends),
         "layers_per_block": _count(state, r"encoder\.down\.0\.block\.(\d+)\."),
         "latent_channels": state["decoder.conv_in.weight"].shape[1],
+        **_image_channels(state, "encoder.conv_in.weight", "decoder.conv_out.weight"),
         "use_quant_conv": any(key.startswith("quant_conv.") for key in state),
         "use_post_quant_conv": any(key.startswith("post_quant_conv.") for key in state),
         "mid_block_add_attention": any(key.startswith("encoder.mid.attn_1.") for key in state),
         "scaling_factor": 0.18215,
     }
+
+
+def _image_channels(state: Mapping[str, Tensor], first: str, last: str) -> dict[str, int]:
+    """Read off the first and the last convolution how many channels images have; strict loading names what is wrong."""
+    shapes = [state[name].shape for name in (first, last) if name in state and state[name].ndim == 4]
+    if len(shapes) < 2 or shapes[0][1] != shapes[1][0]:
+        return {}
+    return {"in_channels": shapes[0][1], "out_channels": shapes[0][1]}
 
 
 def _count(state: Iterable[str], pattern: str) -> int:
@@ -200,6 +209,8 @@ def pair_to_diffusers(encoder: dict[str, Tensor], decoder: dict[str, Tensor]) ->
     pooled = any(".pool." in key for key in state)
     first = decoder.get("1.weight")
     config: dict[str, Any] = {"latent_channels": first.shape[1]} if first is not None and first.ndim == 4 else {}
+    last = max((int(key.partition(".")[0]) for key in decoder if key.partition(".")[0].isdecimal()), default=1) - 1
+    config |= _image_channels(state, "encoder.layers.0.weight", f"decoder.layers.{last}.weight")
     return Published(class_name="PooledAutoencoderTiny" if pooled else "AutoencoderTiny", config=config, state=state)
 
 

@@ -107,10 +107,17 @@ def build_autoencoder(name: str, *, seed: int) -> Autoencoder:
     if name not in PRESETS:
         raise UserError(f"There is no preset '{name}' to build untrained", nearest_name(name, PRESETS))
     architecture = PRESETS[name].architecture
-    family = _family(architecture.class_name, name)
+    return build_architecture(architecture.class_name, architecture.config, name=UNTRAINED + name, seed=seed)
+
+
+def build_architecture(class_name: str, config: Mapping[str, Any], *, name: str, seed: int) -> "DiffusersAutoencoder":
+    """Build what a config describes with random weights; the global random state is left as it was."""
+    family = _family(class_name, name)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return family.build(architecture.class_name, architecture.config, name=UNTRAINED + name).eval()
+        autoencoder = family.build(class_name, config, name=name)
+    autoencoder.eval()
+    return autoencoder
 
 
 def _family(class_name: str, source: str) -> "type[DiffusersAutoencoder]":

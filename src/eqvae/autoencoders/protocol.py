@@ -81,31 +81,33 @@ class LatentStatistics:
 
 
 class Autoencoder(nn.Module, ABC):
-    """An image autoencoder. Images are (n, 3, h, w), RGB in [-1, 1], at every adapter; latents are raw.
+    """An image autoencoder. Images are (n, image_channels, h, w) in [-1, 1] at every adapter; latents are raw.
 
     Attributes:
         name: The preset, hub id or path that it was loaded from.
         stride: Pixels per latent cell.
         latent_channels: Channels of the latent.
+        image_channels: Channels of an image: 3 for RGB, 1 for grey, others as the data have them.
     """
 
     name: str
     stride: int
     latent_channels: int
+    image_channels: int = 3
 
     @abstractmethod
-    def encode(self, x: Float[Tensor, "n 3 h w"]) -> Posterior:
+    def encode(self, x: Float[Tensor, "n k h w"]) -> Posterior:
         """Encode images.
 
         Args:
-            x: Images, RGB in [-1, 1]; both sides divisible by `stride`.
+            x: Images in [-1, 1]; both sides divisible by `stride`.
 
         Returns:
             The posterior over raw latents of (n, latent_channels, h / stride, w / stride).
         """
 
     @abstractmethod
-    def decode(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h2 w2"]:
+    def decode(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h2 w2"]:
         """Decode raw latents.
 
         Args:
@@ -232,7 +234,7 @@ class DiscreteAutoencoder(Autoencoder):
         """The codes, (codebook_size, latent_channels)."""
 
     @abstractmethod
-    def decode_quantized(self, z_q: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h2 w2"]:
+    def decode_quantized(self, z_q: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h2 w2"]:
         """Decode what lies on codes already.
 
         Args:
@@ -258,7 +260,7 @@ class DiscreteAutoencoder(Autoencoder):
         """
         return quantize(z, self.codebook)
 
-    def decode(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h2 w2"]:
+    def decode(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h2 w2"]:
         """Quantize and decode raw latents.
 
         Args:
@@ -269,7 +271,7 @@ class DiscreteAutoencoder(Autoencoder):
         """
         return self.decode_quantized(self.quantize(z).z_q)
 
-    def decode_tokens(self, tokens: Int64[Tensor, "n h w"]) -> Float[Tensor, "n 3 h2 w2"]:
+    def decode_tokens(self, tokens: Int64[Tensor, "n h w"]) -> Float[Tensor, "n k h2 w2"]:
         """Decode tokens.
 
         Args:

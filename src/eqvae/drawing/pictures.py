@@ -124,7 +124,7 @@ def picture_groups(evaluations: Sequence[Evaluation]) -> list[dict[str, Pictures
 
 def transform_grids(pictures: Mapping[str, Pictures]) -> list[Grid]:
     """Lay out transformed decodings: x, D(E(tau o x)) of the base, and D(tau o E(x)) of every autoencoder."""
-    images = next(iter(pictures.values())).images
+    first = next(iter(pictures.values()))
     names = dict.fromkeys(transform for item in pictures.values() for transform in item.transforms)
     grids = []
     for transform in names:
@@ -132,7 +132,7 @@ def transform_grids(pictures: Mapping[str, Pictures]) -> list[Grid]:
         base = next(iter(members))
         index = members[base].transforms.index(transform)
         columns = [
-            Column(name="input", formula="x", pictures=images),
+            Column(name=first.input_name, formula="x", pictures=first.images),
             Column(name=base, formula="D(E(τ∘x))", pictures=members[base].encoded_transformed[index]),
         ]
         for name, item in members.items():
@@ -144,7 +144,8 @@ def transform_grids(pictures: Mapping[str, Pictures]) -> list[Grid]:
 
 def latent_map_grid(pictures: Mapping[str, Pictures]) -> Grid:
     """Lay out images beside the principal components of their latents; see `latent_maps`."""
-    columns = [Column(name="input", formula="x", pictures=next(iter(pictures.values())).images)]
+    first = next(iter(pictures.values()))
+    columns = [Column(name=first.input_name, formula="x", pictures=first.images)]
     maps = latent_maps([item.latents for item in pictures.values()])
     columns += [
         Column(name=name, formula="PCA of E(x)", pictures=drawn) for name, drawn in zip(pictures, maps, strict=True)

@@ -1,5 +1,6 @@
 """Images: sources, decoding, crops and batches."""
 
+from eqvae.images.bands import Bands, Picture, Pixels, RangeConfig
 from eqvae.images.data import open_images
 from eqvae.images.decoding import (
     BrokenImage,
@@ -14,10 +15,14 @@ from eqvae.images.loader import ImageBatch, check_broken, encoding_batches, eval
 from eqvae.images.sources import ImageSource
 
 __all__ = [
+    "Bands",
     "BrokenImage",
     "BrokenImageError",
     "ImageBatch",
     "ImageSource",
+    "Picture",
+    "Pixels",
+    "RangeConfig",
     "adm_crop",
     "check_broken",
     "decode_image",

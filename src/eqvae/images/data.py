@@ -8,12 +8,13 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from eqvae.errors import UserError, printable
+from eqvae.images.arrays import ARRAY_SUFFIXES
 from eqvae.images.decoding import IMAGE_SUFFIXES, is_image
 from eqvae.images.folders import Files, list_files, relative, root_of, sort_by_folders
 from eqvae.images.labels import NO_LABELS
 from eqvae.images.sources import Aside, ImageSource, Split
 
-KINDS = ("photos", "an image folder", "*.parquet", "*.tar", "hf:NAME[/CONFIGURATION][:SPLIT]")
+KINDS = ("photos", "an image folder", "*.npy", "*.parquet", "*.tar", "hf:NAME[/CONFIGURATION][:SPLIT]")
 """What DATA can be."""
 
 PHOTOGRAPHS: dict[Split, tuple[str, ...]] = {
@@ -41,7 +42,7 @@ def open_images(
         data: `photos`; an image, a folder of images, or a glob; `*.parquet` or `*.tar` (WebDataset layout), as a file,
             a folder or a glob; or `hf:NAME[/CONFIGURATION][:SPLIT]`. Folders are searched in depth, each file counts
             once, hidden ones are left out, and the order is that of the paths. An image is what its ending or its first
-            bytes say.
+            bytes say; arrays, `.npy` or `.npz`, are images where there are no others.
         split: Which set of the photographs, of a hub data set named without SPLIT, or of a folder that holds folders
             called `train`, `val`, `test`, ... alone; ignored otherwise.
         label_column: The column of a table that holds the labels; None looks for one, `none` leaves labels out. Files
@@ -84,11 +85,16 @@ def open_images(
         return open_archives(
             data, archives, split, is_labelled=is_labelled, image_column=image_column, left_out=left_out
         )
+    arrays = [file for file in others if PurePosixPath(file).suffix.lower() in ARRAY_SUFFIXES]
+    if arrays:
+        _check_no_table(data, label_column, image_column)
+        left_out.update(_name_ending(file) for file in set(others).difference(arrays))
+        return _open_files(data, arrays, split, left_out, is_labelled=label_column != NO_LABELS)
     num_others = len(files) + left_out.total()
     raise UserError(
         f"'{printable(data)}' holds no image ({num_others} other file{'' if num_others == 1 else 's'})",
-        f"Images end in {', '.join(sorted(IMAGE_SUFFIXES))}, or are some by their first bytes; tables end in .parquet; "
-        "archives in .tar, uncompressed",
+        f"Images end in {', '.join(sorted(IMAGE_SUFFIXES))}, or are some by their first bytes; arrays end in "
+        ".npy or .npz; tables in .parquet; archives in .tar, uncompressed",
     )
 
 

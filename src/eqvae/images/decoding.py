@@ -1,7 +1,7 @@
-"""Encoded images to 8-bit RGB, to crops, to what a network sees.
+"""Encoded images to 8-bit RGB or to planes (`bands.py`), to crops, to what a network sees.
 
-Raster formats alone are decoded, in every mode that Pillow reads, upright, transparency on white; what the metadata
-hold does not matter, and memory is bounded. Two crops are usual:
+Raster formats alone are decoded, in every mode that Pillow reads, upright, transparency on white, and arrays
+(`arrays.py`); what the metadata hold does not matter, and memory is bounded. Two crops are usual:
 for evaluation and latents ADM's centre crop (openai/guided-diffusion, `center_crop_arr`), as DiT, SiT and REPA use it;
 for training the random crop of latent diffusion (CompVis/latent-diffusion, `ImageNetSR`).
 """
@@ -16,11 +16,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
-from PIL import ExifTags, Image, UnidentifiedImageError
+from jaxtyping import Float, Shaped
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from eqvae.errors import printable
+from eqvae.errors import UserError, printable
+from eqvae.images.arrays import decode_array, decode_tiff, is_array, is_tiff
+from eqvae.images.bands import RGB, Crop, Decoded, Picture, Pixels, UnfitImageError
+from eqvae.images.modes import is_cut_to_8_bits, to_channels
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif")
@@ -56,19 +59,6 @@ MAX_ENCODED_BYTES = 2**29
 
 _MAX_EXIF_BYTES = 2**16
 
-_PIXELS_AT_A_TIME = 2**22
-
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""EXIF orientation to the transposition that undoes it."""
-
 _MAX_ELONGATION = 16
 """Where the longer side is more than this many times the shorter one, the crop is made without the rest."""
 
@@ -91,8 +81,9 @@ class BrokenImage(NamedTuple):
 class BrokenImageError(Exception):
     """An image that cannot be decoded; the line names it and says why."""
 
-    def __init__(self, name: str, reason: str) -> None:
-        """Keep both apart, too: a journal has a field for each."""
+    def __init__(self, name: str, reason: str, mend: str = "") -> None:
+        """Keep both apart, too: a journal has a field for each. A mend is there where all such images are unfit."""
+        self.mend = mend
         self.image = BrokenImage(printable(name), printable(reason))
         super().__init__(f"'{self.image.name}' cannot be decoded: {self.image.reason}")
 
@@ -106,20 +97,29 @@ def open_picture(content: bytes | Path) -> Image.Image:
     return Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=formats)
 
 
-def decode_image(content: bytes | Path, name: str) -> Image.Image:
-    """Decode one image to 8-bit RGB, upright, in at most 1 GiB."""
+def decode_image(content: bytes | Path, name: str, pixels: Pixels = RGB) -> Picture:
+    """Decode one image, to 8-bit RGB or to the channels that are asked for, upright, in at most 1 GiB."""
+    return decode_and_tell(content, name, pixels).picture
+
+
+def decode_and_tell(content: bytes | Path, name: str, pixels: Pixels) -> Decoded:
+    """Decode one image, and say what was done to it."""
     # A decoder fed with damaged bytes raises almost anything (OSError, SyntaxError, struct.error, zlib.error, ...),
     # and PIL warns about damaged metadata and large images: neither may end a run.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return _decode(content)
+            return _decode(content, pixels)
+        except UserError:  # a package is missing
+            raise
+        except UnfitImageError as error:
+            raise BrokenImageError(name, str(error), error.mend) from None
         except Exception as error:
             reason = _reason(error, content)
             bare = None if isinstance(error, _TooLargeError) else without_metadata(content)
         try:
             if bare is not None:
-                return _decode(bare)
+                return _decode(bare, pixels)
         except Exception as error:
             reason = _reason(error, content)
     raise BrokenImageError(name, reason)
@@ -129,11 +129,24 @@ class _TooLargeError(ValueError):
     """A picture beyond what may be decoded."""
 
 
-def _decode(content: bytes | Path) -> Image.Image:
-    with open_picture(content) as image:
-        check_pixels(image)
-        image.load()
-        return _to_rgb(_to_upright(image))
+def _decode(content: bytes | Path, pixels: Pixels) -> Decoded:
+    head = _head(content)
+    if is_array(head):
+        return decode_array(content, pixels)
+    if is_tiff(head) and pixels.channels not in (1, 3):  # Pillow reads four samples as three
+        return decode_tiff(content, pixels)
+    try:
+        with open_picture(content) as image:
+            if not (pixels.range.is_stated and is_cut_to_8_bits(image)):
+                check_pixels(image)
+                image.load()
+                return to_channels(image, pixels)
+    except UnidentifiedImageError:
+        if not is_tiff(head):
+            raise
+    if not is_tiff(head):
+        raise ValueError("its colours of 16 bits are read in 8: write a TIFF for --white and --black")
+    return decode_tiff(content, pixels)
 
 
 def check_pixels(image: Image.Image) -> None:
@@ -243,48 +256,7 @@ def _jpeg_parts(content: bytes) -> Iterator[bytes]:
     yield content[place:]
 
 
-def _to_upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; PIL has already done so for TIFF, and removed the tag."""
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-        turn = _UPRIGHT.get(int(orientation or 1))
-    except Exception:  # damaged metadata around sound pixels
-        turn = None
-    return image if turn is None else image.transpose(turn)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to 8-bit RGB, some rows at a time: the whole is never there three times."""
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no fixed range")
-    if image.mode == "RGB" and not image.has_transparency_data:
-        return image.copy()  # the opened one keeps its decoder's buffers
-    converted = Image.new("RGB", image.size)
-    num_rows = max(1, _PIXELS_AT_A_TIME // image.width)
-    for top in range(0, image.height, num_rows):
-        rows = image.crop((0, top, image.width, min(top + num_rows, image.height)))
-        converted.paste(_rows_to_rgb(rows), (0, top))
-    return converted
-
-
-def _rows_to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return _grey16_to_rgb(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _grey16_to_rgb(image: Image.Image) -> Image.Image:
-    """Scale 0 ... 65535 to 0 ... 255; `convert` would clip."""
-    grey = np.asarray(image).astype(np.int64)
-    if grey.min() < 0 or grey.max() > 65535:
-        raise ValueError(f"grey values {grey.min()} ... {grey.max()} are outside 16 bits")
-    return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
-
-
-def adm_crop(image: Image.Image, image_size_px: int) -> UInt8[np.ndarray, "size size 3"]:
+def adm_crop(image: Picture, image_size_px: int) -> Crop:
     """Resize the short side to `image_size_px` and cut the centre square out.
 
     Halving with a box filter as long as the image is at least twice too large, then one bicubic resize: the bicubic
@@ -301,9 +273,7 @@ def adm_crop(image: Image.Image, image_size_px: int) -> UInt8[np.ndarray, "size 
     return np.array(image.crop((left, top, left + image_size_px, top + image_size_px)))
 
 
-def _elongated_crop(
-    image: Image.Image, resized: tuple[int, int], image_size_px: int
-) -> UInt8[np.ndarray, "size size 3"]:
+def _elongated_crop(image: Picture, resized: tuple[int, int], image_size_px: int) -> Crop:
     """Make the centre square of a resized image alone: the whole of a thin image, enlarged, can take gigabytes."""
     box: list[float] = []
     for length, length_after in zip(image.size, resized, strict=True):
@@ -315,9 +285,7 @@ def _elongated_crop(
     return np.array(image.resize(side, Image.Resampling.BICUBIC, box=(left, top, right, bottom)))
 
 
-def ldm_random_crop(
-    image: Image.Image, image_size_px: int, random: np.random.Generator, *, flip: bool
-) -> UInt8[np.ndarray, "size size 3"]:
+def ldm_random_crop(image: Picture, image_size_px: int, random: np.random.Generator, *, flip: bool) -> Crop:
     """Cut a random square out, of a side uniform in 0.5 ... 1 of the short side, and resize it by area."""
     short_side = min(image.size)
     side = max(1, int(short_side * random.uniform(MIN_CROP_FRACTION, 1.0)))
@@ -331,7 +299,7 @@ def ldm_random_crop(
     return np.array(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip and mirrored else crop)
 
 
-def to_images(crops: Sequence[UInt8[np.ndarray, "h w 3"]] | UInt8[np.ndarray, "n h w 3"]) -> Float[Tensor, "n 3 h w"]:
-    """Turn 8-bit crops of one size into images in [-1, 1]."""
+def to_images(crops: Sequence[Crop] | Shaped[np.ndarray, "n h w k"]) -> Float[Tensor, "n k h w"]:
+    """Turn crops of one size, 0 ... 255, into images in [-1, 1]."""
     stacked = torch.from_numpy(np.asarray(crops)).permute(0, 3, 1, 2)
     return (stacked.float() / 127.5 - 1.0).contiguous()

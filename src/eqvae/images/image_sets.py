@@ -1,5 +1,6 @@
 """Sets of 8-bit images that are scored: an `.npz` in ADM's layout, a folder, any DATA. None is ever held whole."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, final
@@ -12,7 +13,9 @@ from torch import Tensor
 from eqvae.artifacts.names import SAMPLE_SET
 from eqvae.artifacts.sample_sets import IMAGES_KEY, check_header, moments_in, open_array, reading, skip
 from eqvae.errors import UserError, printable
-from eqvae.images import ImageSource, encoding_batches, open_images, open_picture
+from eqvae.images import ImageSource, Pixels, encoding_batches, open_images, open_picture
+from eqvae.images.arrays import count_channels
+from eqvae.images.bands import RGB
 from eqvae.images.decoding import BrokenImage, BrokenImageError, check_pixels
 from eqvae.images.sources import counted
 from eqvae.runtime.journal import say
@@ -28,7 +31,7 @@ class NpzImages:
         self.path, self.name = path, str(path)
         self.broken: list[BrokenImage] = []
         self.shape = check_header(path)
-        self.image_size_px = self.shape[1]
+        self.image_size_px, self.num_channels = self.shape[1], self.shape[3]
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -36,13 +39,14 @@ class NpzImages:
     def announce(self, title: str, processes: Processes) -> None:
         """Tell the user in one line what a command is about to read."""
         if processes.is_first:
-            say(f"{title}: {counted(len(self), 'image')} of {self.image_size_px} px")
+            channels = "" if self.num_channels == 3 else f", {counted(self.num_channels, 'channel')}"
+            say(f"{title}: {counted(len(self), 'image')} of {self.image_size_px} px{channels}")
 
     def summary(self) -> dict[str, Any]:
         """Say the same as a record."""
         return {"name": printable(self.name), "num_images": len(self)}
 
-    def batches(self, indices: range, *, batch_size: int, num_workers: int) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
+    def batches(self, indices: range, *, batch_size: int, num_workers: int) -> Iterator[UInt8[Tensor, "n k h w"]]:
         del num_workers
         num_bytes = int(np.prod(self.shape[1:]))
         with reading(self.path), open_array(self.path, IMAGES_KEY) as (file, *_):
@@ -66,6 +70,7 @@ class SourceImages:
 
     def __init__(self, source: ImageSource, image_size_px: int, *, cropped: bool) -> None:
         self.source, self.name, self.image_size_px, self._cropped = source, source.name, image_size_px, cropped
+        self.num_channels = source.pixels.channels
         self.broken: list[BrokenImage] = []
 
     def __len__(self) -> int:
@@ -79,7 +84,7 @@ class SourceImages:
         """Say the same as a record."""
         return self.source.summary()
 
-    def batches(self, indices: range, *, batch_size: int, num_workers: int) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
+    def batches(self, indices: range, *, batch_size: int, num_workers: int) -> Iterator[UInt8[Tensor, "n k h w"]]:
         parts = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
         for batch in encoding_batches(
             self.source, image_size_px=self.image_size_px, parts=parts, num_workers=num_workers
@@ -88,11 +93,13 @@ class SourceImages:
                 raise UserError(f"The sample {batch.broken[0]} cannot be decoded", "Write it again or remove it")
             self.broken.extend(batch.broken)
             if batch.indices:
-                yield batch.crops.permute(0, 3, 1, 2)
+                crops = batch.crops if batch.crops.dtype == torch.uint8 else batch.crops.round().to(torch.uint8)
+                yield crops.permute(0, 3, 1, 2)
 
 
 ImageSet = NpzImages | SourceImages
-"""Square 8-bit images of one size, read in order, a batch at a time; `broken` names those left out, as they are met."""
+"""Square 8-bit images of one size and number of channels, read in order, a batch at a time; `broken` names those left
+out, as they are met."""
 
 
 def open_samples(path: Path) -> ImageSet:
@@ -108,15 +115,21 @@ def open_samples(path: Path) -> ImageSet:
             )
         return NpzImages(npz)
     source = open_images(str(path))
+    with contextlib.suppress(BrokenImageError):  # whose header is looked at next
+        channels = count_channels(source.content(0))
+        source = source if channels is None else source.read_as(Pixels(channels=channels), "SAMPLES")
     return SourceImages(source, _common_size_px(source), cropped=False)
 
 
-def open_reference(reference: str, *, image_size_px: int, image_column: str | None = None) -> ImageSet:
+def open_reference(
+    reference: str, *, image_size_px: int, image_column: str | None = None, pixels: Pixels = RGB
+) -> ImageSet:
     """Open the images of REFERENCE."""
     path = Path(reference).expanduser()
     npz = path / SAMPLE_SET if (path / SAMPLE_SET).is_file() else path
     if npz.suffix != ".npz":
-        return SourceImages(open_images(reference, image_column=image_column), image_size_px, cropped=True)
+        source = open_images(reference, image_column=image_column).read_as(pixels)
+        return SourceImages(source, image_size_px, cropped=True)
     if not npz.is_file():
         raise UserError(f"--reference '{npz}' does not exist", "Check the path")
     images = NpzImages(npz)
@@ -124,6 +137,12 @@ def open_reference(reference: str, *, image_size_px: int, image_column: str | No
         raise UserError(
             f"--reference '{npz}' holds images of {images.image_size_px} px, the samples have {image_size_px} px",
             "Compare images of one size",
+        )
+    if images.num_channels != pixels.channels:
+        raise UserError(
+            f"--reference '{npz}' holds images of {counted(images.num_channels, 'channel')}, the samples have "
+            f"{pixels.channels}",
+            "Compare images of one kind",
         )
     return images
 

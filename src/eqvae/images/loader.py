@@ -15,12 +15,12 @@ from typing import final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
-from PIL import Image
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from eqvae.errors import UserError, printable
+from eqvae.images.bands import Crop, Picture
 from eqvae.images.decoding import BrokenImage, BrokenImageError, adm_crop, ldm_random_crop, to_images
 from eqvae.images.sources import ImageSource
 from eqvae.runtime.journal import say
@@ -36,8 +36,9 @@ _ORDER, _CROP = 0, 1  # what a random stream is for
 class ImageBatch:
     """Images of one step."""
 
-    crops: UInt8[Tensor, "n size size 3"]
-    """0 ... 255, on the CPU: a quarter of what floats would take on their way to an accelerator."""
+    crops: Shaped[Tensor, "n size size k"]
+    """0 ... 255, on the CPU, as bytes: a quarter of what floats would take on their way to an accelerator. Pictures of
+    more than 8 bits are float32, not rounded."""
 
     indices: tuple[int, ...]
     """Where each image stands in its source."""
@@ -46,7 +47,7 @@ class ImageBatch:
     """Images found broken while making this batch, and not before in this run."""
 
     @cached_property
-    def images(self) -> Float[Tensor, "n 3 size size"]:
+    def images(self) -> Float[Tensor, "n k size size"]:
         """x, in [-1, 1], on the CPU."""
         return to_images(self.crops.numpy())
 
@@ -56,7 +57,7 @@ class ImageBatch:
 class _Crops:
     """What a worker hands over: an array, which goes through a pipe, where a tensor would need shared memory."""
 
-    crops: UInt8[np.ndarray, "n size size 3"]
+    crops: Shaped[np.ndarray, "n size size k"]
     indices: tuple[int, ...]
     broken: tuple[tuple[int, BrokenImage], ...]
     """With their indices."""
@@ -82,7 +83,7 @@ class _RandomCrops(Dataset[_Crops]):
             epoch, place = divmod(step * self.batch_size + position, len(self.source))
             return int(_order(len(self.source), self.seed, epoch)[place])
 
-        def crop(image: Image.Image, position: int) -> UInt8[np.ndarray, "size size 3"]:
+        def crop(image: Picture, position: int) -> Crop:
             random = np.random.default_rng((self.seed, _CROP, step, self.rows[position]))
             return ldm_random_crop(image, self.image_size_px, random, flip=self.flip)
 
@@ -100,7 +101,7 @@ class _CentreCrops(Dataset[_Crops]):
     parts: Sequence[Sequence[int]]
 
     def __getitem__(self, step: int) -> _Crops:
-        def crop(image: Image.Image, position: int) -> UInt8[np.ndarray, "size size 3"]:
+        def crop(image: Picture, position: int) -> Crop:
             del position
             return adm_crop(image, self.image_size_px)
 
@@ -110,7 +111,7 @@ class _CentreCrops(Dataset[_Crops]):
 def _read_crops(
     source: ImageSource,
     visited: Iterable[int],
-    crop: Callable[[Image.Image, int], UInt8[np.ndarray, "size size 3"]],
+    crop: Callable[[Picture, int], Crop],
     image_size_px: int,
     *,
     replaces_broken: bool,
@@ -120,7 +121,7 @@ def _read_crops(
     It stops as soon as more are broken than may be.
     """
     limit = _max_broken(len(source))
-    arrays: list[UInt8[np.ndarray, "size size 3"]] = []
+    arrays: list[Crop] = []
     indices: list[int] = []
     broken: dict[int, BrokenImage] = {}
     small: tuple[int, int, int] | None = None
@@ -135,11 +136,12 @@ def _read_crops(
             small = (index, *image.size) if small is None and min(image.size) < image_size_px else small
         elif len(broken) > limit:
             break
-    crops = np.stack(arrays) if arrays else np.empty((0, image_size_px, image_size_px, 3), np.uint8)
+    nothing = (0, image_size_px, image_size_px, source.pixels.channels)
+    crops = np.stack(arrays) if arrays else np.empty(nothing, np.uint8)
     return _Crops(crops=crops, indices=tuple(indices), broken=tuple(broken.items()), small=small)
 
 
-def _read(source: ImageSource, index: int, broken: dict[int, BrokenImage]) -> Image.Image | None:
+def _read(source: ImageSource, index: int, broken: dict[int, BrokenImage]) -> Picture | None:
     """Decode an image; None where it is broken, which is then on record."""
     if index in broken:
         return None

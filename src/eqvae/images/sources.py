@@ -4,23 +4,27 @@ Labels come from folder names, a column of a table, or the `.cls` members of tar
 asks for them: work that needs no labels is not stopped by a wrong one.
 """
 
+import copy
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, final, runtime_checkable
 
-from PIL import Image
-
+from eqvae.artifacts.channels import describe_channels
 from eqvae.errors import UserError, printable
-from eqvae.images.decoding import BrokenImageError, decode_image
+from eqvae.images.bands import RGB, Decoded, Picture, Pixels
+from eqvae.images.decoding import BrokenImageError, decode_and_tell
 from eqvae.images.labels import Classes, LabelColumn
-from eqvae.runtime.journal import say
+from eqvae.runtime.journal import say, say_once
 from eqvae.runtime.processes import Processes
 
 Split = Literal["train", "evaluation"]
 
 _NUM_SHOWN = 3
+_NUM_TRIED = 4
+"""First images, of which one shows what is done to all."""
+
 _MAX_REASONS = 5
 _MAX_RECORDED_NAMES = 1000
 _MAX_SHOWN_NAME = 40
@@ -65,6 +69,9 @@ class ImageSource:
         self._labels = labels
         self._aside = aside or Aside()
         self._classes: Classes | None = None
+        self.pixels = RGB
+        """What images are read as."""
+        self._done = ""
         self.is_small_said = False
         """Whether somebody was told that images are enlarged."""
 
@@ -72,9 +79,28 @@ class ImageSource:
         """Count the images, broken ones included."""
         return len(self._rows)
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> Picture:
         """Decode one image."""
-        return decode_image(self.content(index), self.label(index))
+        return self._decode(index).picture
+
+    def _decode(self, index: int) -> Decoded:
+        return decode_and_tell(self.content(index), self.label(index), self.pixels)
+
+    def read_as(self, pixels: Pixels, flag: str = "--data") -> "ImageSource":
+        """Take the same images read otherwise, in other channels say; `flag` names them where they do not fit."""
+        source = copy.copy(self)
+        source.pixels, unfit = pixels, None
+        for index in range(min(len(self), _NUM_TRIED)):
+            try:
+                source._done = source._decode(index).done
+            except BrokenImageError as error:
+                unfit = unfit or (error if error.mend else None)
+            else:
+                return source
+        if unfit is not None:
+            what = f"{flag} '{printable(self.name)}' can't be read: of '{unfit.image.name}', {unfit.image.reason}"
+            raise UserError(what, unfit.mend)
+        return source
 
     def content(self, index: int) -> bytes | Path:
         """Find one encoded image."""
@@ -100,8 +126,10 @@ class ImageSource:
 
     def labelled_up_to(self, num_images: int) -> "ImageSource":
         """Take the same images with the classes that occur among the first ones alone."""
-        labels = None if self._labels is None else self._labels.first(num_images)
-        return ImageSource(self.name, self._rows, labels, self._aside)
+        source = copy.copy(self)
+        source._labels = None if self._labels is None else self._labels.first(num_images)
+        source._classes = None
+        return source
 
     def fingerprint(self) -> str:
         """Digest names and sizes, wherever the data lie: 16 hexadecimal digits. No image is read."""
@@ -130,6 +158,7 @@ class ImageSource:
             "unlabelled": unlabelled if names is None else "",
             "left_out": dict(self._aside.left_out),
             "choice": self._aside.choice,
+            "pixels": self._done,
         }
 
     def describe(self) -> str:
@@ -141,12 +170,19 @@ class ImageSource:
             parts.append(f"{counted(found['num_classes'], 'class')} ({list_names(found['class_names'])})")
         if left_out := found["left_out"]:
             parts.append(f"{sum(left_out.values()):,} left out ({list_reasons(left_out)})")
-        return ", ".join(parts) + (f"; {found['choice']}" if found["choice"] else "")
+        pixels = f"first image: {found['pixels']}" if found["pixels"] else ""
+        return "; ".join(filter(None, (", ".join(parts), found["choice"], pixels)))
 
     def _check_classes(self) -> Classes | None:
         if self._classes is None and self._labels is not None:
             self._classes = self._labels.classes(self.label)
         return self._classes
+
+
+def announce_channels(num_channels: int) -> None:
+    """Tell the user once what is made of channels other than three."""
+    if line := describe_channels(num_channels):
+        say_once(line)
 
 
 def counted(count: int, noun: str) -> str:

@@ -15,6 +15,7 @@ from eqvae.artifacts.names import CACHE_INDEX as INDEX
 from eqvae.artifacts.names import CONFIG
 from eqvae.artifacts.typed import to_record
 from eqvae.errors import UserError
+from eqvae.images import Pixels, RangeConfig
 from eqvae.latents.shards import DTYPES, MIRRORED
 
 VERSION = 1
@@ -202,8 +203,22 @@ class CacheIndex:
     image_column: str | None = None
     """Of DATA, where one was asked for."""
 
+    image_channels: int = 3
+    """Those that the images were read in."""
+
+    white: float | None = None
+    """The number that was stated to be white in images of more than 8 bits."""
+
+    black: float | None = None
+    """And black."""
+
     encoder_fingerprint: str | None = None
     """Digest of the encoder's weights: what binds latents to a decoder; None in older caches."""
+
+    @property
+    def pixels(self) -> Pixels:
+        """What the images were read as."""
+        return Pixels(channels=self.image_channels, range=RangeConfig(white=self.white, black=self.black))
 
     def write(self, folder: Path) -> None:
         """Write `index.json` atomically."""

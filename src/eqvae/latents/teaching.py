@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 from eqvae.artifacts.files import read_tensors, write_tensors
@@ -54,7 +54,7 @@ class TeacherTokens:
         with autocast(self.device, "bf16"):
             return self.teacher(images.to(self.device)).float()
 
-    def images(self, indices: Int64[Tensor, " n"]) -> UInt8[Tensor, "n 3 h w"]:
+    def images(self, indices: Int64[Tensor, " n"]) -> Shaped[Tensor, "n k h w"]:
         """Read images as `eqvae encode` cropped them."""
 
         def read(index: int) -> np.ndarray:
@@ -68,7 +68,7 @@ class TeacherTokens:
 def teach(config: RepaConfig, cache: LatentCache, grid: tuple[int, int], processes: Processes) -> TeacherTokens:
     """Set up the teacher of a REPA run; its tokens have the grid of the transformer's."""
     data = config.data or cache.index.data
-    source = open_images(data, image_column=cache.index.image_column)
+    source = open_images(data, image_column=cache.index.image_column).read_as(cache.index.pixels)
     source.announce("DATA", processes)
     if source.fingerprint() != cache.index.data_fingerprint:
         raise UserError(

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from eqvae.artifacts.names import shard_name
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.errors import UserError
+from eqvae.images.bands import RGB, Pixels
 from eqvae.latents.index import PREPROCESSING, VERSION, CacheIndex, Kind, MomentSums, ShardEntry, expected_tensors
 from eqvae.latents.shards import DTYPES, MIRRORED, BrokenShardError, Shard, write_shard
 from eqvae.runtime.device import Precision, autocast
@@ -47,7 +48,7 @@ def coding_of(autoencoder: Autoencoder, dtype: MomentsDtype) -> Coding:
     return Coding(kind="moments", dtype=dtype)
 
 
-def encode_images(autoencoder: Autoencoder, x: Float[Tensor, "n 3 h w"]) -> dict[str, Shaped[Tensor, "n ..."]]:
+def encode_images(autoencoder: Autoencoder, x: Float[Tensor, "n k h w"]) -> dict[str, Shaped[Tensor, "n ..."]]:
     """Encode images to what is kept of them."""
     posterior = autoencoder.encode(x)
     if isinstance(autoencoder, DiscreteAutoencoder):
@@ -61,7 +62,7 @@ def encode_images(autoencoder: Autoencoder, x: Float[Tensor, "n 3 h w"]) -> dict
 @torch.inference_mode()
 def encode_crops(
     autoencoder: Autoencoder,
-    crops: UInt8[Tensor, "n size size 3"],
+    crops: Shaped[Tensor, "n size size k"],
     device: torch.device,
     precision: Precision,
     mirror: bool,
@@ -119,6 +120,7 @@ class Recipe:
     data_fingerprint: str
     class_names: tuple[str, ...] | None
     image_column: str | None = None
+    pixels: Pixels = RGB
     mirror: bool
     precision: str
     num_visited: int
@@ -232,6 +234,9 @@ def collect_index(folder: Path, recipe: Recipe) -> CacheIndex:
         num_classes=None if recipe.class_names is None else len(recipe.class_names),
         class_names=recipe.class_names,
         image_column=recipe.image_column,
+        image_channels=recipe.pixels.channels,
+        white=recipe.pixels.range.white,
+        black=recipe.pixels.range.black,
         has_mirrored=recipe.mirror,
         has_std="std" in shards[0].places,
         dtype=recipe.coding.dtype,

@@ -158,14 +158,14 @@ class Seam:
     Both gradients that LDM's adaptive weight compares are known here, and each costs one convolution's weight gradient.
     """
 
-    decoded: Float[Tensor, "n 3 h w"]
+    decoded: Float[Tensor, "n k h w"]
     """D(tau o E(x)), where the autoencoder's graph ends."""
 
-    image: Float[Tensor, "n 3 h w"]
+    image: Float[Tensor, "n k h w"]
     """The same values, in float32, as the leaf on which L_rec and L_gan depend."""
 
     @classmethod
-    def cut(cls, decoded: Float[Tensor, "n 3 h w"]) -> "Seam":
+    def cut(cls, decoded: Float[Tensor, "n k h w"]) -> "Seam":
         """Cut the graph after the decoder."""
         return cls(decoded=decoded, image=decoded.detach().float().requires_grad_())
 
@@ -177,7 +177,7 @@ class Seam:
         adversarial: Float[Tensor, ""] | None,
         adversarial_weight: float,
         average: Callable[[Tensor], Tensor] = lambda gradient: gradient,
-    ) -> tuple[Float[Tensor, "n 3 h w"], Float[Tensor, ""]]:
+    ) -> tuple[Float[Tensor, "n k h w"], Float[Tensor, ""]]:
         """Compute the gradient of `L_rec + lambda_gan L_gan`, functions of `image`, and lambda_gan.
 
         `last_layer` is the weight at which the adaptive weight, lambda_gan, is measured:

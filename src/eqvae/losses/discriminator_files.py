@@ -25,15 +25,16 @@ _FIRST = re.compile(r"((?:.*\.)?(?:main|discriminator)\.)0\.weight")
 """Of PatchGAN elsewhere, and in a checkpoint of our own."""
 
 
-def begin_discriminator(config: AdversarialConfig, seed: int) -> Discriminator | None:
+def begin_discriminator(config: AdversarialConfig, seed: int, image_channels: int = 3) -> Discriminator | None:
     """Load the discriminator that a run begins with, or build one; None where none is wanted."""
     if config.adversarial_weight == 0:
         return None
     weights = config.discriminator_features_weights
     if config.discriminator is not None:
-        return load_discriminator(config.discriminator, features_weights=weights)
+        return load_discriminator(config.discriminator, features_weights=weights, image_channels=image_channels)
     features = config.discriminator_features
-    return build_discriminator(seed, None if features is None else load_feature_maps(features, weights))
+    maps = None if features is None else load_feature_maps(features, weights)
+    return build_discriminator(seed, maps, image_channels=image_channels)
 
 
 def save_discriminator(discriminator: Discriminator, folder: Path) -> None:
@@ -44,14 +45,14 @@ def save_discriminator(discriminator: Discriminator, folder: Path) -> None:
     write_json(folder / CONFIG, discriminator.description() | {"fingerprint": discriminator.fingerprint()})
 
 
-def load_discriminator(source: str, *, features_weights: Path | None = None) -> Discriminator:
+def load_discriminator(source: str, *, features_weights: Path | None = None, image_channels: int = 3) -> Discriminator:
     """Load an exported discriminator, or PatchGAN out of a checkpoint, and say in one line what was found."""
     path = Path(source).expanduser()
     if not path.exists():
         raise UserError(f"--discriminator '{source}' does not exist", "Check the path")
     folder = _find_exported(path)
     if folder is not None:
-        found, where = _load_exported(folder, features_weights), f"'{folder}'"
+        found, where = _load_exported(folder, features_weights, image_channels), f"'{folder}'"
     else:
         file = path / CHECKPOINT if path.is_dir() else path
         if not file.is_file():
@@ -59,7 +60,7 @@ def load_discriminator(source: str, *, features_weights: Path | None = None) -> 
         named = read_named(file)
         prefix = _find_prefix(named)
         state = named.take({name.removeprefix(prefix): name for name in named.getters if name.startswith(prefix)})
-        found, where = _load_patchgan(state, file), f"'{prefix.removesuffix('.')}' of '{file}'"
+        found, where = _load_patchgan(state, file, image_channels), f"'{prefix.removesuffix('.')}' of '{file}'"
     if features_weights is not None and not isinstance(found, FeatureDiscriminator):
         raise UserError(f"{WEIGHTS_FLAG} has no place: --discriminator '{source}' is a {found.title}", "Leave it out")
     count = sum(parameter.numel() for parameter in found.learned.parameters())
@@ -77,7 +78,7 @@ def _find_exported(path: Path) -> Path | None:
     return None
 
 
-def _load_exported(folder: Path, features_weights: Path | None) -> Discriminator:
+def _load_exported(folder: Path, features_weights: Path | None, image_channels: int) -> Discriminator:
     config = read_json(folder / CONFIG)
     kind = {each.architecture: each for each in (PatchDiscriminator, FeatureDiscriminator)}.get(
         str(config.get("architecture"))
@@ -88,7 +89,7 @@ def _load_exported(folder: Path, features_weights: Path | None) -> Discriminator
     # Copied, so that they lie in memory as tensors do: in a file's own order sums differ in the last digit.
     state = {name.removeprefix(kind.prefix): tensor.clone() for name, tensor in read_tensors(file)[0].items()}
     if kind is PatchDiscriminator:
-        return _load_patchgan(state, file)
+        return _load_patchgan(state, file, image_channels)
     maps = _load_features(config, folder, features_weights)
     found = build_discriminator(0, maps)
     load_strictly(found.learned, state, source=str(file), model_name=found.title, mend="Export it again")
@@ -123,18 +124,19 @@ def _find_prefix(named: NamedTensors) -> str:
     return prefixes[0]
 
 
-def _load_patchgan(state: Mapping[str, Tensor], file: Path) -> PatchDiscriminator:
+def _load_patchgan(state: Mapping[str, Tensor], file: Path, image_channels: int) -> PatchDiscriminator:
     """Build PatchGAN in the sizes that its weights have."""
     first = state.get("0.weight")
     width = len(first) if first is not None and first.ndim else 1
     num_layers = max(sum(name.endswith(".running_mean") for name in state), 1)
     with torch.device("meta"):
-        found = PatchDiscriminator(width, num_layers)
+        found = PatchDiscriminator(width, num_layers, image_channels)
+    kind = "colour pictures" if image_channels == 3 else f"pictures of {image_channels} channels"
     load_strictly(
         found,
         state,
         source=str(file),
         model_name=found.title,
-        mend="What is read is pix2pix's discriminator of colour pictures, with batch normalization",
+        mend=f"What is read is pix2pix's discriminator of {kind}, with batch normalization",
     )
     return found

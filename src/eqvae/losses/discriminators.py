@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from eqvae.artifacts.channels import mean_over_triples
 from eqvae.artifacts.files import fingerprint
 from eqvae.networks.feature_maps import FeatureMaps
 from eqvae.runtime.processes import count_processes, sum_with_gradient
@@ -80,9 +81,9 @@ class PatchDiscriminator(Discriminator, nn.Sequential):
     architecture = "patchgan"
     prefix = "main."
 
-    def __init__(self, width: int = 64, num_layers: int = 3) -> None:
+    def __init__(self, width: int = 64, num_layers: int = 3, image_channels: int = 3) -> None:
         """Build with LDM's initialization: weights N(0, 0.02), batch normalization scales N(1, 0.02)."""
-        layers: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        layers: list[nn.Module] = [nn.Conv2d(image_channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         channels = width
         for index in range(1, num_layers + 1):
             wider = width * min(2**index, 8)
@@ -153,8 +154,11 @@ class FeatureDiscriminator(Discriminator):
             "features_fingerprint": self.maps.fingerprint(),
         }
 
-    def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n heads _ _"]:
-        """Let each head judge its stage."""
+    def forward(self, x: Float[Tensor, "n k h w"]) -> Float[Tensor, "n heads _ _"]:
+        """Let each head judge its stage; channels other than three are seen in triples."""
+        return mean_over_triples(self._judge, x)
+
+    def _judge(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n heads _ _"]:
         logits = [head(features) for head, features in zip(self.heads, self.maps(x), strict=True)]
         # A head rounds sizes up; some networks round them down, and have a line less.
         rows, columns = (min(each.shape[axis] for each in logits) for axis in (-2, -1))
@@ -173,8 +177,8 @@ def _head(channels: int, *, num_halvings: int) -> nn.Sequential:
     return nn.Sequential(*layers, spectral_norm(nn.Conv2d(_HEAD_WIDTH, 1, 3, padding=1)))
 
 
-def build_discriminator(seed: int, maps: FeatureMaps | None = None) -> Discriminator:
+def build_discriminator(seed: int, maps: FeatureMaps | None = None, *, image_channels: int = 3) -> Discriminator:
     """Build a discriminator, on a frozen network or PatchGAN, whose first weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return PatchDiscriminator() if maps is None else FeatureDiscriminator(maps)
+        return PatchDiscriminator(image_channels=image_channels) if maps is None else FeatureDiscriminator(maps)

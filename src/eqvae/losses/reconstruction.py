@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from eqvae.artifacts.channels import mean_over_triples
 from eqvae.networks.feature_maps import efficientnet_lite0
 from eqvae.networks.pretrained import Lpips
 
@@ -31,14 +32,18 @@ class FeatureDistance(nn.Module):
     """The perceptual distance of LPIPS without its learned heads, over EfficientNet-Lite0's feature maps.
 
     At each stage features are normalized to unit length over channels; their squared difference is averaged over
-    positions and then over stages (Equation 1 of arXiv:1801.03924 with equal weights). Works offline.
+    positions and then over stages (Equation 1 of arXiv:1801.03924 with equal weights). Works offline. Channels other
+    than three are seen in triples.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.network = efficientnet_lite0()
 
-    def forward(self, x: Float[Tensor, "n 3 h w"], y: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
+    def forward(self, x: Float[Tensor, "n k h w"], y: Float[Tensor, "n k h w"]) -> Float[Tensor, " n"]:
+        return mean_over_triples(self._distance, x, y)
+
+    def _distance(self, x: Float[Tensor, "n 3 h w"], y: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
         with torch.no_grad():
             targets = self.network(x)
         distances = [
@@ -48,7 +53,7 @@ class FeatureDistance(nn.Module):
         return torch.stack(distances).mean(0)
 
 
-def l1_distance(target: Float[Tensor, "n 3 h w"], decoded: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
+def l1_distance(target: Float[Tensor, "n k h w"], decoded: Float[Tensor, "n k h w"]) -> Float[Tensor, " n"]:
     """Absolute differences of two images, summed over their values."""
     return (target - decoded).abs().flatten(1).sum(1)
 
@@ -69,7 +74,7 @@ class ReconstructionLoss(nn.Module):
         self.perceptual_weight = perceptual_weight
 
     def forward(
-        self, target: Float[Tensor, "n 3 h w"], reconstruction: Float[Tensor, "n 3 h w"]
+        self, target: Float[Tensor, "n k h w"], reconstruction: Float[Tensor, "n k h w"]
     ) -> Float[Tensor, " n"]:
         loss = l1_distance(target, reconstruction)
         if self.distance is None:

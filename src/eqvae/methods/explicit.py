@@ -11,7 +11,7 @@ from eqvae.methods.transform_config import TransformConfig
 
 def explicit_loss(
     autoencoder: Autoencoder,
-    x: Float[Tensor, "n 3 h w"],
+    x: Float[Tensor, "n k h w"],
     z: Float[Tensor, "n c h2 w2"],
     tau: Action,
     *,

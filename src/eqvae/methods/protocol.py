@@ -74,7 +74,7 @@ class Drawn:
 class Batch:
     """What a method draws for: this process's images of a micro-batch, and randomness that all processes share."""
 
-    x: Float[Tensor, "n 3 h w"]
+    x: Float[Tensor, "n k h w"]
     stride: int
     latent_channels: int
     generator: torch.Generator
@@ -127,7 +127,7 @@ class Encoded:
     """What a term sees of a step."""
 
     autoencoder: Autoencoder
-    x: Float[Tensor, "n 3 h w"]
+    x: Float[Tensor, "n k h w"]
     posterior: Posterior
     """E(x)."""
     z: Float[Tensor, "n c h2 w2"]
@@ -183,6 +183,15 @@ class Method(ABC):
             raise UserError(
                 f"--method {self.name} makes no sense for '{autoencoder.name}', which is discrete: {self.not_discrete}",
                 "Use a continuous autoencoder, or another method",
+            )
+
+    def check_rgb(self, autoencoder: Autoencoder) -> None:
+        """Refuse other channels than red, green and blue, for a method that is about colours."""
+        if autoencoder.image_channels != 3:
+            raise UserError(
+                f"--method {self} is for red, green and blue, and '{autoencoder.name}' has images of "
+                f"{autoencoder.image_channels} channel{'' if autoencoder.image_channels == 1 else 's'}",
+                "Use another method",
             )
 
     def build(self, autoencoder: Autoencoder, *, image_size_px: int) -> nn.Module | None:

@@ -31,6 +31,7 @@ class Viewpoint(Pair):
         """Refuse views of another size before anything is written."""
         super().check(autoencoder, image_size_px=image_size_px, num_images=num_images)
         if self.views is not None:
+            self.check_rgb(autoencoder)
             read_views(self.views, [0], image_size_px=image_size_px, stride=autoencoder.stride)
 
     def act(self, batch: Batch) -> Drawn:

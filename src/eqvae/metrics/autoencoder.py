@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from eqvae.artifacts.channels import describe_shown, shown
 from eqvae.artifacts.records import Pictures, to_uint8
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, LatentStatistics
 from eqvae.errors import UserError
@@ -94,7 +95,7 @@ def check_image_size(image_size_px: int, stride: int, *, quarters: bool = False)
 @torch.inference_mode()
 def evaluate_autoencoder(
     autoencoder: Autoencoder,
-    batches: Iterable[Float[Tensor, "_ 3 _ _"]],
+    batches: Iterable[Float[Tensor, "_ k _ _"]],
     *,
     processes: Processes,
     precision: Precision = "fp32",
@@ -209,13 +210,18 @@ def _take_pictures(
 ) -> Pictures:
     """Keep x, E(x), D(E(x)), and D(E(tau o x)) beside D(tau o E(x)) for the pictured transforms."""
     pictured = {name: transforms[name] for name in PICTURED if name in transforms}
+
+    def draw(images: Tensor) -> Tensor:
+        return shown(to_uint8(images)).cpu()
+
     return Pictures(
-        images=to_uint8(x).cpu(),
+        images=draw(x),
         latents=z.float().cpu(),
-        reconstructions=reconstructions.cpu(),
-        encoded_transformed=tuple(to_uint8(decode(encode(tau(x)))).cpu() for tau in pictured.values()),
-        decoded_transformed=tuple(to_uint8(decode(tau(z))).cpu() for tau in pictured.values()),
+        reconstructions=shown(reconstructions).cpu(),
+        encoded_transformed=tuple(draw(decode(encode(tau(x)))) for tau in pictured.values()),
+        decoded_transformed=tuple(draw(decode(tau(z))) for tau in pictured.values()),
         transforms=tuple(str(tau) for tau in pictured.values()),
+        shows=describe_shown(x.shape[1]),
     )
 
 
@@ -236,4 +242,5 @@ def _join_pictures(parts: list[Pictures], num_pictures: int) -> Pictures:
         encoded_transformed=join_each("encoded_transformed"),
         decoded_transformed=join_each("decoded_transformed"),
         transforms=parts[0].transforms,
+        shows=parts[0].shows,
     )

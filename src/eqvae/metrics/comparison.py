@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from eqvae.errors import UserError
+from eqvae.images.sources import counted
 from eqvae.metrics.adm_half import adm_half_precision_recall
 from eqvae.metrics.frechet import frechet_distance
 from eqvae.metrics.neighbours import precision_recall
@@ -112,6 +113,12 @@ def check_comparable(*, samples: Provenance, reference: Provenance) -> None:
             f"The reference '{reference.data}' is of images of {reference.image_size_px} px, the samples have "
             f"{samples.image_size_px} px",
             "Compare images of one size",
+        )
+    if samples.num_channels != reference.num_channels:
+        raise UserError(
+            f"The reference '{reference.data}' is of images of {counted(reference.num_channels, 'channel')}, the "
+            f"samples have {samples.num_channels}",
+            "Compare images of one kind",
         )
     if samples.precision != reference.precision:
         raise UserError(

@@ -29,16 +29,16 @@ from eqvae.transforms import Transform
 class CodedBatch:
     """A batch on its way through the autoencoder."""
 
-    x: Float[Tensor, "n 3 h w"]
+    x: Float[Tensor, "n k h w"]
     """Images in [-1, 1]."""
 
     z: Float[Tensor, "n c h2 w2"]
     """E(x): posterior means, raw."""
 
-    images: UInt8[Tensor, "n 3 h w"]
+    images: UInt8[Tensor, "n k h w"]
     """x in 8 bits."""
 
-    reconstructions: UInt8[Tensor, "n 3 h w"]
+    reconstructions: UInt8[Tensor, "n k h w"]
     """D(E(x)) in 8 bits."""
 
     decode: Callable[[Tensor], Tensor]

@@ -41,7 +41,7 @@ def evaluation_transforms(interpolation: Interpolation = "bicubic", antialias: b
 
 def equivariance_figures(
     encode: Callable[[Tensor], Tensor],
-    x: Float[Tensor, "n 3 h w"],
+    x: Float[Tensor, "n k h w"],
     z: Float[Tensor, "n c h2 w2"],
     transforms: Mapping[str, Transform],
     *,
@@ -57,7 +57,7 @@ def equivariance_figures(
     return figures
 
 
-def psnr_db(images: UInt8[Tensor, "n 3 h w"], reconstructions: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
+def psnr_db(images: UInt8[Tensor, "n k h w"], reconstructions: UInt8[Tensor, "n k h w"]) -> Float[Tensor, " n"]:
     """Peak signal-to-noise ratio of each image (Section C.2).
 
     Args:
@@ -75,7 +75,7 @@ def psnr_db(images: UInt8[Tensor, "n 3 h w"], reconstructions: UInt8[Tensor, "n 
     return values.clamp(max=MAX_PSNR_DB)
 
 
-def ssim(images: UInt8[Tensor, "n 3 h w"], reconstructions: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
+def ssim(images: UInt8[Tensor, "n k h w"], reconstructions: UInt8[Tensor, "n k h w"]) -> Float[Tensor, " n"]:
     """Structural similarity of each image (Section C.2), Gaussian window of 11 px and sigma 1.5.
 
     Args:

@@ -127,7 +127,7 @@ class SpectrumSums:
             )
 
 
-def images_on_latent_grid(x: Float[Tensor, "n 3 h w"], stride: int) -> Float[Tensor, "n 3 h2 w2"]:
+def images_on_latent_grid(x: Float[Tensor, "n k h w"], stride: int) -> Float[Tensor, "n k h2 w2"]:
     """Shrink images to one value for each latent cell: the mean of its pixels."""
     return avg_pool2d(x if x.dtype == torch.float64 else x.float(), stride)
 

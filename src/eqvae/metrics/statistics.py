@@ -49,6 +49,9 @@ class Provenance:
     image_size_px: int | None
     """Side of the images; None where a file doesn't say."""
 
+    num_channels: int = 3
+    """Of the images."""
+
     precision: Precision = "fp32"
     """In which the features were computed."""
 
@@ -225,6 +228,7 @@ def compute_statistics(
             features=extractor.name,
             weights_fingerprint=extractor.weights_fingerprint,
             image_size_px=images.image_size_px,
+            num_channels=images.num_channels,
             precision=precision,
         ),
     )
@@ -262,7 +266,7 @@ def _gather_rows(parts: list[Tensor], processes: Processes) -> Tensor | None:
     return torch.cat(rows) if rows else None
 
 
-def _digest_images(images: UInt8[Tensor, "n 3 h w"]) -> bytes:
+def _digest_images(images: UInt8[Tensor, "n k h w"]) -> bytes:
     """Digest each image by itself, so that processes can share the work: 32 bytes for each."""
     pixels: Iterable[np.ndarray] = images.permute(0, 2, 3, 1).contiguous().numpy()
     return b"".join(hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).digest() for image in pixels)

@@ -3,6 +3,7 @@
 import io
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from eqvae.artifacts.channels import in_triples
 from eqvae.artifacts.files import fingerprint
 from eqvae.errors import UserError, nearest_name
 from eqvae.networks.pretrained import (
@@ -65,14 +67,17 @@ class Features:
 
 
 class FeatureExtractor(nn.Module, ABC):
-    """A frozen network that sees 8-bit images, as files hold them, and resizes them its own way."""
+    """A frozen network that sees 8-bit images, as files hold them, and resizes them its own way.
+
+    Channels other than three are seen in triples, whose features are averaged.
+    """
 
     name: str
     weights_fingerprint: str
     min_image_size_px: int = 1
 
     @torch.inference_mode()
-    def extract(self, images: UInt8[Tensor, "n 3 h w"]) -> Features:
+    def extract(self, images: UInt8[Tensor, "n k h w"]) -> Features:
         """Compute features; how the images are cut into batches does not show in them, but for rounding."""
         if min(images.shape[-2:]) < self.min_image_size_px:
             raise UserError(
@@ -80,16 +85,28 @@ class FeatureExtractor(nn.Module, ABC):
                 f"It takes {self.min_image_size_px} px and more",
             )
         size = _IMAGES_AT_ONCE_ON_CPU if images.device.type == "cpu" else max(len(images), 1)
-        parts = [self(part) for part in images.split(size)]
-        return Features(
-            pooled=torch.cat([part.pooled for part in parts]),
-            spatial=None if parts[0].spatial is None else torch.cat([part.spatial for part in parts]),
-            logits=None if parts[0].logits is None else torch.cat([part.logits for part in parts]),
-        )
+        parts = [_together(self, part) for part in images.split(size)]
+        return _joined(parts, torch.cat)
 
     @abstractmethod
     def forward(self, images: UInt8[Tensor, "n 3 h w"]) -> Features:
         """Compute the features of a batch that fits into memory."""
+
+
+def _together(extractor: FeatureExtractor, images: UInt8[Tensor, "n k h w"]) -> Features:
+    """Average the features of a picture's triples of channels."""
+    views = [extractor(view) for view in in_triples(images)]
+    return views[0] if len(views) == 1 else _joined(views, lambda each: torch.stack(each).mean(0))
+
+
+def _joined(parts: list[Features], join: Callable[[list[Tensor]], Tensor]) -> Features:
+    """Join features of several batches, or of several views."""
+
+    def joined(name: str) -> Any:
+        found = [getattr(part, name) for part in parts]
+        return None if found[0] is None else join(found)
+
+    return Features(pooled=joined("pooled"), spatial=joined("spatial"), logits=joined("logits"))
 
 
 def load_features(name: str, *, weights: Path | None = None) -> FeatureExtractor:

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from eqvae.artifacts.channels import mean_over_triples
 from eqvae.artifacts.files import check_finite, write_atomically
 from eqvae.artifacts.weights import plain_names, read_named
 from eqvae.errors import UserError, nearest_name
@@ -203,9 +204,9 @@ class Lpips(nn.Module):
         super().__init__()
         self.network = _load_lpips_network().requires_grad_(False).eval()
 
-    def forward(self, x: Float[Tensor, "n 3 h w"], y: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
-        """Compare images in [-1, 1]."""
-        return self.network(x, y, normalize=False).reshape(-1)
+    def forward(self, x: Float[Tensor, "n k h w"], y: Float[Tensor, "n k h w"]) -> Float[Tensor, " n"]:
+        """Compare images in [-1, 1]; channels other than three are seen in triples."""
+        return mean_over_triples(lambda a, b: self.network(a, b, normalize=False).reshape(-1), x, y)
 
 
 def _load_lpips_network() -> nn.Module:

@@ -10,9 +10,10 @@ from typing import Any, final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from eqvae.artifacts.channels import mean_over_triples
 from eqvae.errors import UserError
 from eqvae.networks.pretrained import (
     EFFICIENTNET_LITE0,
@@ -29,7 +30,7 @@ _EFFICIENTNET_STAGE = 3
 
 
 class Teacher(nn.Module, ABC):
-    """Images to patch tokens; frozen, in evaluation mode.
+    """Images, 0 ... 255, to patch tokens; frozen, in evaluation mode. Channels other than three are seen in triples.
 
     Images are resized to as many pixels as give the wanted grid of tokens: 224 px for DINOv2's patches of 14 px and
     a grid of 16, as in REPA's code; bicubically, and unlike there low-passed where they shrink.
@@ -49,11 +50,11 @@ class Teacher(nn.Module, ABC):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n tokens channels"]:
+    def forward(self, images: Shaped[Tensor, "n k h w"]) -> Float[Tensor, "n tokens channels"]:
         x = images.contiguous().float()
         if x.shape[-2:] != self.image_size:
             x = F.interpolate(x, self.image_size, mode="bicubic", antialias=True).clamp(0.0, 255.0)
-        tokens = self._tokens(x)
+        tokens = mean_over_triples(self._tokens, x)
         if tokens.shape[1:] != (self.grid[0] * self.grid[1], self.channels):
             raise RuntimeError(f"'{self.name}' gives tokens of {tuple(tokens.shape[1:])}, which is not its grid")
         return tokens.float()

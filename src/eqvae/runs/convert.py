@@ -68,6 +68,10 @@ class ConvertConfig:
     """Of a checkpoint that holds both: `ema`, averaged, or `raw`. None: the averaged ones, which one line says; of an
     official generator, both."""
 
+    channels: int | None = None
+    """Of an autoencoder: images of so many channels instead, 1 for grey; a `diffusers` folder where --to is not given.
+    Its first and its last convolution begin as the mean of what they were: a start for `eqvae finetune`."""
+
     normalization: str | None = None
     """Of an official generator: `fixed:0.18215` if its latents were multiplied by this; None: by the scaling factor of
     the autoencoder's config."""
@@ -85,18 +89,21 @@ def convert(config: ConvertConfig) -> Converted:
     Raises:
         UserError: If the destination is taken or unfit, the source can't be loaded, or the layout can't express it.
     """
-    if config.to in ("official", "dit-pipeline", "run") and config.fold is not None:
-        raise UserError(f"--fold {config.fold} is for an autoencoder", "Leave it out")
-    if config.to == "run":
+    to = "diffusers" if config.channels is not None and config.to == "run" else config.to
+    if to in ("official", "dit-pipeline", "run"):
+        for name in ("fold", "channels"):
+            if (value := getattr(config, name)) is not None:
+                raise UserError(f"--{name} {value} is for an autoencoder", "Leave it out")
+    if to == "run":
         return _import_generator(config)
     if config.recipe is not None:
         raise UserError(f"--recipe {config.recipe} is for an official generator", f"Leave it out, or --to {config.to}")
-    if config.to == "official":
+    if to == "official":
         return _export_generator(config)
-    if config.to == "dit-pipeline":
+    if to == "dit-pipeline":
         return _export_pipeline(config)
     source = choose_weights(config.source, config.weights)
-    return convert_autoencoder(source, config.destination, config.to, folded=config.fold)
+    return convert_autoencoder(source, config.destination, to, folded=config.fold, num_channels=config.channels)
 
 
 def command(config: ConvertConfig) -> str:

@@ -7,7 +7,7 @@ on how many processes wrote it or where it was interrupted; shards that are whol
 import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,16 +20,18 @@ from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.loading import choose_weights
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
-from eqvae.images import ImageSource, open_images
+from eqvae.images import ImageSource, Pixels, RangeConfig, open_images
 from eqvae.latents.writing import MomentsDtype, Recipe, coding_of
 from eqvae.runtime.device import Precision, choose_device, place
 from eqvae.runtime.journal import Journal, say
 from eqvae.runtime.processes import join_processes
-from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, RunFolder, check_ranges
+from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, RunFolder, check_ranges, flat_fields, flat_value
 from eqvae.runtime.signals import stop_on_signals
 
 _NAMED_OTHERWISE = frozenset(("autoencoder", "data", "out", "device", "num_workers"))
-_FIXED = ("image_size", "shard_size", "mirror", "dtype", "precision", "label_column", "image_column")
+_FIXED = (
+    "image_size", "shard_size", "mirror", "dtype", "precision", "label_column", "image_column", "white", "black",
+)  # fmt: skip
 _SHOWN = ("latent_mean", "latent_std")
 
 
@@ -78,6 +80,8 @@ class EncodeConfig:
     image_column: str | None = None
     """Column of a table, or ending of an archive's members (`mask.png`), that holds the images; None: the usual one."""
 
+    value_range: Annotated[RangeConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=RangeConfig)
+
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
 
@@ -100,8 +104,8 @@ class EncodeConfig:
     def command_line(self) -> str:
         """Write the command line that makes the same cache, without `--out` and what changes no result."""
         words = ["eqvae", "encode", self.autoencoder, "--data", self.data]
-        for each in fields(self):
-            value, flag = getattr(self, each.name), each.name.replace("_", "-")
+        for each in flat_fields(type(self)):
+            value, flag = flat_value(self, each.name), each.name.replace("_", "-")
             if each.name in _NAMED_OTHERWISE or value == each.default:
                 continue
             words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
@@ -142,6 +146,7 @@ def encode(config: EncodeConfig, autoencoder: Autoencoder | None = None) -> dict
     folder = RunFolder.claim(config.out, "encode")
     autoencoder = autoencoder or load_autoencoder(config.autoencoder)  # last: it may be gigabytes from the hub
     config.check(autoencoder.stride)
+    source = source.read_as(Pixels(channels=autoencoder.image_channels, range=config.value_range))
     processes = join_processes(device)
     recipe = plan(config, autoencoder, source)
     identity = {"fingerprint": recipe.fingerprint, "data_fingerprint": recipe.data_fingerprint}
@@ -180,6 +185,7 @@ def plan(config: EncodeConfig, autoencoder: Autoencoder, source: ImageSource) ->
         data_fingerprint=source.fingerprint(),
         class_names=source.class_names,
         image_column=config.image_column,
+        pixels=source.pixels,
         mirror=config.mirror,
         precision=config.precision,
         num_visited=num_images,
@@ -202,10 +208,10 @@ def _check_same_cache(folder: RunFolder, config: EncodeConfig, identity: Mapping
         what = f"{own} '{before}'" + (f", not '{other}'" if before != other else ", which has changed since")
         raise UserError(f"--out '{config.out}' holds a latent cache of {what}", mend)
     for name in _FIXED:
-        if folder.differs(**{name: getattr(config, name)}):
+        if folder.differs(**{name: flat_value(config, name)}):
             raise UserError(
                 f"--out '{config.out}' holds a latent cache with --{name.replace('_', '-')} {saved.get(name)}, "
-                f"not {getattr(config, name)}",
+                f"not {flat_value(config, name)}",
                 mend,
             )
 

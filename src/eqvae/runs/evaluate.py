@@ -1,7 +1,7 @@
 """`eqvae evaluate`: an autoencoder and images in, `metrics.json` and pictures out."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +16,17 @@ from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.loading import choose_weights
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import Interrupted, UserError
-from eqvae.images import BrokenImage, ImageSource, check_broken, encoding_batches, open_images, to_images
+from eqvae.images import (
+    BrokenImage,
+    ImageSource,
+    Pixels,
+    RangeConfig,
+    check_broken,
+    encoding_batches,
+    open_images,
+    to_images,
+)
+from eqvae.images.sources import announce_channels
 from eqvae.metrics.autoencoder import check_image_size, evaluate_autoencoder
 from eqvae.metrics.interpolation import Interpolations
 from eqvae.metrics.measures import (
@@ -67,6 +77,8 @@ class EvaluateConfig:
 
     image_column: str | None = None
     """Column of a table, or ending of an archive's members (`mask.png`), that holds the images; None: the usual one."""
+
+    value_range: Annotated[RangeConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=RangeConfig)
 
     batch_size: int = 16
     """Images at a time; changes no figure."""
@@ -147,6 +159,7 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
     folder = RunFolder.claim(config.out, "evaluate")
     autoencoder = autoencoder or load_autoencoder(config.autoencoder)  # last: it may be gigabytes from the hub
     check_image_size(config.image_size, autoencoder.stride, quarters=True)
+    source = source.read_as(Pixels(channels=autoencoder.image_channels, range=config.value_range))
     fingerprint = autoencoder.fingerprint()
     _check_same_evaluation(folder, config, fingerprint)
     batches = _cut(config, source)
@@ -164,6 +177,7 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
             """Stop together, at a batch that every process has; the first one shows that the data can be read."""
             if index == 0:
                 source.announce("DATA", processes)
+                announce_channels(source.pixels.channels)
             if index < len(batches) // processes.count and processes.any(bool(stop)):
                 raise Interrupted(f"{stop.signal_name or 'a signal'}; the same command measures anew")
 

@@ -17,7 +17,8 @@ from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.loading import choose_weights
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError, nearest_name
-from eqvae.images import ImageSource, evaluation_batches, open_images, training_batches
+from eqvae.images import ImageSource, Pixels, RangeConfig, evaluation_batches, open_images, training_batches
+from eqvae.images.sources import announce_channels
 from eqvae.losses.discriminator_files import begin_discriminator
 from eqvae.losses.discriminators import Discriminator
 from eqvae.losses.reconstruction import ReconstructionLoss
@@ -63,6 +64,8 @@ class FinetuneConfig:
 
     image_column: str | None = None
     """Column of a table, or ending of an archive's members (`mask.png`), that holds the images; None: the usual one."""
+
+    value_range: Annotated[RangeConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=RangeConfig)
 
     validation_data: str = "photos"
     """Images for validation; of `photos`, the photographs held out from training."""
@@ -192,8 +195,10 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
     features = _load_watched_features(config, min(len(validation_source), config.num_validation_images))
     autoencoder = load_autoencoder(config.autoencoder) if autoencoder is None else autoencoder
     training.check_autoencoder(autoencoder, image_size_px=config.image_size, num_processes=processes.count)
-    discriminator = begin_discriminator(training.adversarial, training.seed)
+    discriminator = begin_discriminator(training.adversarial, training.seed, autoencoder.image_channels)
     _check_sizes(config, autoencoder.stride, discriminator)
+    pixels = Pixels(channels=autoencoder.image_channels, range=config.value_range)
+    source, validation_source = source.read_as(pixels), validation_source.read_as(pixels, "--validation-data")
     reconstruction_loss = ReconstructionLoss(
         training.reconstruction.perceptual, training.reconstruction.perceptual_weight
     )
@@ -242,6 +247,7 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
         _read_once(config, source, validation_source)
         source.announce("DATA", processes)
         validation_source.announce("VALIDATION DATA", processes)
+        announce_channels(autoencoder.image_channels)
         # Figures of a run that is made longer are not figures of this one.
         identity |= loaded | {"base_fingerprint": base_fingerprint, "mixture": str(training.mixture())}
         with folder.hold(config, processes, seed=training.seed, anew=(METRICS,), **identity):
@@ -310,13 +316,13 @@ def plan(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> dict
     training = config.training
     autoencoder = load_autoencoder(config.autoencoder) if autoencoder is None else autoencoder
     training.check_autoencoder(autoencoder, image_size_px=config.image_size)
-    discriminator = begin_discriminator(training.adversarial, training.seed)
+    discriminator = begin_discriminator(training.adversarial, training.seed, autoencoder.image_channels)
     check_image_size(config.image_size, autoencoder.stride, quarters=True)
     model = copy.deepcopy(autoencoder).to("meta")
     if training.lora_rank:
         add_adapters(model, training.lora_rank, seed=training.seed)
     num_parameters, num_trained = model.num_parameters(), _count_trained(model, training)
-    x = torch.empty(1, 3, config.image_size, config.image_size, device="meta")
+    x = torch.empty(1, autoencoder.image_channels, config.image_size, config.image_size, device="meta")
     with FlopCounterMode(display=False) as counter:
         z = model.encode(x).mode()
         model.decode(z)

@@ -62,7 +62,8 @@ def finetuning_memory(
         state["loss"] = without_values(loss, device)
 
     def step_with(drawn: Mixture) -> None:
-        size = (training.batch_size // processes.count, 3, config.image_size, config.image_size)
+        count = training.batch_size // processes.count
+        size = (count, autoencoder.image_channels, config.image_size, config.image_size)
         train_step(state["all"], torch.empty(size, device=device), training, state["loss"], drawn, alone)
 
     return measure(

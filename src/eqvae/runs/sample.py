@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import tyro
 
+from eqvae.artifacts.channels import describe_shown
 from eqvae.artifacts.files import read_tensors, to_plain, write_json, write_tensors
 from eqvae.artifacts.names import METRICS, SAMPLE_PARTS, SAMPLE_SET, SAMPLE_SHEET, SNAPSHOTS
 from eqvae.artifacts.sample_sets import check_header, pick_images, read_blocks, stream_sample_set
@@ -252,14 +253,16 @@ def _join_parts(
             _stop_if_asked(stop, config)
             yield read_tensors(_part(config.out, indices))[0]["images"].numpy()
 
-    size_px = drawer.generator.card.image_size_px
+    size_px, num_channels = drawer.generator.card.image_size_px, drawer.autoencoder.image_channels
     labels = drawer.labels(range(config.num_samples)).numpy() if drawer.num_classes > 0 else None
-    stream_sample_set(config.out / SAMPLE_SET, blocks(), (config.num_samples, size_px, size_px, 3), labels)
+    stream_sample_set(config.out / SAMPLE_SET, blocks(), (config.num_samples, size_px, size_px, num_channels), labels)
 
 
 def _draw_sheet(drawer: Drawer, config: SampleConfig) -> None:
     shown = sheet_indices(config.num_samples, drawer.num_classes if config.classes == "balanced" else 0)
     images = torch.from_numpy(pick_images(config.out / SAMPLE_SET, shown)).permute(0, 3, 1, 2)
+    if shows := describe_shown(images.shape[1]):
+        say(f"'{config.out / SAMPLE_SHEET}' shows {shows} as red, green and blue")
     contact_sheet(images, config.out / SAMPLE_SHEET, row_names=drawer.row_names(shown))
 
 

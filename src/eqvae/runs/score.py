@@ -1,6 +1,6 @@
 """`eqvae score`: samples and a reference in, `metrics.json` out. FID, sFID, KID, Inception Score, precision, recall."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +10,9 @@ from eqvae.artifacts.files import check_writable, to_plain, write_json
 from eqvae.artifacts.names import CONFIG, METRICS
 from eqvae.artifacts.sample_sets import has_images, moments_in
 from eqvae.errors import Interrupted, UserError
-from eqvae.images import BrokenImage
+from eqvae.images import BrokenImage, Pixels, RangeConfig
 from eqvae.images.image_sets import ImageSet, open_reference, open_samples
+from eqvae.images.sources import announce_channels
 from eqvae.metrics.comparison import check_comparable, check_enough, score_features
 from eqvae.metrics.statistics import (
     FeatureStatistics,
@@ -24,7 +25,7 @@ from eqvae.networks.features import INCEPTION, FeatureExtractor, load_features
 from eqvae.runtime.device import Precision, choose_device, place
 from eqvae.runtime.journal import Journal, write_environment
 from eqvae.runtime.processes import Processes, join_processes, notice_lost_process
-from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, RunFolder, check_ranges
+from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, RunFolder, check_ranges, flat
 from eqvae.runtime.signals import StopRequest, stop_on_signals
 
 _RANGES = (
@@ -68,6 +69,8 @@ class ScoreConfig:
 
     image_column: str | None = None
     """Of a reference that is a table or an archive: the column or ending that holds the images; None: the usual one."""
+
+    value_range: Annotated[RangeConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=RangeConfig)
 
     num_neighbours: int = 3
     """Of precision and recall."""
@@ -153,6 +156,7 @@ def _score(config: ScoreConfig, stop: StopRequest) -> dict[str, Any] | None:
     samples.announce("SAMPLES", processes)
     if isinstance(reference, ImageSet):
         reference.announce("REFERENCE", processes)
+    announce_channels(samples.num_channels)
     broken: list[BrokenImage] = []
     if isinstance(reference, FeatureStatistics):
         check_comparable(samples=_expected(config, samples, extractor), reference=reference.provenance)
@@ -178,7 +182,7 @@ def _score(config: ScoreConfig, stop: StopRequest) -> dict[str, Any] | None:
         known.save(config.save_reference)
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / METRICS).unlink(missing_ok=True)  # it comes back last: whoever finds it finds a whole score
-    write_json(config.out / CONFIG, to_plain(config) | {"command": "score"})
+    write_json(config.out / CONFIG, flat(config) | {"command": "score"})
     write_environment(config.out, device=processes.device, seed=config.seed, num_processes=processes.count)
     journal = Journal(config.out, keep_up_to_step=-1)
     journal.write("samples", **samples.summary())
@@ -218,7 +222,10 @@ def _open(config: ScoreConfig, samples: ImageSet) -> ImageSet | FeatureStatistic
     elif path.suffix == ".npz" and moments_in(path) and not has_images(path):
         known = with_adm_moments(None, path)
     else:
-        return open_reference(config.reference, image_size_px=samples.image_size_px, image_column=config.image_column)
+        return open_reference(
+            config.reference, image_size_px=samples.image_size_px, image_column=config.image_column,
+            pixels=Pixels(channels=samples.num_channels, range=config.value_range),
+        )  # fmt: skip
     if config.num_reference is not None:
         raise UserError(
             f"--num-reference {config.num_reference} has no place: '{path}' holds statistics of all its images",
@@ -236,6 +243,7 @@ def _expected(config: ScoreConfig, samples: ImageSet, extractor: FeatureExtracto
         features=config.features,
         weights_fingerprint=None if extractor is None else extractor.weights_fingerprint,
         image_size_px=samples.image_size_px,
+        num_channels=samples.num_channels,
         precision=config.precision,
     )
 

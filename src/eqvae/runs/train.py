@@ -82,7 +82,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
             "Give the same --autoencoder to resume it, or another --out",
         )
     _check_memory(plan, autoencoder, processes)
-    reference = load_reference(config, plan.cache.index.image_size_px, processes)
+    reference = load_reference(config, plan.cache.index, processes)
     card = plan.card(decoder_fingerprint)
     transformer = plan.transformer.build(generator=generator_for(config.seed, _WEIGHTS))
     alignment = dict[str, float]()

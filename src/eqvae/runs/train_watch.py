@@ -13,6 +13,8 @@ from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import Generator
 from eqvae.images.image_sets import open_reference
+from eqvae.images.sources import announce_channels, counted
+from eqvae.latents.index import CacheIndex
 from eqvae.metrics.comparison import kernel_distance
 from eqvae.metrics.frechet import FeatureMoments, frechet_distance
 from eqvae.metrics.statistics import FeatureStatistics, compute_statistics, holds_statistics
@@ -110,10 +112,11 @@ def _drawn(drawer: Drawer, indices: Sequence[int]) -> Iterator[Tensor]:
         yield drawer.images(indices[start : start + WATCH_BATCH_SIZE])
 
 
-def load_reference(config: TrainConfig, image_size_px: int, processes: Processes) -> Reference | None:
+def load_reference(config: TrainConfig, index: CacheIndex, processes: Processes) -> Reference | None:
     """Compute or read the statistics that samples are measured against during the run."""
     if config.reference is None:
         return None
+    announce_channels(index.image_channels)
     extractor = place(load_features(config.features), processes.device)
     path, found = Path(config.reference).expanduser(), None
     if holds_statistics(path):
@@ -123,10 +126,17 @@ def load_reference(config: TrainConfig, image_size_px: int, processes: Processes
                 f"--reference '{path}' holds statistics of {name}",
                 f"Use --features {name}, or write others with 'eqvae score --save-reference'",
             )
+        if (has := statistics.provenance.num_channels) != index.image_channels:
+            raise UserError(
+                f"--reference '{path}' holds statistics of images of {counted(has, 'channel')}, and the latents' "
+                f"images have {index.image_channels}",
+                "Write others with 'eqvae score --save-reference'",
+            )
     else:
         images = open_reference(
-            config.reference, image_size_px=image_size_px, image_column=config.reference_image_column
-        )
+            config.reference, image_size_px=index.image_size_px, image_column=config.reference_image_column,
+            pixels=index.pixels,
+        )  # fmt: skip
         images.announce("REFERENCE", processes)
         found = images.summary()
         statistics = compute_statistics(

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from eqvae.artifacts.channels import shown
 from eqvae.artifacts.files import write_atomically
 from eqvae.artifacts.records import to_uint8
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
@@ -144,7 +145,7 @@ class Drawer:
         return predict(noise, labels, self.config.truncation, self.config.guidance_scale)[-1]
 
     @torch.no_grad()
-    def images(self, indices: Sequence[int]) -> UInt8[Tensor, "n 3 h w"]:
+    def images(self, indices: Sequence[int]) -> UInt8[Tensor, "n k h w"]:
         z, card = self.latents(indices), self.generator.card
         with autocast(self.device, "fp32"):
             if card.models_tokens:
@@ -228,19 +229,20 @@ class Drawer:
 
 
 def contact_sheet(
-    images: UInt8[Tensor, "n 3 h w"],
+    images: UInt8[Tensor, "n k h w"],
     path: Path,
     *,
     num_columns: int = _SHEET_SIDE,
     row_names: Sequence[str] | None = None,
 ) -> None:
-    """Draw images side by side, and to the right of each row its name."""
+    """Draw images side by side, and to the right of each row its name; grey ones as a grey picture."""
     from torchvision.utils import make_grid
 
-    grid = make_grid(images.cpu(), nrow=num_columns, padding=_GAP_PX, pad_value=255)
+    grid = make_grid(shown(images).cpu(), nrow=num_columns, padding=_GAP_PX, pad_value=255)
     picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
     if row_names is not None:
         picture = _with_names(picture, images.shape[-2] + _GAP_PX, row_names)
+    picture = picture.convert("L") if images.shape[1] == 1 else picture
     write_atomically(path, lambda temporary: picture.save(temporary, format="png"))
 
 

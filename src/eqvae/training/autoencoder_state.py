@@ -133,7 +133,7 @@ def build_state(
         if parameter.requires_grad
     }
     if discriminator is None:
-        discriminator = begin_discriminator(config.adversarial, config.seed)
+        discriminator = begin_discriminator(config.adversarial, config.seed, autoencoder.image_channels)
 
     def adamw(*parameters: nn.Parameter) -> Optimizer:
         return AdamW(

@@ -92,7 +92,7 @@ def learning_rate_at(step: int, config: AutoencoderTraining, *, first_step: int)
 
 def train_step(
     state: TrainState,
-    x: Float[Tensor, "n 3 h w"],
+    x: Float[Tensor, "n k h w"],
     config: AutoencoderTraining,
     reconstruction_loss: ReconstructionLoss,
     mixture: Mixture,
@@ -324,7 +324,7 @@ def _figures_of(comparisons: list[Comparison], quantization: list[Tensor], num_v
 
 
 def _noise(
-    autoencoder: Autoencoder, x: Float[Tensor, "n 3 h w"], generator: torch.Generator, processes: Processes
+    autoencoder: Autoencoder, x: Float[Tensor, "n k h w"], generator: torch.Generator, processes: Processes
 ) -> Float[Tensor, "n c h2 w2"]:
     """Draw the posterior's noise for all processes' images, and take the rows of this one's."""
     size = [side // autoencoder.stride for side in x.shape[-2:]]

@@ -25,7 +25,7 @@ class Comparison:
     weight: float
     pair: Decoded
     seam: Seam
-    image: Float[Tensor, "n 3 h w"]
+    image: Float[Tensor, "n k h w"]
     """What is compared with the target: the seam's, but the target's own where a mask says that nothing counts."""
     reconstruction: Float[Tensor, ""]
     adversarial: Float[Tensor, ""] | None
@@ -38,7 +38,7 @@ class Comparison:
         cls,
         weight: float,
         drawn: Drawn,
-        encoded: tuple[Autoencoder, Float[Tensor, "n 3 h w"], Posterior, Float[Tensor, "n c h2 w2"]],
+        encoded: tuple[Autoencoder, Float[Tensor, "n k h w"], Posterior, Float[Tensor, "n c h2 w2"]],
         *,
         num_values: int,
         config: AutoencoderTraining,
