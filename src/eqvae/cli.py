@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from eqvae.errors import Interrupted, ProcessLost, UserError, nearest_name
+from eqvae.runtime.company import is_to_speak, leave_company
 from eqvae.runtime.signals import StopRequest, terminated_by_signal
 
 if TYPE_CHECKING:
@@ -68,13 +69,22 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command, given what follows `eqvae` on the command line; returns the exit code."""
+    code = 1
+    try:
+        code = _run(arguments)
+    finally:
+        leave_company(is_done=code == 0)
+    return code
+
+
+def _run(arguments: Sequence[str]) -> int:
     asked = StopRequest()
     try:
         with terminated_by_signal() as asked:
             return _dispatch(list(arguments))
     except Interrupted as stop:
-        # Processes that stop together say it once; one that was left alone says it itself.
-        if isinstance(stop, ProcessLost) or os.environ.get("RANK", "0") == "0":
+        # Processes that stop together say it once.
+        if is_to_speak() if isinstance(stop, ProcessLost) else _is_first():
             _complain(f"interrupted, {stop}")
         return 130
     except Exception as error:
@@ -95,9 +105,14 @@ def _explain(error: Exception) -> int:
         _complain(str(UserError(f"{error.strerror or error}{where}", mend)))
         return 2
     if isinstance(error, RuntimeError) and _is_lost_process(error):
-        _complain("interrupted, another process ended; the same command goes on")
+        if is_to_speak():
+            _complain("interrupted, another process ended; the same command goes on")
         return 130
     raise error
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _is_lost_process(error: RuntimeError) -> bool:

@@ -142,3 +142,28 @@ def test_killed_and_continued(arguments, tmp_path: Path):
     assert run(arguments(*more, out="broken")) == 0
     assert run(arguments(*more, out="straight")) == 0
     assert (tmp_path / "broken" / "samples.npz").read_bytes() == (tmp_path / "straight" / "samples.npz").read_bytes()
+
+
+@pytest.mark.parametrize(("command", "help"), [
+    ("finetune", "--gradient-accumulation-steps, --precision bf16, --batch-size, --image-size"),
+    ("train", "--gradient-accumulation-steps, --gradient-checkpointing, --precision bf16, --batch-size, "
+              "--shard on several devices"),
+    ("sample", "--batch-size, --precision bf16"),
+])  # fmt: skip
+def test_what_does_not_fit_is_refused(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command, help
+):
+    for module in ("runtime", "runs"):
+        monkeypatch.setattr(f"eqvae.{module}.memory.free_bytes", lambda device: 2**28)
+    data, cache = (str(trained.parent / name) for name in ("data", "cache"))
+    arguments = {
+        "finetune": ["untrained:tiny-kl", "--data", data, "--image-size", "64", "--batch-size", "2", "--max-steps", "2",
+                     "--adversarial-weight", "0", "--perceptual", "none"],
+        "train": ["dit-ti-4", "--latents", cache, "--batch-size", "2", "--max-steps", "2", "--watch-steps", "2"],
+        "sample": [str(trained), *FAST],
+    }[command]  # fmt: skip
+    assert run([command, *arguments, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("eqvae: this run does not fit: its ")
+    assert error.endswith(f"GiB of memory, and 0.2 GiB are free. These help: {help}")
+    assert not (tmp_path / "out").exists()

@@ -205,6 +205,7 @@ def test_disks_of_every_size(forks: Any, straight: Any, disk: Any, counts: dict[
 DAMAGED = {
     "finetune": ("checkpoint.safetensors",), "train": ("checkpoint.safetensors",),
     "encode": ("shard-00000.safetensors", "shard-00001.safetensors"), "sample": ("parts/00000000.safetensors",),
+    "reproduce": ("checkpoint.safetensors", "shard-00000.safetensors", "00000000.safetensors"),  # of whatever run
 }  # fmt: skip
 
 
@@ -219,12 +220,15 @@ def test_damaged_files(forks: Any, straight: Any, tmp_path: Path, counts: dict[s
         )
     elif command == "sample":
         last = next(at for at in range(run.num_operations // 2, 0, -2) if _has_parts(forks, run, half, at))
-    else:
+    elif command == "encode":
         forks.run(*into(run, half), fault={"kind": "kill", "at": last, "below": str(half)})
     for number in range(NUM_KILLS if extent == "full" else 1):
         out = tmp_path / f"out{number}"
-        shutil.copytree(half, out)
-        path = out / chance.choice(DAMAGED[command])
+        if command == "reproduce":
+            path = chance.choice(_half_a_plan(forks, run, out, chance))
+        else:
+            shutil.copytree(half, out)
+            path = out / chance.choice(DAMAGED[command])
         content = bytearray(path.read_bytes())
         if chance.random() < 0.3:
             content = content[: chance.randrange(len(content))]
@@ -232,6 +236,8 @@ def test_damaged_files(forks: Any, straight: Any, tmp_path: Path, counts: dict[s
             content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
         path.write_bytes(content)
         num_damaged += 1
+        if command == "reproduce" and path.name == "checkpoint.safetensors":
+            _remove_if_told(forks, run, out, path)
         losses += [f"damage {number}: {what}" for what in finish(forks, run, out)]
         shutil.rmtree(out, ignore_errors=True)
     counts.setdefault("damaged_files", {})[command] = {"files": num_damaged, "losses": len(losses)}
@@ -250,8 +256,31 @@ def _has_parts(forks: Any, run: Any, half: Path, at: int) -> bool:
     return (half / DAMAGED["sample"][0]).exists()
 
 
-def test_a_folder_that_takes_nothing(forks: Any, straight: Any, disk: Any):
-    run = straight("encode")
+def _half_a_plan(forks: Any, run: Any, out: Path, chance: random.Random) -> list[Path]:
+    """Kill a plan until one of its runs leaves a file with which it would go on."""
+    while True:
+        ended, _ = strike(forks, run, out, signal.SIGKILL, chance)
+        if ended.code == 0:
+            shutil.rmtree(out)
+        written = [path for path in sorted(out.rglob("*.safetensors")) if path.name in DAMAGED["reproduce"]]
+        unfinished = [path for path in written if not any((folder / "metrics.json").exists() for folder in
+                                                          (path.parent, path.parent.parent))]  # fmt: skip
+        if unfinished:
+            return unfinished
+
+
+def _remove_if_told(forks: Any, run: Any, out: Path, path: Path) -> None:
+    """Before the only checkpoint of a run there is none: a line asks to remove it."""
+    ended = forks.run(*into(run, out))
+    if ended.code != 0:
+        assert (ended.code, len(ended.lines)) == (2, 1), ended.said
+        assert str(path) in ended.lines[0] and "Remove the damaged file" in ended.lines[0]
+        path.unlink()
+
+
+@both(("encode",), COMMANDS)
+def test_a_folder_that_takes_nothing(forks: Any, straight: Any, disk: Any, command: str, extent: str):
+    run = straight(command)
     folder = disk("size=1m")
     disk("ro")
     ended = forks.run(*into(run, folder / "out"))
@@ -283,7 +312,12 @@ def test_two_processes_on_one_folder(forks: Any, straight: Any, tmp_path: Path, 
     assert finish(forks, run, out) == []
 
 
-@both(("finetune", "encode"), ("finetune", "encode", "train", "sample"))
+def _begun(out: Path) -> list[Path]:
+    """The folders of runs that have begun, while things come and go."""
+    return sorted(Path(folder) for folder, _, files in os.walk(out) if "config.json" in files)
+
+
+@both(("finetune", "encode"), COMMANDS)
 def test_the_folder_is_removed(
     forks: Any, straight: Any, tmp_path: Path, counts: dict[str, Any], command: str, extent: str
 ):
@@ -292,11 +326,14 @@ def test_the_folder_is_removed(
         out = tmp_path / f"out{number}"
         process = forks.start(*into(run, out))
         deadline_sec, after_sec = time.monotonic() + 60, chance.uniform(0, 0.7 * run.sec)
-        while not (out / "config.json").exists() and time.monotonic() < deadline_sec:
+        while not _begun(out) and time.monotonic() < deadline_sec:
             time.sleep(0.01)
         time.sleep(after_sec)
-        if out.exists():
-            out.rename(tmp_path / "elsewhere")
+        removed = out
+        if command == "reproduce":  # all of it, or one of its runs
+            removed = chance.choice([out, *_begun(out)])
+        if removed.exists():
+            removed.rename(tmp_path / "elsewhere")
             shutil.rmtree(tmp_path / "elsewhere", ignore_errors=True)
         ended = forks.wait(process)
         if ended.code != 0 and ((ended.code, len(ended.lines)) != (2, 1) or "Traceback" in ended.said):

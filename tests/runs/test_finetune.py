@@ -320,6 +320,18 @@ def test_the_last_two_checkpoints_and_milestones_are_kept(configure, new_autoenc
     assert all(torch.equal(before[name], milestone[name]) for name in before)
 
 
+def test_of_milestones_the_last_are_kept(configure, new_autoencoder):
+    config = configure(max_steps=6, keep_every=1, keep_last=2)
+    finetune(config, new_autoencoder())
+    milestones = config.out / "milestones"
+    assert sorted(path.name for path in milestones.iterdir()) == [
+        "step_0000005.safetensors",
+        "step_0000006.safetensors",
+    ]
+    finetune(configure(max_steps=7, keep_every=1, keep_last=1), new_autoencoder())
+    assert [path.name for path in milestones.iterdir()] == ["step_0000007.safetensors"]
+
+
 def test_a_finished_run_is_made_longer(configure, new_autoencoder):
     changes = {"lr_scheduler": "constant", "lr_warmup_steps": 0}
     straight = configure("straight", max_steps=40, **changes)

@@ -45,6 +45,16 @@ def test_a_training_step_by_hand():
     assert phases["step"] == pytest.approx(4 * 4 * num_weights, rel=0.02)  # weights, gradients, two moments
 
 
+def test_what_is_loaded_counts_once():
+    layer = nn.Linear(2048, 2048, bias=False)
+    alone, loaded = (measure(CPU, *modules, state=lambda: without_values(layer, CPU)) for modules in ((), (layer,)))
+    assert alone.process_bytes - loaded.process_bytes == pytest.approx(16 * MIB, abs=MIB)
+
+
+def test_tensors_elsewhere_take_nothing_of_the_device():
+    assert measure(torch.device("meta"), elsewhere=lambda: torch.zeros(MIB)).phases == {"elsewhere": 0}
+
+
 def test_what_hangs_on_values_is_no_reason_not_to_run():
     def work() -> None:
         torch.empty(MIB, dtype=torch.uint8)

@@ -211,8 +211,7 @@ def write_tensors(
     former: Path | None = None,
 ) -> None:
     """Write a safetensors file atomically; with a digest, a damaged one is found when it is read."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    said = dict(metadata or {})
+    plain, said = as_written(tensors), dict(metadata or {})
     if digest:
         said[_DIGEST] = _digest(plain, said)
 
@@ -226,6 +225,11 @@ def write_tensors(
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
     write_atomically(path, write, former=former)
+
+
+def as_written(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as a file holds them; what lies otherwise in memory is copied."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

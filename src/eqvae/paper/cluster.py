@@ -22,6 +22,7 @@ from eqvae.artifacts.names import CONFIG
 from eqvae.errors import Interrupted, UserError
 from eqvae.paper.execution import perform_named, take
 from eqvae.paper.plan import Plan, PlannedRun
+from eqvae.runtime.company import leave_company
 from eqvae.runtime.journal import say
 from eqvae.runtime.signals import terminated_by_signal
 
@@ -176,8 +177,10 @@ def perform_and_tell(run: PlannedRun) -> Exception | None:
     """Do a process's part of a run; what ends it on purpose is told by the caller."""
     from eqvae.paper import execution
 
+    error: Exception | None = None
     try:
         execution.perform(run)
-    except (UserError, Interrupted) as error:
-        return error
-    return None
+    except (UserError, Interrupted) as raised:
+        error = raised
+    leave_company(is_done=error is None)
+    return error

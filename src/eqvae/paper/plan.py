@@ -76,8 +76,8 @@ def write_reference(config: ReferenceConfig) -> dict[str, Any]:
 Config = FinetuneConfig | EvaluateConfig | ReferenceConfig | EncodeConfig | TrainConfig | SampleConfig | ScoreConfig
 
 _CHANGES_NO_FIGURE = frozenset(
-    {"out", "device", "num_workers", "log_every", "checkpoint_every", "keep_every", "validate_every", "tensorboard",
-     "compile", "dry_run", "gradient_checkpointing", "cache_teacher", "shard"}
+    {"out", "device", "num_workers", "log_every", "checkpoint_every", "keep_every", "keep_last", "validate_every",
+     "tensorboard", "compile", "dry_run", "gradient_checkpointing", "cache_teacher", "shard"}
 )  # fmt: skip
 """Fields in which a finished run may differ from the plan."""
 

@@ -86,7 +86,10 @@ class FinetuneConfig:
     """Steps between checkpoints; one is also written when the run is interrupted. The last two are kept."""
 
     keep_every: int = 0
-    """Keep the checkpoints of multiples of so many steps for good, in `milestones`; 0 keeps none."""
+    """Keep the checkpoints of multiples of so many steps, in `milestones`; 0 keeps none."""
+
+    keep_last: int = 0
+    """Of those, keep the last so many; 0 keeps all."""
 
     watch: str = ""
     """What may predict a generator, in validations: some of `ifid,spectrum,dimension`, separated by commas. Set beside
@@ -137,12 +140,12 @@ _RANGES = (
     (AT_LEAST_1,
      ("image_size", "log_every", "checkpoint_every", "validate_every", "num_validation_images",
       "num_statistics_images")),
-    (NOT_NEGATIVE, ("num_workers", "keep_every")),
+    (NOT_NEGATIVE, ("num_workers", "keep_every", "keep_last")),
 )  # fmt: skip
 
 FREE_TO_CHANGE = frozenset(
     {"out", "max_steps", "polish_steps", "num_workers", "device", "log_every", "validate_every", "checkpoint_every",
-     "keep_every", "tensorboard", "watch", "dry_run", "compile", "num_statistics_images"}
+     "keep_every", "keep_last", "tensorboard", "watch", "dry_run", "compile", "num_statistics_images"}
 )  # fmt: skip
 """Fields that may differ between a run and its resumption."""
 

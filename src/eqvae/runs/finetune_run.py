@@ -64,7 +64,7 @@ class FinetuneRun:
             processes=self.processes,
             schedule=Schedule(
                 max_steps=training.total_steps, batch_size=training.batch_size, log_every=config.log_every,
-                checkpoint_every=config.checkpoint_every, keep_every=config.keep_every,
+                checkpoint_every=config.checkpoint_every, keep_every=config.keep_every, keep_last=config.keep_last,
                 watch_every=config.validate_every or 1, watch_last=False,
             ),
             state=self.state,

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
+from eqvae.artifacts.files import as_written
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.generators.checkpoints import Generator
 from eqvae.generators.repa import TEACHER_TOKENS
 from eqvae.losses.discriminators import Discriminator
 from eqvae.losses.reconstruction import ReconstructionLoss
 from eqvae.methods.mixture import Mixture
+from eqvae.metrics.autoencoder import evaluate_autoencoder
 from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runs.train import first_state
 from eqvae.runs.train_config import Plan
@@ -23,7 +25,7 @@ from eqvae.runtime.seeds import generator_for
 from eqvae.sampling.config import SamplerConfig
 from eqvae.sampling.draw import Drawer
 from eqvae.training.adversarial_step import AdversarialState, adversarial_step
-from eqvae.training.autoencoder_state import build_state
+from eqvae.training.autoencoder_state import build_state, set_training
 from eqvae.training.autoencoder_step import train_step
 from eqvae.training.generator_step import TrainingBatch, TrainState
 from eqvae.training.generator_step import train_step as train_generator_step
@@ -46,13 +48,18 @@ def is_beyond_doubt(num_parameters: int, num_pixels: int | float, device: torch.
 def finetuning_memory(
     config: FinetuneConfig, autoencoder: Autoencoder, discriminator: Discriminator | None, processes: Processes
 ) -> Memory:
-    """Take two steps of this process on plain pictures, the second with moments, and one as the method draws it."""
+    """Validate, take two steps on plain pictures, the second with moments, and one as the method draws it, and save."""
     training, device, state = config.training, processes.device, dict[str, Any]()
     mixture = training.mixture()
     plain = replace(mixture, pairs=tuple((0.0, pair) for _, pair in mixture.pairs))
     terms = training.reconstruction
     loss = ReconstructionLoss(terms.perceptual, terms.perceptual_weight)
     alone = replace(processes, rank=0, count=1)
+
+    def images() -> torch.Tensor:
+        count = training.batch_size // processes.count
+        size = (count, autoencoder.image_channels, config.image_size, config.image_size)
+        return torch.empty(size, device=device)
 
     def begin() -> None:
         judge = None if discriminator is None else without_values(copy.deepcopy(discriminator), device)
@@ -61,17 +68,24 @@ def finetuning_memory(
         state["all"].step = training.adversarial.discriminator_warmup_steps or 0
         state["loss"] = without_values(loss, device)
 
-    def step_with(drawn: Mixture) -> None:
-        count = training.batch_size // processes.count
-        size = (count, autoencoder.image_channels, config.image_size, config.image_size)
-        train_step(state["all"], torch.empty(size, device=device), training, state["loss"], drawn, alone)
+    def validate() -> None:
+        batch = images()[: config.num_validation_images]
+        evaluate_autoencoder(state["all"].exported(), [batch], processes=alone, precision=training.precision)
+        set_training(state["all"].autoencoder)
 
+    def step_with(drawn: Mixture) -> None:
+        train_step(state["all"], images(), training, state["loss"], drawn, alone)
+
+    judges = [] if discriminator is None else [discriminator]
     return measure(
         device,
+        *(autoencoder, loss, *judges),
         state=begin,
+        validation=validate,
         first_step=lambda: step_with(plain),
         step=lambda: step_with(plain),
         method_step=lambda: step_with(mixture),
+        checkpoint=lambda: as_written(state["all"].tensors()),
     )
 
 
@@ -83,6 +97,7 @@ def training_memory(plan: Plan, autoencoder: Autoencoder, processes: Processes) 
         transformer = plan.transformer.build()
 
     def begin() -> None:
+        parts["decoder"] = without_values(copy.deepcopy(autoencoder), device)
         parts["state"] = first_state(without_values(transformer, device), plan, device)
         for network in parts["state"].networks:
             network.gradient_checkpointing = config.gradient_checkpointing
@@ -107,14 +122,17 @@ def training_memory(plan: Plan, autoencoder: Autoencoder, processes: Processes) 
 
     def samples() -> None:
         drawn = without_values(copy.deepcopy(transformer), device)
-        decoder = without_values(copy.deepcopy(autoencoder), device)
         sampler = SamplerConfig(num_steps=2, precision=config.precision)
         drawer = Drawer(
-            generator=Generator(card=card, transformer=drawn), autoencoder=decoder, config=sampler, device=device
-        )
-        drawer.images(range(WATCH_BATCH_SIZE))
+            generator=Generator(card=card, transformer=drawn), autoencoder=parts["decoder"], config=sampler,
+            device=device,
+        )  # fmt: skip
+        drawer.images(range(min(config.num_watch_samples, WATCH_BATCH_SIZE)))
 
-    memory = measure(device, state=begin, step=step, samples=samples)
+    memory = measure(
+        device, autoencoder, state=begin, step=step, samples=samples,
+        checkpoint=lambda: as_written(parts["state"].tensors()),
+    )  # fmt: skip
     if config.shard and processes.count > 1:
         saved = int(20 * transformer.num_parameters() * (1 - 1 / processes.count))
         memory = replace(memory, phases={name: max(size - saved, 0) for name, size in memory.phases.items()})
@@ -147,4 +165,5 @@ def sampling_memory(drawer: Drawer, num_images: int) -> Memory:
         )
         one.images(range(num_images))
 
-    return measure(drawer.device, samples=samples)
+    weak = [drawer.weak.transformer] if drawer.weak is not None else []
+    return measure(drawer.device, drawer.generator.transformer, drawer.autoencoder, *weak, samples=samples)

@@ -179,7 +179,7 @@ class Run:
             processes=self.processes,
             schedule=Schedule(
                 max_steps=config.max_steps, batch_size=config.batch_size, log_every=config.log_every,
-                checkpoint_every=config.checkpoint_every, keep_every=config.keep_every,
+                checkpoint_every=config.checkpoint_every, keep_every=config.keep_every, keep_last=config.keep_last,
                 watch_every=config.sample_every or 1, watch_last=True,
             ),
             state=self.state,

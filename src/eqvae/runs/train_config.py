@@ -141,7 +141,10 @@ class TrainConfig:
     """Steps between checkpoints; one is also written when the run is interrupted. The last two are kept."""
 
     keep_every: int = 0
-    """Keep the checkpoints of multiples of so many steps for good, in `milestones`; 0 keeps none."""
+    """Keep the checkpoints of multiples of so many steps, in `milestones`; 0 keeps none."""
+
+    keep_last: int = 0
+    """Of those, keep the last so many; 0 keeps all."""
 
     log_every: int = 10
     """Steps between records of the journal."""
@@ -217,15 +220,16 @@ _RANGES = (
     (("in 1 ... 1000", lambda value: 1 <= value <= 1000), ("watch_steps",)),
     (POSITIVE, ("learning_rate",)),
     (NOT_NEGATIVE,
-     ("seed", "keep_every", "lr_warmup_steps", "weight_decay", "max_grad_norm", "label_dropout", "repa_weight",
-      "r1_weight", "r2_weight", "align_steps")),
+     ("seed", "keep_every", "keep_last", "lr_warmup_steps", "weight_decay", "max_grad_norm", "label_dropout",
+      "repa_weight", "r1_weight", "r2_weight", "align_steps")),
     (BELOW_1, ("adam_beta1", "adam_beta2", "ema_decay", "label_smoothing")),
 )  # fmt: skip
 
 FREE_TO_CHANGE = frozenset(
-    {"out", "max_steps", "device", "log_every", "sample_every", "checkpoint_every", "keep_every", "dry_run", "compile",
-     "reference", "reference_image_column", "features", "num_watch_samples", "watch_steps", "gradient_checkpointing",
-     "gradient_accumulation_steps", "shard", "data", "autoencoder", "cache_teacher", "old_latents"}
+    {"out", "max_steps", "device", "log_every", "sample_every", "checkpoint_every", "keep_every", "keep_last",
+     "dry_run", "compile", "reference", "reference_image_column", "features", "num_watch_samples", "watch_steps",
+     "gradient_checkpointing", "gradient_accumulation_steps", "shard", "data", "autoencoder", "cache_teacher",
+     "old_latents"}
 )  # fmt: skip
 """Fields that may differ between a run and its resumption."""
 

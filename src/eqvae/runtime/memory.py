@@ -1,7 +1,8 @@
 """How much memory work takes, worked out before it is done, and whether there is as much.
 
 The work's own code runs on tensors that have sizes and no values (PyTorch's fake tensors): nothing is computed, and
-what is alive at the same time is counted. What kernels take inside, and what an allocator wastes, is not seen.
+what is alive on the device at the same time is counted; on a processor also what its heap keeps of what was freed. What
+kernels take inside is not seen.
 """
 
 import contextlib
@@ -21,12 +22,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from eqvae.errors import UserError
+from eqvae.runtime.heap import Heap
 from eqvae.runtime.journal import say
 
 Module = TypeVar("Module", bound=nn.Module)
 
 MARGIN = 0.15
 """By so much predictions missed what was measured, at most (docs/scale.md)."""
+
+_KERNELS_BYTES = 100 * 2**20
+"""Parts of PyTorch's libraries that come into a process's memory when its kernels first run: 0.05 GiB with a forward
+pass, as much again with a backward one."""
 
 FINETUNE_FLAGS = ("--gradient-accumulation-steps", "--precision bf16", "--batch-size", "--image-size")
 TRAIN_FLAGS = ("--gradient-accumulation-steps", "--gradient-checkpointing", "--precision bf16", "--batch-size",
@@ -40,7 +46,7 @@ class Memory:
     """What a run takes of its device's memory at the most."""
 
     phases: Mapping[str, int]
-    """Bytes of tensors alive in each phase."""
+    """Bytes that tensors take in each phase, at the most."""
 
     unknown: tuple[str, ...] = ()
     """Phases that could not be gone through to their end."""
@@ -74,27 +80,30 @@ class Memory:
             say(f"this may not fit: {said}. These help: {', '.join(flags)}")
 
 
-def measure(device: torch.device, **phases: Callable[[], object]) -> Memory:
-    """Go through phases of a run one after another, on tensors without values; what one leaves behind stays."""
+def measure(device: torch.device, *loaded: nn.Module, **phases: Callable[[], object]) -> Memory:
+    """Go through phases of a run one after another, on tensors without values; what one leaves behind stays.
+
+    Modules that are `loaded` stand among the phases' tensors, so they don't count as part of the process.
+    """
     found, unknown = dict[str, int](), list[str]()
     with (
         mock.patch.object(nn.Module, "_apply", _apply),
         FakeTensorMode(allow_non_fake_inputs=True),
         _AnyValue(),
-        _Count() as count,
+        _Count(device) as count,
     ):
         for name, work in phases.items():
-            count.peak_bytes = count.live_bytes
+            count.peak_bytes = count.taken_bytes
             try:
                 work()
             except Exception:
                 unknown.append(name)  # whatever hangs on values: to know less is no reason not to run
             found[name] = count.peak_bytes
-    return Memory(
-        phases=found,
-        unknown=tuple(unknown),
-        process_bytes=psutil.Process().memory_info().rss if device.type == "cpu" else 0,
-    )
+    process_bytes = 0
+    if device.type == "cpu":
+        held = [tensor for module in loaded for tensor in (*module.parameters(), *module.buffers())]
+        process_bytes = psutil.Process().memory_info().rss + _KERNELS_BYTES - sum(tensor.nbytes for tensor in held)
+    return Memory(phases=found, unknown=tuple(unknown), process_bytes=process_bytes)
 
 
 def without_values(module: Module, device: torch.device) -> Module:
@@ -142,17 +151,21 @@ def _apply(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool 
 
 
 class _Count(TorchDispatchMode):
-    """Counts the bytes of all storages that come into being, until they go."""
+    """Counts the bytes of all storages on a device that come into being, until they go."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__()
-        self.live_bytes = self.peak_bytes = 0
-        self._known: set[int] = set()
+        self._device, self._heap, self._known = device, Heap(), set[int]()
+        self._live_bytes = self.peak_bytes = 0
+
+    @property
+    def taken_bytes(self) -> int:
+        return self._heap.taken_bytes if self._device.type == "cpu" else self._live_bytes
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         found = function(*arguments, **(options or {}))
         for tensor in tree_leaves(found):
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and tensor.device.type == self._device.type:
                 self._add(tensor.untyped_storage())
         return found
 
@@ -161,12 +174,14 @@ class _Count(TorchDispatchMode):
         if key in self._known:
             return
         self._known.add(key)
-        self.live_bytes += num_bytes
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        self._live_bytes += num_bytes
+        block = self._heap.take(num_bytes)
+        self.peak_bytes = max(self.peak_bytes, self.taken_bytes)
 
         def remove() -> None:
             self._known.discard(key)
-            self.live_bytes -= num_bytes
+            self._live_bytes -= num_bytes
+            self._heap.give_back(block)
 
         weakref.finalize(storage, remove)
 

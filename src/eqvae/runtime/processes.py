@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from eqvae.errors import ProcessLost
+from eqvae.runtime.company import keep_company
 from eqvae.runtime.journal import Progress
 
 Value = TypeVar("Value")
@@ -140,6 +141,7 @@ def join_processes(device: torch.device) -> Processes:
     state = PartialState(cpu=device.type == "cpu")
     if state.num_processes > 1 and torch.distributed.get_backend() == "gloo":
         atexit.register(_leave_processes)
+    keep_company(state.process_index, state.num_processes)
     own = state.device if state.num_processes > 1 and device.type == "cuda" else device
     return Processes(rank=state.process_index, count=state.num_processes, device=own)
 

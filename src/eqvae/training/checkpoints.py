@@ -60,8 +60,8 @@ def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], numbers: Mappi
     write_tensors(folder / CHECKPOINT, tensors, {"numbers": json.dumps(dict(numbers))}, digest=True, former=former)
 
 
-def keep_milestone(folder: Path, step: int) -> None:
-    """Keep the latest checkpoint, which is of this step, for good."""
+def keep_milestone(folder: Path, step: int, *, every: int, num_kept: int) -> None:
+    """Keep the latest checkpoint, which is of this step, and of those before at most `num_kept` with it; 0: all."""
 
     def link(temporary: Path) -> None:
         temporary.unlink()
@@ -73,6 +73,8 @@ def keep_milestone(folder: Path, step: int) -> None:
     path = folder / MILESTONES / milestone_name(step)
     if not path.exists():
         write_atomically(path, link)
+    for former in range(step - num_kept * every, 0, -every) if num_kept else ():
+        (folder / MILESTONES / milestone_name(former)).unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -55,7 +55,9 @@ class Schedule:
     log_every: int
     checkpoint_every: int
     keep_every: int
-    """Checkpoints of its multiples are kept for good; 0 keeps none."""
+    """Checkpoints of its multiples are kept; 0 keeps none."""
+    keep_last: int
+    """Of them at most so many stay; 0: all."""
     watch_every: int
     watch_last: bool
     """Whether the last step is watched too; a fine-tuning run measures what it exports anyway."""
@@ -261,7 +263,8 @@ class Loop(Generic[Batch]):
     def _keep_where_due(self) -> None:
         is_latest = self.saved_step == self.state.step and self.damage is None
         if self.processes.is_first and is_latest and self._is_kept():
-            keep_milestone(self.out, self.state.step)
+            schedule = self.schedule
+            keep_milestone(self.out, self.state.step, every=schedule.keep_every, num_kept=schedule.keep_last)
 
     def _tell_damage(self) -> None:
         """Say, and write down, that the checkpoint before the latest was taken."""
