@@ -364,7 +364,7 @@ def test_charts_and_sheets_get_files(tmp_path, everything):
         "learning_curves.svg", "training_sit-ti-2_on_tiny-kl.svg", "training_sit-ti-2_on_tiny-kl-eq.svg",
     ]  # fmt: skip
     curves = (tmp_path / "figures" / "learning_curves.csv").read_text().splitlines()
-    assert curves[0] == "arm,seed,images,training_sec,fid"
+    assert curves[0] == "arm,seed,images,training_sec,fd_efficientnet_lite0"
     for path in written:
         if path.suffix == ".svg":
             ElementTree.parse(path)

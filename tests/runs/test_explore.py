@@ -274,6 +274,13 @@ def wait_for(browser, selector: str, text: str = "") -> str:
     raise AssertionError(f"no '{text}' in {selector}")
 
 
+def choose(browser, selector: str, name: str) -> None:
+    browser.find_element("css selector", f"{selector} input").click()
+    wait_for(browser, f"{selector} [role=option]")
+    options = browser.find_elements("css selector", f"{selector} [role=option]")
+    next(option for option in options if name in option.text).click()
+
+
 def asked_for(browser) -> set[str]:
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     return {item["params"]["request"]["url"] for item in messages if item["method"] == "Network.requestWillBeSent"}
@@ -307,6 +314,20 @@ def test_the_page_in_a_browser_without_a_network(browser, page: Page, tmp_path: 
     Image.new("RGB", (90, 70), "orange").save(own)
     browser.find_element("css selector", "#file input[type=file]").send_keys(str(own))
     wait_for(browser, "#spectra", "no spectrum")
+    browser.find_element("css selector", "#file button[aria-label]").click()
+    wait_for(browser, "#spectra", "cycles per latent cell")
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    browser.find_element("css selector", "#file input[type=file]").send_keys(str(broken))
+    assert "'broken.png' cannot be decoded" in wait_for(browser, "#fast .wrong")
+
+    choose(browser, "#picture", "rocket.jpg")
+    wait_for(browser, "#fast", "PSNR")
+    assert browser.find_elements("css selector", "#fast .wrong") == [], "the name counts, and no longer the file"
+    choose(browser, "#pair", "viewpoint")
+    wait_for(browser, "#fast", "another view")
+    assert "D(b(E(x)))" in browser.find_element("css selector", "#fast").text
+    assert browser.execute_async_script(MOVE, "#draw input[type=range]", "3", "#fast") > 0.0
 
     if keep := os.environ.get("EQVAE_SCREENSHOT"):
         browser.save_screenshot(keep)

@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Literal
 
 import matplotlib
@@ -93,6 +94,11 @@ def rows_html(title: str, rows: Sequence[Row]) -> str:
 def spectra_html(chart: SpectrumChart | None) -> str:
     """Write the spectra for the page."""
     return templates().get_template("spectra.html.jinja").render(chart=chart)
+
+
+def wrong_html(line: str) -> str:
+    """Say on the page what is wrong."""
+    return f'<p class="wrong">{escape(line)}</p>'
 
 
 def dark_colors() -> str:

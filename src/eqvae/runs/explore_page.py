@@ -24,6 +24,7 @@ from eqvae.drawing.exploration import (
     kept_html,
     rows_html,
     spectra_html,
+    wrong_html,
 )
 from eqvae.errors import UserError
 from eqvae.images import BrokenImageError
@@ -65,6 +66,7 @@ CSS = """
 .prose h2, .prose h3 { margin: 0.6rem 0 0.2rem; font-size: 1rem; }
 .prose h3, .prose .figures { margin-bottom: 0; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .prose .figures { margin: 0 0 0.3rem; font-size: 0.8rem; opacity: 0.75; }
+.wrong { font-weight: 600; }
 #kept img { max-width: 100%; }
 #spectra svg { max-width: 26rem; }
 """
@@ -171,8 +173,9 @@ def _blocks(views: Views) -> "gradio.Blocks":
     """Lay out the page, controls beside what they give, and say what answers to what."""
     import gradio
 
-    def answer(show: Callable[[Choice], Any]) -> dict[str, Any]:
-        return {"fn": _answering(views, show), "inputs": [*picture, *sliders, *pairs], **QUIET}
+    def answer(show: Callable[[Choice], Any], outputs: Any, wrong: Callable[[str], Any] = wrong_html) -> dict[str, Any]:
+        controls = [*picture, *sliders, *pairs]
+        return {"fn": _answering(views, show, wrong), "inputs": controls, "outputs": outputs, **QUIET}
 
     with gradio.Blocks(title="eqvae explore", analytics_enabled=False, fill_width=True) as blocks, gradio.Row():
         with gradio.Column(scale=1, min_width=280):
@@ -189,9 +192,9 @@ def _blocks(views: Views) -> "gradio.Blocks":
                 plain = gradio.HTML(elem_id="plain"), gradio.HTML(elem_id="spectra")
             kept = gradio.HTML(elem_id="kept")
 
-        decode = {"outputs": fast, **answer(lambda choice: rows_html(DECODED, views.encoded_then_moved(choice)))}
-        encode = {"outputs": slow, **answer(lambda choice: rows_html(ENCODED, views.moved_then_encoded(choice)))}
-        show = {"outputs": plain, **answer(lambda choice: _as_it_is(views, choice))}
+        decode = answer(lambda choice: rows_html(DECODED, views.encoded_then_moved(choice)), fast)
+        encode = answer(lambda choice: rows_html(ENCODED, views.moved_then_encoded(choice)), slow, lambda line: "")
+        show = answer(partial(_as_it_is, views), plain, lambda line: ("", ""))
         name, file = picture
         # A dropped file counts until another name is chosen.
         for shown in (
@@ -200,9 +203,9 @@ def _blocks(views: Views) -> "gradio.Blocks":
         ):
             shown.success(**encode).success(**show)
         gradio.on([control.input for control in (*sliders, *pairs)], **decode).success(**encode)
-        still.click(outputs=kept, **answer(lambda choice: kept_html(encode_still(views.still(choice)), "png", "still")))
+        still.click(**answer(lambda choice: kept_html(encode_still(views.still(choice)), "png", "still"), kept))
         for kind, button in zip(ROTATIONS, rotations, strict=True):
-            button.click(outputs=kept, **answer(partial(_kept_rotation, views, kind)))
+            button.click(**answer(partial(_kept_rotation, views, kind), kept))
     return blocks
 
 
@@ -238,9 +241,8 @@ def _pair_controls(views: Views) -> list[Any]:
     ]
 
 
-def _answering(views: Views, show: Callable[[Choice], Any]) -> Callable[..., Any]:
-    """Turn the controls' values into a choice, and what is wrong into a line on the page."""
-    import gradio
+def _answering(views: Views, show: Callable[[Choice], Any], wrong: Callable[[str], Any]) -> Callable[..., Any]:
+    """Turn the controls' values into a choice, and what is wrong with it into a line on the page."""
 
     def answer(*values: Any) -> Any:
         name, file, scale, degrees, right, down, pair, draw = values
@@ -256,7 +258,7 @@ def _answering(views: Views, show: Callable[[Choice], Any]) -> Callable[..., Any
         try:
             return show(choice)
         except (UserError, BrokenImageError) as error:
-            raise gradio.Error(str(error), duration=None, print_exception=False) from None
+            return wrong(str(error))
 
     return answer
 

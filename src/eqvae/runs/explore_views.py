@@ -57,8 +57,8 @@ class Choice:
     """Which of the pair's draws."""
 
 
-class Encoded(NamedTuple):
-    """An image and its latents."""
+class EncodedPicture(NamedTuple):
+    """A picture and its latents."""
 
     x: Float[Tensor, "2 3 h w"]
     """With its mirror image, the neighbour in pairs that mix images."""
@@ -181,7 +181,7 @@ class Views:
         return frames
 
     @torch.inference_mode()
-    def _encode(self, picture: str | Path) -> Encoded:
+    def _encode(self, picture: str | Path) -> EncodedPicture:
         if isinstance(picture, Path):
             image = decode_image(picture, picture.name)
         else:
@@ -190,9 +190,9 @@ class Views:
         x = to_images([adm_crop(image, self.image_size_px)]).to(self.device)
         x = torch.cat([x, x.flip(-1)])
         latents = tuple(autoencoder.encode(x).mode().float() for autoencoder in self._models)
-        return Encoded(x=x, latents=latents, painters=latent_painters([z[:1] for z in latents]))
+        return EncodedPicture(x=x, latents=latents, painters=latent_painters([z[:1] for z in latents]))
 
-    def _act(self, choice: Choice, found: Encoded, index: int) -> Acted:
+    def _act(self, choice: Choice, found: EncodedPicture, index: int) -> Acted:
         """Draw what happens, the same in every call; pairs that mix images have the mirror image as well."""
         autoencoder, z = self._models[index], found.latents[index]
         if choice.method is None:
@@ -212,7 +212,7 @@ class Views:
         x = drawn.before(batch.x)
         return Acted(drawn, x, z[:count] if x is batch.x else autoencoder.encode(x).mode())
 
-    def _decoded(self, choice: Choice, found: Encoded, index: int) -> tuple[Acted, Decoded]:
+    def _decoded(self, choice: Choice, found: EncodedPicture, index: int) -> tuple[Acted, Decoded]:
         acted, autoencoder = self._act(choice, found, index), self._models[index]
         return acted, decode_pair(autoencoder, acted.x, Posterior(mean=acted.z), acted.z, acted.drawn)
 
@@ -243,7 +243,7 @@ class Views:
     def _framed(self, x: Float[Tensor, "_ 3 h w"]) -> UInt8[Tensor, "1 3 h2 w2"]:
         return framed(x[:1], self.image_size_px)
 
-    def _map(self, formula: str, z: Float[Tensor, "1 c h w"], found: Encoded, index: int) -> Seen:
+    def _map(self, formula: str, z: Float[Tensor, "1 c h w"], found: EncodedPicture, index: int) -> Seen:
         stride = self._models[index].stride
         return Seen(formula=formula, picture=framed_map(found.painters[index].paint(z), stride, self.image_size_px))
 
