@@ -181,6 +181,8 @@ def test_a_diverged_autoencoder_is_refused(value: float, folder: Path, ldm: dict
         {"scaling_factor": "1"}, {"in_channels": 4}, {"out_channels": 1}, {"down_block_types": ["NoBlock"]},
         {"mid_block_add_attention": "no"}, {"scaling_factor": True}, {"block_out_channels": [-32]},
         {"block_out_channels": {"a": 1}}, {"latent_channels": []}, {"sample_size": None, "norm_num_groups": 3},
+        {"shift_factor": "1"}, {"latents_mean": "abcd", "latents_std": [1.0] * 4}, {"latents_std": [0.0] * 4},
+        {"latents_mean": [0.0] * 3},
     ],
     ids=str,
 )  # fmt: skip

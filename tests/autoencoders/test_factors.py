@@ -68,9 +68,12 @@ def test_folding_keeps_pictures_and_normalizes_latents(
 def test_a_folded_folder_is_one_of_diffusers(measured: KLAutoencoder, images: Tensor, tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     measured.save(tmp_path / "source")
+    (tmp_path / "source" / "eqvae.json").write_text('{"base": "somewhere"}')
     source = str(tmp_path / "source")
     converted = convert_autoencoder(source, tmp_path / "folded", "diffusers", folded="sd3")
     assert 0 < converted.largest_difference < 1e-5
+    assert not (converted.path / "eqvae.json").exists()
+    assert "eqvae.json is left out: its figures are of other weights" in converted.advice
     assert not any("ignore it" in line for line in converted.advice if "0.0609" not in line)
     theirs = AutoencoderKL.from_pretrained(converted.path)
     assert (theirs.config.scaling_factor, theirs.config.shift_factor) == (1.5305, 0.0609)

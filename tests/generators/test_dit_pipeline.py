@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from eqvae.artifacts.names import AUTOENCODER_WEIGHTS as WEIGHTS
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
@@ -170,7 +172,8 @@ def test_what_a_pipeline_can_not_run_is_refused(run: Path, tmp_path: Path) -> No
     assert "its positions are not DiT's" in line
     line = refused(source=str(run), destination=out, to="dit-pipeline", autoencoder="tiny-kl")
     assert "has other weights" in line
-    assert "--fold unit" in refused(source=str(run), destination=out, to="dit-pipeline", fold="unit")
+    for flag in ({"fold": "unit"}, {"recipe": "dit-ti-4"}, {"weights": "raw"}, {"normalization": "fixed:1"}):
+        assert "is not for --to dit-pipeline" in refused(source=str(run), destination=out, to="dit-pipeline", **flag)
 
 
 def test_what_is_no_dits_pipeline_is_refused(run: Path, tmp_path: Path) -> None:
@@ -189,4 +192,17 @@ def test_what_is_no_dits_pipeline_is_refused(run: Path, tmp_path: Path) -> None:
     assert "prediction_type v_prediction" in change("scheduler/scheduler_config.json", prediction_type="v_prediction")
     assert "norm_type layer_norm" in change("transformer/config.json", norm_type="layer_norm")
     assert "7 blocks" in change("transformer/config.json", num_layers=7)
-    assert "describes no DiT" in change("transformer/config.json", patch_size=0)
+    assert "[6] blocks" in change("transformer/config.json", num_layers=[6])
+    for fields in ({"patch_size": 0}, {"sample_size": 10**9}, {"sample_size": "a"}):
+        assert "describes no DiT" in change("transformer/config.json", **fields)
+    state = load_file(pipeline / "transformer" / WEIGHTS)
+    scalar = torch.tensor(1.0)
+    for name, tensor in (("attn1.to_k.weight", scalar), ("norm1.emb.class_embedder.embedding_table.weight", scalar)):
+        broken = {key: tensor if key.endswith(name) else value for key, value in state.items()}
+        save_file({key: value.clone() for key, value in broken.items()}, pipeline / "transformer" / WEIGHTS)
+        refused(source=str(pipeline), destination=out)
+    save_file(
+        state | {"transformer_blocks.3.norm1.emb.timestep_embedder.linear_1.bias": torch.ones(192)},
+        pipeline / "transformer" / WEIGHTS,
+    )
+    assert "another t_embedder.mlp.0 in block 3" in refused(source=str(pipeline), destination=out)

@@ -26,7 +26,7 @@ from eqvae.autoencoders.layouts import (
     is_ldm,
     pair_to_diffusers,
 )
-from eqvae.autoencoders.loading import load_autoencoder, split_weights
+from eqvae.autoencoders.loading import choose_weights, load_autoencoder, split_weights
 from eqvae.autoencoders.notes import NOTE, factors_of, read_note, read_pair_note
 from eqvae.autoencoders.presets import PRESETS, UNTRAINED
 from eqvae.autoencoders.protocol import Autoencoder
@@ -60,26 +60,28 @@ def convert_autoencoder(
     model: Any = autoencoder.model
     _check_class(source, type(model).__name__, to)
     note = _read_note(source)
-    knows_scaling = bool(factors_of(note)) or not is_ldm(model_names(given))
+    knows_scaling = bool(factors_of(note)) or not is_ldm(_model_names(given))
     if folded is not None:
         if not knows_scaling:
             raise UserError(f"'{source}' has no scaling factor to fold", "Give a diffusers folder whose config has one")
         autoencoder = fold(autoencoder, configured(autoencoder), folded)
-    # Figures of a card are not those of other weights.
-    card = (note.get("card") or _read_card(source)) if num_channels is None else None
+    card = note.get("card") or _read_card(source)
+    kept_card = card if num_channels is None and folded is None else None  # figures are not those of other weights
     if to == "diffusers":
-        names, advice = _write_diffusers(autoencoder, destination, card, knows_scaling=knows_scaling)
+        names, advice = _write_diffusers(autoencoder, destination, kept_card, knows_scaling=knows_scaling)
     elif to == "taesd":
-        names, advice = _write_pair(autoencoder, destination, card, source)
+        names, advice = _write_pair(autoencoder, destination, kept_card, source)
     else:
-        names, advice = _write_file(autoencoder, destination, to, card, source, knows_scaling=knows_scaling)
+        names, advice = _write_file(autoencoder, destination, to, kept_card, source, knows_scaling=knows_scaling)
     if num_channels is not None:
         advice = [_start(source), *advice]
-    written = load_autoencoder(str(destination.absolute()))
+    if card is not None and kept_card is None:
+        advice = [*advice, f"{MODEL_CARD} is left out: its figures are of other weights"]
+    written = load_autoencoder(choose_weights(str(destination.absolute()), "raw"))  # there are no others
     return Converted(
         path=destination,
         advice=tuple(advice),
-        keys=compare_names(model_names(given), names, given.num_parameters()),
+        keys=compare_names(_model_names(given), names, given.num_parameters()),
         largest_difference=_largest_difference(given, written, folded=folded is not None),
     )
 
@@ -91,7 +93,7 @@ def _start(source: str) -> str:
     return f"each channel begins as the mean of those of '{source}': a start for 'eqvae finetune'"
 
 
-def model_names(autoencoder: Autoencoder) -> tuple[str, ...]:
+def _model_names(autoencoder: Autoencoder) -> tuple[str, ...]:
     """Name the weights as they were named where they came from."""
     names: tuple[str, ...] = autoencoder.names_in_file  # type: ignore[assignment]
     return names or tuple(autoencoder.model.state_dict())  # type: ignore[union-attr]

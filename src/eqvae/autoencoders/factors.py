@@ -130,7 +130,7 @@ def _compose(
 def pipeline_advice(config: Any) -> list[str]:
     """Say which pipelines would put this model's pictures off, and by how much."""
     shift, mean, std = (config.get(name) for name in ("shift_factor", "latents_mean", "latents_std"))
-    mend = "--fold unit writes a model that is right in all"
+    mend = "eqvae convert --fold unit writes a model that is right in all"
     if mean is not None and std is not None:
         off = _size([m / s for m, s in zip(mean, std, strict=True)])
         return [
@@ -140,7 +140,7 @@ def pipeline_advice(config: Any) -> list[str]:
     if not shift:
         return []
     return [
-        f"shift_factor {shift:g}, {_size([shift * config['scaling_factor']])} standard deviations: "
+        f"shift_factor {shift:g}, {_size([shift * (config.get('scaling_factor') or 1.0)])} standard deviations: "
         f"{_these(SCALING_AND_SHIFT)} add it before decoding, {_these(SCALING_ALONE + CHANNEL_STATISTICS)} ignore it; "
         f"{mend}"
     ]

@@ -53,6 +53,7 @@ class DiffusersAutoencoder(Autoencoder):
         """Build what a `config.json` describes, with the weights that its layers begin with."""
         model_class: Any = next(each for each in cls.model_classes if each.__name__ == class_name)
         _check_types(model_class, config)
+        _check_factors(config)
         return cls(model_class.from_config(dict(config)), name=name)
 
     def check_shapes(self) -> None:
@@ -214,6 +215,22 @@ def _check_types(model_class: Any, config: Mapping[str, Any]) -> None:
         }
         if not kinds.get(type(default), True):
             raise ValueError(f"{name} is {value!r}"[:100])
+
+
+def _check_factors(config: Mapping[str, Any]) -> None:
+    """Hold optional factors, which have no default, to what readers make of them."""
+    channels = config.get("latent_channels", 4)
+    for name, length in (("shift_factor", 1), ("latents_mean", channels), ("latents_std", channels)):
+        value = config.get(name)
+        each = [value] if name == "shift_factor" else value
+        if value is None or (
+            isinstance(each, list | tuple)
+            and len(each) == length
+            and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in each)
+            and (name != "latents_std" or min(each) > 0)
+        ):
+            continue
+        raise ValueError(f"{name} is {value!r}"[:100])
 
 
 _FAMILIES = (KLAutoencoder, Flux2Autoencoder, TinyAutoencoder, DCAutoencoder, VQAutoencoder)

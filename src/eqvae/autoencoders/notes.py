@@ -5,7 +5,6 @@
 a pair of TAESD's  a file beside the two
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from eqvae.artifacts.files import read_json
 from eqvae.artifacts.names import CONVERSION
+from eqvae.artifacts.parsing import parse_json
 from eqvae.artifacts.pickles import read_pickled_text
 from eqvae.errors import UserError
 
@@ -39,7 +39,7 @@ def read_note(path: Path) -> dict[str, Any]:
                 text = (file.metadata() or {}).get(NOTE)
         else:
             text = read_pickled_text(path, NOTE)
-        note = json.loads(text or "{}")
+        note = parse_json(text or "{}")
     except (SafetensorError, ValueError, RecursionError) as error:
         raise UserError(f"The header of '{path}' is damaged ({error})", "Fetch or write it again") from None
     return note if isinstance(note, dict) else {}

@@ -16,6 +16,7 @@ from eqvae.artifacts.names import (
     METRICS,
     MODEL_CARD,
 )  # fmt: skip
+from eqvae.autoencoders.factors import pipeline_advice
 from eqvae.autoencoders.presets import PRESETS
 from eqvae.drawing.tables import MISSING, markdown_table
 
@@ -33,7 +34,8 @@ _NO_QUALITY = ("num_", "training_", "images_per_sec", "latent_", _BEFORE)
 def autoencoder_page(run: Path, name: str, *, license_name: str | None, pictures: Sequence[str]) -> str:
     """Write the page of a fine-tuned autoencoder from what its run recorded."""
     card, metrics = read_json(run / AUTOENCODER / MODEL_CARD), read_json(run / METRICS)
-    model_class = read_json(run / AUTOENCODER / CONFIG)["_class_name"]
+    config = read_json(run / AUTOENCODER / CONFIG)
+    model_class, pipelines = config["_class_name"], [f"\n\n{line}." for line in pipeline_advice(config)]
     measured = {key: value for key, value in metrics.items() if not key.startswith(_NO_QUALITY)}
     rows = [[key, _number(metrics.get(_BEFORE + key)), _number(value)] for key, value in measured.items()]
     data = without_local_paths(card["data"])
@@ -43,7 +45,7 @@ def autoencoder_page(run: Path, name: str, *, license_name: str | None, pictures
         "Use": f"```python\nfrom diffusers import {model_class}\n\n"
         f'autoencoder = {model_class}.from_pretrained("{name}")\n```\n\n'
         "Its latents are not those of the base: a generator has to be trained, or adapted, on them. Scaling and shift "
-        "factors in `config.json` were measured on them.",
+        "factors in `config.json` were measured on them." + "".join(pipelines),
         "Figures": f"Measured by `eqvae` on {metrics.get('num_images', 'some')} images of "
         f"`{without_local_paths(card['recipe'].get('validation_data', ''))}` before and after fine-tuning; "
         "`metrics.json` has all.\n\n" + markdown_table(["", "base", "this model"], rows),

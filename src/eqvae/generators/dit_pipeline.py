@@ -62,7 +62,7 @@ _IN_BLOCK = {
 }
 _QKV, _HEADS = "attn.qkv", tuple(f"attn1.to_{part}" for part in "qkv")
 _TABLE = "y_embedder.embedding_table.weight"
-_POSITION_ERROR = 1e-5
+_POSITION_ERROR, _MAX_ROWS = 1e-5, 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +147,9 @@ def read_pipeline(folder: Path) -> PipelineTransformer:
         depth, num_heads = config["num_layers"], config["num_attention_heads"]
         width, side, patch_size = num_heads * config["attention_head_dim"], config["sample_size"], config["patch_size"]
         rows = side // patch_size
-    except (KeyError, TypeError, ZeroDivisionError) as error:
+        if not (isinstance(rows, int) and 0 < rows <= _MAX_ROWS):
+            raise ValueError(f"sample_size is {side}")
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"'{folder / 'transformer' / CONFIG}' describes no DiT ({error})", "Fetch it again") from None
     asked = (depth, width, num_heads)
     fits = [name for name, each in SIZES.items() if (each.depth, each.hidden_size, each.num_heads) == asked]
@@ -288,8 +290,9 @@ def _from_diffusers(state: Mapping[str, Tensor], depth: int, source: str) -> dic
     for index in range(depth):
         for kind in ("weight", "bias"):
             parts = [state.get(f"transformer_blocks.{index}.{head}.{kind}") for head in _HEADS]
-            if all(part is not None for part in parts):
-                found[f"blocks.{index}.{_QKV}.{kind}"] = torch.cat([part for part in parts if part is not None])
+            there = [part for part in parts if part is not None and part.ndim > 0]
+            if len(there) == len(_HEADS) and len({part.shape for part in there}) == 1:  # else it is told as missing
+                found[f"blocks.{index}.{_QKV}.{kind}"] = torch.cat(there)
     return found
 
 
@@ -305,7 +308,7 @@ def _pad_labels(table: Tensor | None, config: TransformerConfig) -> Tensor:
 def _trim_labels(weights: dict[str, Tensor], num_named: int) -> int:
     """Take off the rows that `_pad_labels` added; says how many classes there are."""
     table = weights.get(_TABLE)
-    if table is None:
+    if table is None or table.ndim != 2:  # strict loading tells
         return 0
     num_classes = len(table) - 1
     if num_named < num_classes == _NULL_LABEL and bool((table[num_named:] == table[-1]).all()):

@@ -78,7 +78,7 @@ def describe_official(
         raise UserError(f"'{recipe}' does not model the {made} of '{autoencoder.name}'", "Choose another --autoencoder")
     try:
         transformer = recipe.fit(weights["ema"], codebook_size=codebook_size)
-    except (KeyError, IndexError, ValueError):
+    except (KeyError, IndexError, ValueError, TypeError):  # a number in the place of a table has no length
         raise UserError(f"'{source}' holds no weights of a '{recipe}'", "Choose another --recipe") from None
     latents = transformer.latents
     if codebook_size is None and latents.channels != autoencoder.latent_channels:

@@ -29,6 +29,11 @@ from eqvae.runtime.journal import write_environment
 
 Target = Literal[Format, "official", "dit-pipeline", "run"]
 
+_READS: dict[str, tuple[str, ...]] = {
+    "run": ("recipe", "autoencoder", "weights", "normalization"), "official": (), "dit-pipeline": ("autoencoder",)
+}  # fmt: skip
+"""What is asked for with a generator's target; an autoencoder's takes the others."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
@@ -61,8 +66,8 @@ class ConvertConfig:
     """What an official generator is, for example `dit-xl-2`; a `DiTPipeline` says it itself."""
 
     autoencoder: str | None = None
-    """Of an official generator: the autoencoder whose latents it models, for example `sd-vae-ft-ema`. None: the one in
-    a `DiTPipeline`'s folder."""
+    """Of a generator: the autoencoder whose latents it models, for example `sd-vae-ft-ema`. None: the one in a
+    `DiTPipeline`'s folder, or that of the run."""
 
     weights: WhichWeights | None = None
     """Of a checkpoint that holds both: `ema`, averaged, or `raw`. None: the averaged ones, which one line says; of an
@@ -90,14 +95,12 @@ def convert(config: ConvertConfig) -> Converted:
         UserError: If the destination is taken or unfit, the source can't be loaded, or the layout can't express it.
     """
     to = "diffusers" if config.channels is not None and config.to == "run" else config.to
-    if to in ("official", "dit-pipeline", "run"):
-        for name in ("fold", "channels"):
-            if (value := getattr(config, name)) is not None:
-                raise UserError(f"--{name} {value} is for an autoencoder", "Leave it out")
+    for name in ("recipe", "autoencoder", "weights", "normalization", "fold", "channels"):
+        value = getattr(config, name)
+        if value is not None and name not in _READS.get(to, ("weights", "fold", "channels")):
+            raise UserError(f"--{name} {value} is not for --to {to}", "Leave it out")
     if to == "run":
         return _import_generator(config)
-    if config.recipe is not None:
-        raise UserError(f"--recipe {config.recipe} is for an official generator", f"Leave it out, or --to {config.to}")
     if to == "official":
         return _export_generator(config)
     if to == "dit-pipeline":
@@ -140,7 +143,7 @@ def _import_pipeline(config: ConvertConfig, folder: Path) -> Converted:
     found = read_pipeline(folder)
     if config.recipe not in (None, found.recipe):
         raise UserError(f"--recipe {config.recipe} is not what '{folder}' holds: {found.recipe}", "Leave it out")
-    autoencoder = load_autoencoder(config.autoencoder or str((folder / "vae").absolute()))
+    autoencoder = load_autoencoder(config.autoencoder or str(folder / "vae"))
     model: Any = autoencoder.model
     factor = config.normalization or f"fixed:{model.config.get('scaling_factor') or 1.0}"
     shift, scale = _normalization(factor, autoencoder)
