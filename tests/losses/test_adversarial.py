@@ -97,15 +97,17 @@ def test_a_saturated_discriminator_is_said_once():
     assert "--discriminator-regularization r1" in verdict
 
 
+@pytest.mark.parametrize("kind", ["none", "r1"])
 @pytest.mark.parametrize(("share", "is_told"), [(1.0, True), (0.6, True), (0.4, False), (0.0, False)])
-def test_an_adaptive_weight_at_its_clamp_is_said_with_its_mend(share, is_told):
-    watchdog = Watchdog.over(AdversarialConfig(discriminator_warmup_steps=1000))
+def test_an_adaptive_weight_at_its_clamp_is_said_with_its_mend(share, is_told, kind):
+    watchdog = Watchdog.over(AdversarialConfig(discriminator_warmup_steps=1000, discriminator_regularization=kind))
     said = [watchdog.look(0.7 + 0.1 * (step % 2), 5000.0 if step % 10 < 10 * share else 40.0) for step in range(400)]
     verdicts = [verdict for verdict in said if verdict is not None]
     assert len(verdicts) == is_told
     for verdict in verdicts:
         assert "stands at its clamp of 5,000" in verdict
         assert "--discriminator-warmup-steps 2000" in verdict  # it has had 1,000
+        assert ("a lower --discriminator-regularization-weight" in verdict) == (kind == "r1")
 
 
 def test_a_healthy_discriminator_is_left_in_peace():

@@ -17,8 +17,9 @@ from eqvae.errors import UserError
 
 Regularization = Literal["none", "r1", "lecam"]
 
-_WEIGHTS: dict[Regularization, float | None] = {"none": None, "r1": 10.0, "lecam": 0.001}
-"""Of the regularizations: Mescheder et al.'s, and that of TiTok's tokenizers (bytedance/1d-tokenizer)."""
+_WEIGHTS: dict[Regularization, float | None] = {"none": None, "r1": 0.1, "lecam": 0.001}
+"""Of the regularizations. Mescheder et al.'s gamma of 10, and 1 too, silence PatchGAN under a hinge (docs/log.md);
+LeCam's is that of TiTok's tokenizers (bytedance/1d-tokenizer)."""
 
 _LECAM_DECAY = 0.999
 """TiTok's."""
@@ -54,41 +55,40 @@ class AdversarialConfig:
     those of the other side have been (arXiv:2104.03144)."""
 
     discriminator_regularization_weight: float | None = None
-    """Weight of it beside the hinge loss, gamma for R1; None: 10 for R1, 0.001 for LeCam."""
+    """Weight of it beside the hinge loss, gamma for R1; None: 0.1 for R1, 0.001 for LeCam."""
 
     def resolved(self, *, warmup_steps: int) -> "AdversarialConfig":
         """Fill in every None, a fresh discriminator's warm-up with so many steps, and refuse what contradicts."""
-        weight = self.discriminator_regularization_weight
+        kind, weight = self.discriminator_regularization, self.discriminator_regularization_weight
+        is_loaded, has_features = self.discriminator is not None, self.discriminator_features is not None
         asked = {
-            "--discriminator": self.discriminator is not None,
-            "--discriminator-features": self.discriminator_features is not None,
-            "--discriminator-regularization": self.discriminator_regularization != "none",
+            "--discriminator": is_loaded,
+            "--discriminator-features": has_features,
+            "--discriminator-regularization": kind != "none",
         }
         for flag, is_given in asked.items():
             if is_given and self.adversarial_weight == 0:
                 raise UserError(f"{flag} has no place: --adversarial-weight 0 trains none", "Leave out one of them")
-        if asked["--discriminator"] and asked["--discriminator-features"]:
+        if is_loaded and has_features:
             raise UserError(
                 f"--discriminator '{self.discriminator}' says itself what it looks at, and so does "
                 f"--discriminator-features {self.discriminator_features}",
                 "Leave out one of them",
             )
-        if self.discriminator_features_weights is not None and not any(list(asked.values())[:2]):
+        if self.discriminator_features_weights is not None and not (is_loaded or has_features):
             raise UserError("--discriminator-features-weights has no place", "Give --discriminator-features too")
-        if weight is not None and self.discriminator_regularization == "none":
+        if weight is not None and kind == "none":
             raise UserError(
                 f"--discriminator-regularization-weight {weight:g} has no place",
                 "Give --discriminator-regularization r1 or lecam too",
             )
         warmup = self.discriminator_warmup_steps
         if warmup is None:
-            warmup = 0 if self.discriminator is not None else warmup_steps
+            warmup = 0 if is_loaded else warmup_steps
         return replace(
             self,
             discriminator_warmup_steps=warmup if self.adversarial_weight > 0 else 0,
-            discriminator_regularization_weight=_WEIGHTS[self.discriminator_regularization]
-            if weight is None
-            else weight,
+            discriminator_regularization_weight=_WEIGHTS[kind] if weight is None else weight,
         )
 
 
@@ -143,7 +143,7 @@ class LogitAverages:
     ) -> Float[Tensor, ""]:
         """LeCam: `E relu(D(x) - a_fake)^2 + E relu(a_real - D(y))^2` (arXiv:2104.03144, as its authors' code has it).
 
-        a are the averages of the steps before; the paper's Equation 5 is without relu. 0 in the first step.
+        a are the averages of the steps before; the paper's own is without relu. 0 in the first step.
         """
         if self.num_updates == 0:
             return real_logits.new_zeros((), dtype=torch.float32)
@@ -202,7 +202,9 @@ class Seam:
 class Watchdog:
     """Looks at a window of steps and says when the discriminator no longer teaches anything, and what mends it."""
 
-    def __init__(self, window: int = 200, *, clamp: float = math.inf, warmup_steps: int = 0) -> None:
+    def __init__(
+        self, window: int = 200, *, clamp: float = math.inf, warmup_steps: int = 0, has_r1: bool = False
+    ) -> None:
         """Start with an empty window; `clamp` is the largest adaptive weight."""
         self._losses: deque[float] = deque(maxlen=window)
         self._weights: deque[float] = deque(maxlen=window)
@@ -212,12 +214,18 @@ class Watchdog:
             "begin in another --out with --discriminator FROM, which loads one that has learnt already, or with "
             f"--discriminator-warmup-steps {max(500, 2 * warmup_steps)}"
         )
+        weight = "--discriminator-regularization-weight"
+        self._wake += f", or a lower {weight}" if has_r1 else ""
+        self._hold = f"a higher {weight}" if has_r1 else "--discriminator-regularization r1"
 
     @classmethod
     def over(cls, config: AdversarialConfig) -> "Watchdog":
         """Watch over a run."""
-        clamp = config.adversarial_weight * _LARGEST_RATIO
-        return cls(clamp=clamp, warmup_steps=config.discriminator_warmup_steps or 0)
+        return cls(
+            clamp=config.adversarial_weight * _LARGEST_RATIO,
+            warmup_steps=config.discriminator_warmup_steps or 0,
+            has_r1=config.discriminator_regularization == "r1",
+        )
 
     def look(self, discriminator_loss: float, adaptive_weight: float = 0.0) -> str | None:
         """Take in one step's hinge loss and adaptive weight."""
@@ -232,7 +240,7 @@ class Watchdog:
         if mean < 0.02:
             verdict = (
                 f"the discriminator is saturated (hinge loss {mean:.3f}): begin in another --out with a lower "
-                "--adversarial-weight, or with --discriminator-regularization r1"
+                f"--adversarial-weight, or with {self._hold}"
             )
         elif abs(mean - 1.0) < 0.005 and deviation < 0.02:
             verdict = f"the discriminator is dead (hinge loss stays at chance): {self._wake}"
