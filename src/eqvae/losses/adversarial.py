@@ -100,7 +100,7 @@ def hinge_loss(
 
 
 def r1_penalty(
-    discriminator: nn.Module, x: Float[Tensor, "n 3 h w"]
+    discriminator: nn.Module, x: Float[Tensor, "n k h w"]
 ) -> tuple[Float[Tensor, "n heads _ _"], Float[Tensor, ""]]:
     """Logits of true images, and R1: `1/2 E |grad_x D(x)|^2` (Mescheder et al., arXiv:1801.04406, without gamma).
 

@@ -96,7 +96,7 @@ class PatchDiscriminator(Discriminator, nn.Sequential):
             channels = wider
         layers.append(nn.Conv2d(channels, 1, 4, padding=1))
         super().__init__(*layers)
-        self.width, self.num_layers = width, num_layers
+        self.width, self.num_layers, self.image_channels = width, num_layers, image_channels
         self.min_image_size_px = 3 * 2**num_layers
         for module in self:
             if isinstance(module, nn.Conv2d):
@@ -111,7 +111,8 @@ class PatchDiscriminator(Discriminator, nn.Sequential):
 
     def description(self) -> dict[str, Any]:
         """Name the sizes, which the weights' shapes say too."""
-        return {"architecture": self.architecture, "width": self.width, "num_layers": self.num_layers}
+        sizes = {"width": self.width, "num_layers": self.num_layers, "image_channels": self.image_channels}
+        return {"architecture": self.architecture, **sizes}
 
 
 @final

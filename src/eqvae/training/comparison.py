@@ -89,7 +89,7 @@ class Comparison:
 
 def _judge(
     discriminator: Discriminator,
-    target: Float[Tensor, "n 3 h w"],
+    target: Float[Tensor, "n k h w"],
     fake_logits: Float[Tensor, "n heads _ _"],
     config: AdversarialConfig,
     averages: LogitAverages | None,
