@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tarfile
 import zlib
 from pathlib import Path
 
@@ -237,6 +238,22 @@ def test_a_folder_of_arrays(five_bands: Path) -> None:
 def test_arrays_beside_images_are_no_images(five_bands: Path) -> None:
     Image.new("RGB", (8, 8)).save(five_bands / "a.png")
     assert open_images(str(five_bands)).describe().startswith("1 image, no classes")
+
+
+@pytest.mark.parametrize("has_image", [False, True])
+def test_arrays_in_an_archive(five_bands: Path, has_image: bool) -> None:
+    Image.new("RGB", (8, 8)).save(five_bands / "0.png")
+    names = ["0.npy", "1.npy", "2.npy", *(["0.png"] if has_image else [])]
+    with tarfile.open(five_bands / "data.tar", "w") as archive:
+        for name in names:
+            archive.add(five_bands / name, arcname=name)
+    source = open_images(str(five_bands / "data.tar"))
+    if has_image:
+        assert source.describe().startswith("1 image, no classes")
+        assert "3 left out (3 .npy)" in source.describe()
+    else:
+        assert len(source.read_as(FIVE)) == 3
+        assert np.asarray(source.read_as(FIVE).read(2)).shape == (20, 24, 5)
 
 
 def test_data_of_other_channels_are_refused_at_once(five_bands: Path) -> None:

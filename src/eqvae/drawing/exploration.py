@@ -17,6 +17,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from eqvae.artifacts.channels import shown
 from eqvae.artifacts.records import to_uint8
 from eqvae.drawing.evaluation_charts import SpectrumChart
 from eqvae.drawing.page import PACKAGE, templates
@@ -66,9 +67,9 @@ class Row:
         ]  # fmt: skip
 
 
-def framed(x: Float[Tensor, "1 3 h w"], side_px: int) -> UInt8[Tensor, "1 3 side_px side_px"]:
+def framed(x: Float[Tensor, "1 k h w"], side_px: int) -> UInt8[Tensor, "1 3 side_px side_px"]:
     """Centre an image, whatever tau has left of its size, on white."""
-    return _on_white(to_uint8(x), side_px)
+    return _on_white(shown(to_uint8(x)), side_px)
 
 
 def framed_map(picture: UInt8[Tensor, "1 3 h w"], stride: int, side_px: int) -> UInt8[Tensor, "1 3 side_px side_px"]:
@@ -78,7 +79,7 @@ def framed_map(picture: UInt8[Tensor, "1 3 h w"], stride: int, side_px: int) -> 
 
 
 def error_map(
-    decoded: Float[Tensor, "1 3 h w"], target: Float[Tensor, "1 3 h w"], side_px: int
+    decoded: Float[Tensor, "1 k h w"], target: Float[Tensor, "1 k h w"], side_px: int
 ) -> UInt8[Tensor, "1 3 side_px side_px"]:
     """Draw the mean absolute difference of each pixel, dark where there is none."""
     error = (decoded.clamp(-1.0, 1.0) - target.clamp(-1.0, 1.0)).abs().mean(1)[0]

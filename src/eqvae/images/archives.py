@@ -5,13 +5,14 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, final
 
 import pyarrow as pa
 
 from eqvae.errors import UserError, printable
+from eqvae.images.arrays import ARRAY_SUFFIXES
 from eqvae.images.decoding import IMAGE_SUFFIXES, MAX_ENCODED_BYTES, is_image, may_be_image
 from eqvae.images.folders import sort_by_folders
 from eqvae.images.labels import text_labels
@@ -98,6 +99,9 @@ class _Listing:
     images: dict[str, _Image] = field(default_factory=dict)
     """By name: of two members of one name the later one counts, as when an archive is unpacked."""
 
+    arrays: dict[str, _Image] = field(default_factory=dict)
+    """Members that are images where no archive holds others."""
+
     labels: dict[_Key, str] = field(default_factory=dict)
     """Text of the `.cls` members."""
 
@@ -119,8 +123,11 @@ def open_archives(
     """Index the images of tar archives: of each sample the picture, not its masks."""
     counted, choices = Counter(left_out), dict[str, None]()
     chosen: list[tuple[int, _Image, str | None]] = []
-    for number, archive in enumerate(archives):
-        listing = _list_members(archive)
+    listings = [_list_members(archive) for archive in archives]
+    if not any(listing.images for listing in listings):
+        listings = [replace(listing, images=listing.arrays, arrays={}) for listing in listings]
+    for number, (archive, listing) in enumerate(zip(archives, listings, strict=True)):
+        counted.update(suffix_reason(PurePosixPath(name)) for name in listing.arrays)
         counted.update(listing.left_out)
         for key, images in _samples(listing, image_column).items():
             picked = _pick(archive, key, images, image_column)
@@ -249,27 +256,31 @@ def _list_members(archive: str) -> _Listing:
 def _sort_member(member: tarfile.TarInfo, order: int, file: BinaryIO, listing: _Listing) -> None:
     """Take an image or a label, and count anything else."""
     path = PurePosixPath(member.name)
+    suffix, is_array = path.suffix.lower(), path.suffix.lower() in ARRAY_SUFFIXES
     if member.isdir():
         return
     if any(part.startswith(".") and part not in (".", "..") for part in path.parts):
         listing.left_out["hidden"] += 1
     elif not member.isfile() or member.issparse():
         listing.left_out["links, devices or sparse files"] += 1
-    elif path.suffix.lower() == ".cls":
+    elif suffix == ".cls":
         file.seek(member.offset_data)
         text = file.read(min(member.size, _MAX_CLASS_BYTES)).decode(errors="backslashreplace")
         key = (str(path.parent), path.name[: -len(path.suffix)])
         listing.labels[key] = printable(text.strip())
         listing.beside.add(key)
-    elif path.suffix.lower() in IMAGE_SUFFIXES or _is_image_inside(file, member):
-        if listing.images.pop(member.name, None) is not None:
+    elif is_array or suffix in IMAGE_SUFFIXES or _is_image_inside(file, member):
+        images = listing.arrays if is_array else listing.images
+        if images.pop(member.name, None) is not None:
             listing.left_out["replaced by a later member of the same name"] += 1
         # An ending that nobody knows is part of the name.
-        ending = path.suffix if path.suffix.lower() in IMAGE_SUFFIXES or path.suffix[1:].isalpha() else ""
-        listing.images[member.name] = _Image(
+        ending = path.suffix if suffix in IMAGE_SUFFIXES or path.suffix[1:].isalpha() else ""
+        images[member.name] = _Image(
             name=member.name, folder=str(path.parent), stem=path.name.removesuffix(ending) if ending else path.name,
             ending=ending[1:].lower(), offset=member.offset_data, size=member.size, order=order,
         )  # fmt: skip
+        if is_array:
+            listing.beside.add((str(path.parent), path.name[: len(path.name) - len(path.suffix)]))
     else:
         listing.left_out[suffix_reason(path)] += 1
         listing.beside.add((str(path.parent), path.name[: len(path.name) - len(path.suffix)]))

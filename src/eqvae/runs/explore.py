@@ -9,7 +9,9 @@ import tyro
 
 from eqvae.autoencoders import load_autoencoder
 from eqvae.errors import UserError
-from eqvae.images import ImageSource, open_images
+from eqvae.images import ImageSource, Pixels, open_images
+from eqvae.images.bands import RGB
+from eqvae.images.sources import announce_channels
 from eqvae.methods import METHODS, Pair, parse_method
 from eqvae.metrics.autoencoder import check_image_size
 from eqvae.runs.explore_page import serve
@@ -81,10 +83,18 @@ def make_views(config: ExploreConfig) -> Views:
     if not config.autoencoders:
         raise UserError("eqvae explore has no autoencoder to show", "Name one or more: eqvae explore tiny-kl")
     device, pairs = choose_device(config.device), list_pairs(config)
-    pictures = list_pictures(config)
+    list_pictures(config)  # told before gigabytes are fetched
     loaded = {name: load_autoencoder(name) for name in config.autoencoders}
     for autoencoder in loaded.values():
         check_image_size(config.image_size, autoencoder.stride)
+    channels = sorted({autoencoder.image_channels for autoencoder in loaded.values()})
+    if len(channels) > 1:
+        raise UserError(
+            f"the autoencoders have images of {' and '.join(map(str, channels))} channels, and none that all can see",
+            "Name autoencoders of as many channels",
+        )
+    pictures = list_pictures(config, Pixels(channels=channels[0]))
+    announce_channels(channels[0])
     return Views(
         {name: place(autoencoder, device) for name, autoencoder in loaded.items()},
         pictures,
@@ -94,10 +104,11 @@ def make_views(config: ExploreConfig) -> Views:
     )
 
 
-def list_pictures(config: ExploreConfig) -> dict[str, tuple[ImageSource, int]]:
+def list_pictures(config: ExploreConfig, pixels: Pixels = RGB) -> dict[str, tuple[ImageSource, int]]:
     """Name the pictures to choose from; of the built-in photographs those that no model was trained on come first."""
     sources = [open_images(config.data, split="evaluation")]
     sources += [open_images("photos", split="train")] if config.data == "photos" else []
+    sources = [source if pixels == RGB else source.read_as(pixels) for source in sources]
     found = [(source, index) for source in sources for index in range(len(source))][: config.num_pictures]
     paths = [PurePath(source.label(index)) for source, index in found]
     is_told_by_name = len({path.name for path in paths}) == len(paths)

@@ -22,7 +22,7 @@ from eqvae.drawing.latent_maps import LatentPainter, latent_painters
 from eqvae.drawing.pictures import Column, Grid, draw_grid
 from eqvae.equivariance import Decoded, decode_pair
 from eqvae.errors import UserError
-from eqvae.images import ImageSource, adm_crop, decode_image, to_images
+from eqvae.images import ImageSource, Pixels, adm_crop, decode_image, to_images
 from eqvae.methods import Batch, Drawn, Pair
 from eqvae.methods.warping import Motion
 from eqvae.metrics.per_image import equivariance_error, psnr_db
@@ -60,7 +60,7 @@ class Choice:
 class EncodedPicture(NamedTuple):
     """A picture and its latents."""
 
-    x: Float[Tensor, "2 3 h w"]
+    x: Float[Tensor, "2 k h w"]
     """With its mirror image, the neighbour in pairs that mix images."""
 
     latents: tuple[Float[Tensor, "2 _ _ _"], ...]
@@ -73,7 +73,7 @@ class Acted(NamedTuple):
     """What a pair draws for an autoencoder, and on what it acts."""
 
     drawn: Drawn
-    x: Float[Tensor, "n 3 h w"]
+    x: Float[Tensor, "n k h w"]
     z: Float[Tensor, "n c h2 w2"]
 
 
@@ -183,7 +183,7 @@ class Views:
     @torch.inference_mode()
     def _encode(self, picture: str | Path) -> EncodedPicture:
         if isinstance(picture, Path):
-            image = decode_image(picture, picture.name)
+            image = decode_image(picture, picture.name, Pixels(channels=self._models[0].image_channels))
         else:
             source, index = self.pictures[picture]
             image = source.read(index)
@@ -237,10 +237,10 @@ class Views:
             part = self.pairs[method].build(autoencoder, image_size_px=self.image_size_px)
         return None if part is None else part.to(self.device)
 
-    def _seen(self, formula: str, x: Float[Tensor, "_ 3 h w"]) -> Seen:
+    def _seen(self, formula: str, x: Float[Tensor, "_ k h w"]) -> Seen:
         return Seen(formula=formula, picture=self._framed(x))
 
-    def _framed(self, x: Float[Tensor, "_ 3 h w"]) -> UInt8[Tensor, "1 3 h2 w2"]:
+    def _framed(self, x: Float[Tensor, "_ k h w"]) -> UInt8[Tensor, "1 3 h2 w2"]:
         return framed(x[:1], self.image_size_px)
 
     def _map(self, formula: str, z: Float[Tensor, "1 c h w"], found: EncodedPicture, index: int) -> Seen:
@@ -273,5 +273,5 @@ def _takes(pair: Pair, autoencoder: Autoencoder, image_size_px: int) -> bool:
     return True
 
 
-def _psnr(target: Float[Tensor, "1 3 h w"], decoded: Float[Tensor, "1 3 h w"]) -> str:
+def _psnr(target: Float[Tensor, "1 k h w"], decoded: Float[Tensor, "1 k h w"]) -> str:
     return f"PSNR {float(psnr_db(to_uint8(target), to_uint8(decoded))):.1f} dB"

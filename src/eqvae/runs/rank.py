@@ -116,6 +116,12 @@ def make_contestants(
     if len({base.is_discrete for base in bases}) > 1:
         listed = ", ".join(base.name for base in bases if base.is_discrete)
         raise UserError(f"some autoencoders are discrete ({listed}), others not", "Rank each kind by itself")
+    for base in bases:
+        if (channels := base.architecture.config.get("in_channels", 3)) != 3:
+            raise UserError(
+                f"'{base.name}' has images of {channels} channels, and a ranking's reference has colours",
+                "Rank autoencoders of colours; finetune, encode, train, sample and score take any channels",
+            )
     family: Family = "maskgit" if bases[0].is_discrete else config.generator
     if config.method:
         return setting, tuple(_of_methods(config, setting, bases[0], family))
