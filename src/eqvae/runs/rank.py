@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
 from eqvae.methods import parse_method
 from eqvae.paper.arms import Arm, by_method, distance_key, equalized, evaluations, method_text, redrawn
@@ -117,9 +118,10 @@ def make_contestants(
         listed = ", ".join(base.name for base in bases if base.is_discrete)
         raise UserError(f"some autoencoders are discrete ({listed}), others not", "Rank each kind by itself")
     for base in bases:
-        if (channels := base.architecture.config.get("in_channels", 3)) != 3:
+        own = base.architecture  # a preset's has colours
+        if isinstance(own, Autoencoder) and own.image_channels != 3:
             raise UserError(
-                f"'{base.name}' has images of {channels} channels, and a ranking's reference has colours",
+                f"'{base.name}' has images of {own.image_channels} channels, and a ranking's reference has colours",
                 "Rank autoencoders of colours; finetune, encode, train, sample and score take any channels",
             )
     family: Family = "maskgit" if bases[0].is_discrete else config.generator
