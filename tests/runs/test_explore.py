@@ -22,7 +22,7 @@ from PIL import Image
 
 from eqvae.cli import run
 from eqvae.drawing.exploration import encode_animation, encode_still, kept_html, rows_html, spectra_html
-from eqvae.images import BrokenImageError, open_images
+from eqvae.images import BrokenImageError, Pixels, open_images
 from eqvae.methods import METHODS, Pair
 from eqvae.runs.explore import ExploreConfig, list_pairs, list_pictures, make_views
 from eqvae.runs.explore_page import Page, serve
@@ -40,7 +40,14 @@ CAT = Choice(picture="cat", num_cells=16)
 def views_of(*autoencoders: torch.nn.Module) -> Views:
     pictures = {"cat": (open_images("photos", split="evaluation"), 0)}
     named = {f"{index} {each.name}": each for index, each in enumerate(autoencoders)}
-    return Views(named, pictures, PAIRS, image_size_px=128, device=torch.device("cpu"))
+    return Views(
+        named,
+        pictures,
+        PAIRS,
+        pixels=Pixels(channels=autoencoders[0].image_channels),
+        image_size_px=128,
+        device=torch.device("cpu"),
+    )
 
 
 @pytest.mark.parametrize("choice", [CAT, replace(CAT, degrees=90.0), replace(CAT, degrees=-180.0)])
@@ -143,10 +150,22 @@ def test_a_still_and_a_rotation_can_be_kept(averaging_autoencoder, small_autoenc
 
 
 def test_pictures_and_pairs_are_listed(photographs):
-    config = ExploreConfig(autoencoders=("tiny-kl",), method=("eq(transforms=scale)",), num_pictures=4)
-    assert list(list_pictures(config)) == ["chelsea.webp", "rocket.jpg", "flower.jpg", "astronaut.webp"]
+    photos = [open_images("photos", split=split) for split in ("evaluation", "train")]
+    assert list(list_pictures(photos, 4)) == ["chelsea.webp", "rocket.jpg", "flower.jpg", "astronaut.webp"]
+    assert list(list_pictures([open_images(str(photographs))], 2)) == ["0.png", "1.png"]
+    config = ExploreConfig(autoencoders=("tiny-kl",), method=("eq(transforms=scale)",))
     assert list(list_pairs(config)) == [*PAIRS, "eq(transforms=scale)"]
-    assert list(list_pictures(replace(config, data=str(photographs), num_pictures=2))) == ["0.png", "1.png"]
+
+
+def test_pictures_of_other_channels_are_shown_in_three_of_them(small_autoencoder, tmp_path):
+    small_autoencoder.image_channels = 5
+    small_autoencoder.encoder[0] = torch.nn.Conv2d(5, 16, 4, 4)
+    small_autoencoder.layer = torch.nn.Conv2d(8, 5, 3, padding=1)
+    np.save(tmp_path / "bands.npy", np.random.default_rng(0).integers(0, 256, (96, 96, 5), dtype=np.uint8))
+    choice = replace(CAT, picture=tmp_path / "bands.npy", degrees=90.0)
+    views = views_of(small_autoencoder)
+    (left,), (right,) = views.encoded_then_moved(choice), views.moved_then_encoded(choice)
+    assert left.seen[0].picture.shape == right.seen[1].picture.shape == (1, 3, 128, 128)
 
 
 @pytest.mark.parametrize(

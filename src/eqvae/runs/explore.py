@@ -1,16 +1,16 @@
 """`eqvae explore`: a local page that shows what autoencoders make of transformed images."""
 
 import webbrowser
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Annotated
 
 import tyro
 
-from eqvae.autoencoders import load_autoencoder
+from eqvae.autoencoders import Autoencoder, load_autoencoder
 from eqvae.errors import UserError
-from eqvae.images import ImageSource, Pixels, open_images
-from eqvae.images.bands import RGB
+from eqvae.images import ImageSource, Pixels, RangeConfig, open_images
 from eqvae.images.sources import announce_channels
 from eqvae.methods import METHODS, Pair, parse_method
 from eqvae.metrics.autoencoder import check_image_size
@@ -37,6 +37,8 @@ class ExploreConfig:
 
     num_pictures: int = 12
     """The first images of the data, at most."""
+
+    value_range: Annotated[RangeConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=RangeConfig)
 
     image_size: int = 128
     """Side of the centre crops, in px."""
@@ -83,33 +85,37 @@ def make_views(config: ExploreConfig) -> Views:
     if not config.autoencoders:
         raise UserError("eqvae explore has no autoencoder to show", "Name one or more: eqvae explore tiny-kl")
     device, pairs = choose_device(config.device), list_pairs(config)
-    list_pictures(config)  # told before gigabytes are fetched
+    sources = [open_images(config.data, split="evaluation")]
+    # Of the built-in photographs those that no packaged autoencoder was trained on come first.
+    sources += [open_images("photos", split="train")] if config.data == "photos" else []
     loaded = {name: load_autoencoder(name) for name in config.autoencoders}
     for autoencoder in loaded.values():
         check_image_size(config.image_size, autoencoder.stride)
-    channels = sorted({autoencoder.image_channels for autoencoder in loaded.values()})
-    if len(channels) > 1:
-        raise UserError(
-            f"the autoencoders have images of {' and '.join(map(str, channels))} channels, and none that all can see",
-            "Name autoencoders of as many channels",
-        )
-    pictures = list_pictures(config, Pixels(channels=channels[0]))
-    announce_channels(channels[0])
+    pixels = Pixels(channels=_common_channels(loaded), range=config.value_range)
+    pictures = list_pictures([source.read_as(pixels) for source in sources], config.num_pictures)
+    announce_channels(pixels.channels)
     return Views(
         {name: place(autoencoder, device) for name, autoencoder in loaded.items()},
         pictures,
         pairs,
+        pixels=pixels,
         image_size_px=config.image_size,
         device=device,
     )
 
 
-def list_pictures(config: ExploreConfig, pixels: Pixels = RGB) -> dict[str, tuple[ImageSource, int]]:
-    """Name the pictures to choose from; of the built-in photographs those that no model was trained on come first."""
-    sources = [open_images(config.data, split="evaluation")]
-    sources += [open_images("photos", split="train")] if config.data == "photos" else []
-    sources = [source if pixels == RGB else source.read_as(pixels) for source in sources]
-    found = [(source, index) for source in sources for index in range(len(source))][: config.num_pictures]
+def _common_channels(autoencoders: Mapping[str, Autoencoder]) -> int:
+    """Find the channels of the pictures that all can be shown."""
+    found = {autoencoder.image_channels: name for name, autoencoder in autoencoders.items()}
+    if len(found) > 1:
+        said = " and ".join(f"'{name}' pictures of {channels}" for channels, name in found.items())
+        raise UserError(f"One page can't show both: {said} channels", "Open a page for each")
+    return next(iter(found))
+
+
+def list_pictures(sources: Sequence[ImageSource], num_pictures: int) -> dict[str, tuple[ImageSource, int]]:
+    """Name the first pictures: by their files' names where these differ."""
+    found = [(source, index) for source in sources for index in range(len(source))][:num_pictures]
     paths = [PurePath(source.label(index)) for source, index in found]
     is_told_by_name = len({path.name for path in paths}) == len(paths)
     return {path.name if is_told_by_name else str(path): chosen for path, chosen in zip(paths, found, strict=True)}

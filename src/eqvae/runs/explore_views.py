@@ -86,13 +86,14 @@ class Views:
         pictures: Mapping[str, tuple[ImageSource, int]],
         pairs: Mapping[str, Pair],
         *,
+        pixels: Pixels,
         image_size_px: int,
         device: torch.device,
     ) -> None:
-        """Take all by the names that the page prints; a picture is an image of a source."""
+        """Take all by the names that the page prints; a picture is an image of a source, read as `pixels` says."""
         self.names, self._models = list(autoencoders), list(autoencoders.values())
         self.pictures, self.pairs = pictures, pairs
-        self.image_size_px, self.device = image_size_px, device
+        self.pixels, self.image_size_px, self.device = pixels, image_size_px, device
         self.num_cells = image_size_px // max(model.stride for model in self._models)
         self.encoded = lru_cache(NUM_REMEMBERED)(self._encode)
         self._part = lru_cache(None)(self._build)
@@ -183,7 +184,7 @@ class Views:
     @torch.inference_mode()
     def _encode(self, picture: str | Path) -> EncodedPicture:
         if isinstance(picture, Path):
-            image = decode_image(picture, picture.name, Pixels(channels=self._models[0].image_channels))
+            image = decode_image(picture, picture.name, self.pixels)
         else:
             source, index = self.pictures[picture]
             image = source.read(index)
