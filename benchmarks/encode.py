@@ -29,7 +29,7 @@ import tyro
 
 from eqvae.autoencoders.loading import build_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
-from eqvae.images import adm_crop, open_images
+from eqvae.images import ImageSize, adm_crop, open_images
 from eqvae.latents.batches import training_batches
 from eqvae.latents.cache import LatentCache
 from eqvae.latents.writing import Coding, Recipe, collect_index, finish_shard
@@ -200,14 +200,15 @@ def measure_reader(options: Options, folder: Path) -> dict[str, Any]:
         Latents per second by number of reading threads.
     """
     recipe = Recipe(
-        coding=Coding(kind="moments", dtype="float16"), image_size_px=256, stride=8, latent_channels=4,
-        autoencoder="none", fingerprint="none", data="none", data_fingerprint="none",
-        class_names=tuple(map(str, range(1000))), mirror=True, precision="bf16", num_visited=options.num_cached,
+        visited_by_size=((ImageSize.of(256), range(options.num_cached)),),
+        coding=Coding(kind="moments", dtype="float16"), stride=8, latent_channels=4,
+        autoencoder="none", fingerprint="none", encoder_fingerprint="none", data="none", data_fingerprint="none",
+        class_names=tuple(map(str, range(1000))), mirror=True, precision="bf16",
         shard_size=1024, command="none",
     )  # fmt: skip
     folder.mkdir()
     for number in range(recipe.num_shards):
-        visited = list(recipe.visited(number))
+        visited = list(recipe.shards[number].visited)
         names = ("mean", "std", "mean_mirrored", "std_mirrored")
         kept = {name: torch.rand(len(visited), 4, 32, 32) for name in names}
         labels = [index % 1000 for index in visited]

@@ -35,6 +35,7 @@ from eqvae.generators.families import find_recipe
 from eqvae.generators.protocol import Objective
 from eqvae.generators.recipes import PUBLISHED_LATENTS, Recipe
 from eqvae.generators.transformer import Transformer, TransformerConfig
+from eqvae.images import ImageSize
 from eqvae.latents.batches import training_batches
 from eqvae.latents.cache import LatentCache
 from eqvae.latents.writing import Coding, collect_index, finish_shard
@@ -251,14 +252,15 @@ def prepare_ours(
 def write_cache(folder: Path, num_images: int) -> LatentCache:
     """Write a cache of random moments."""
     recipe = CacheRecipe(
-        coding=Coding(kind="moments", dtype="float16"), image_size_px=256, stride=8, latent_channels=4,
-        autoencoder="none", fingerprint="none", data="none", data_fingerprint="none",
+        visited_by_size=((ImageSize.of(256), range(num_images)),),
+        coding=Coding(kind="moments", dtype="float16"), stride=8, latent_channels=4,
+        autoencoder="none", fingerprint="none", encoder_fingerprint="none", data="none", data_fingerprint="none",
         class_names=tuple(map(str, range(PUBLISHED_LATENTS.num_classes))), mirror=True, precision="bf16",
-        num_visited=num_images, shard_size=1024, command="none",
+        shard_size=1024, command="none",
     )  # fmt: skip
     folder.mkdir()
     for number in range(recipe.num_shards):
-        visited = list(recipe.visited(number))
+        visited = list(recipe.shards[number].visited)
         names = ("mean", "std", "mean_mirrored", "std_mirrored")
         kept = {name: torch.rand(len(visited), *PUBLISHED_LATENTS.shape) for name in names}
         labels = [index % PUBLISHED_LATENTS.num_classes for index in visited]

@@ -39,6 +39,7 @@ from eqvae.generators.maskgit import MaskgitObjective
 from eqvae.generators.maskgit_transformer import MaskTransformer, MaskTransformerConfig
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.generators.recipes import Recipe
+from eqvae.images import ImageSize
 from eqvae.latents.batches import training_batches
 from eqvae.latents.cache import LatentCache
 from eqvae.latents.writing import Coding, collect_index, finish_shard
@@ -255,9 +256,11 @@ def write_cache(folder: Path, options: Options, num_images: int) -> LatentCache:
     recipe = CacheRecipe(
         coding=Coding(kind="tokens", dtype="int16" if options.num_codes <= 2**15 else "int32",
                       codebook_size=options.num_codes),
-        image_size_px=16 * options.side, stride=16, latent_channels=16, autoencoder="none", fingerprint="none",
-        data="none", data_fingerprint="none", class_names=tuple(map(str, range(options.num_classes))), mirror=True,
-        precision="fp32", num_visited=num_images, shard_size=num_images, command="none",
+        visited_by_size=((ImageSize.of(16 * options.side), range(num_images)),),
+        stride=16, latent_channels=16, autoencoder="none", fingerprint="none",
+        encoder_fingerprint="none", data="none", data_fingerprint="none", mirror=True,
+        class_names=tuple(map(str, range(options.num_classes))),
+        precision="fp32", shard_size=num_images, command="none",
     )  # fmt: skip
     shape, generator = (num_images, options.side, options.side), generator_for(SEED)
     names = ("tokens", "tokens_mirrored")

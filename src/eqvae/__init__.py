@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from eqvae.autoencoders import Autoencoder, DiscreteAutoencoder, Posterior, build_autoencoder, load_autoencoder
+    from eqvae.autoencoders.padding import set_padding_mode
+    from eqvae.autoencoders.tiling import in_tiles
     from eqvae.equivariance import Decoded, decode_transformed, eq_vae_loss, equivariance_loss, explicit_loss, vae_loss
     from eqvae.errors import Interrupted, UserError
     from eqvae.generators.alignment import AdaptationConfig
@@ -56,6 +58,8 @@ _HOMES = {
     "eqvae.autoencoders": (
         "Autoencoder", "DiscreteAutoencoder", "Posterior", "build_autoencoder", "load_autoencoder",
     ),
+    "eqvae.autoencoders.padding": ("set_padding_mode",),
+    "eqvae.autoencoders.tiling": ("in_tiles",),
     "eqvae.metrics.per_image": ("equivariance_error", "psnr_db", "ssim"),
     "eqvae.metrics.frechet": ("frechet_distance",),
     "eqvae.metrics.intrinsic_dimension": ("intrinsic_dimension",),
@@ -145,6 +149,7 @@ __all__ = [
     "explore",
     "finetune",
     "frechet_distance",
+    "in_tiles",
     "intrinsic_dimension",
     "load_autoencoder",
     "method",
@@ -156,6 +161,7 @@ __all__ = [
     "reproduce",
     "sample",
     "score",
+    "set_padding_mode",
     "ssim",
     "train",
     "vae_loss",

@@ -299,3 +299,20 @@ def test_the_compiled_transformer_is_the_same():
     # In a process of its own: compilers leave warnings and types' hooks are not for them.
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("grid", [(2, 6), (6, 2), (8, 8)])
+def test_another_shape_is_that_of_a_transformer_built_for_it(grid):
+    specification = LatentSpecification(channels=4, height=8, width=8, num_classes=3)
+    settings = {"depth": 2, "hidden_size": 32, "num_heads": 2, "patch_size": 2, "out_channels": 4}
+    square = TransformerConfig(latents=specification, **settings).build(generator=torch.Generator().manual_seed(0))
+    for parameter in square.parameters():
+        parameter.data.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    shape = (2 * grid[0], 2 * grid[1])
+    other = TransformerConfig(latents=specification.resized(*shape), **settings).build()
+    state = square.state_dict()
+    positions = state["pos_embed"] if grid == (4, 4) else other.pos_embed
+    other.load_state_dict(state | {"pos_embed": positions})
+    z, t = torch.randn(3, 4, *shape), torch.rand(3)
+    labels = torch.tensor([0, 1, 3])
+    torch.testing.assert_close(square(z, t, labels), other(z, t, labels), rtol=0, atol=0)

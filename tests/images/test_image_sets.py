@@ -39,7 +39,7 @@ def test_a_written_set_is_read_as_adm_reads_it(tmp_path, images):
 def test_an_archive_is_streamed(tmp_path, images, save, indices):
     save(tmp_path / "set.npz", images)
     image_set = open_samples(tmp_path / "set.npz")
-    assert (len(image_set), image_set.image_size_px) == (7, 16)
+    assert (len(image_set), image_set.image_size) == (7, (16, 16))
     if len(indices):
         assert (read_all(image_set, indices) == images[list(indices)]).all()
     else:
@@ -135,7 +135,6 @@ def test_an_array_shorter_than_its_header_says(tmp_path, images):
         ({"arr_0": np.zeros((4, 8, 8, 3), np.float32)}, "float32"),
         ({"arr_0": np.zeros((4, 8, 8, 3), np.int64)}, "int64"),
         ({"arr_0": np.zeros((4, 3, 8, 8), np.uint8)}, r"shape \(4, 3, 8, 8\)"),
-        ({"arr_0": np.zeros((4, 8, 6, 3), np.uint8)}, r"shape \(4, 8, 6, 3\)"),
         ({"arr_0": np.zeros((8, 8, 3), np.uint8)}, r"shape \(8, 8, 3\)"),
         ({"arr_0": np.zeros((0, 8, 8, 3), np.uint8)}, "holds no image"),
         ({"arr_0": np.asfortranarray(np.zeros((4, 8, 8, 3), np.uint8))}, "Fortran"),
@@ -167,8 +166,10 @@ def test_mixed_sizes_name_the_first_odd_image(tmp_path, images):
 
 def test_samples_that_are_not_square(tmp_path):
     Image.new("RGB", (16, 17)).save(tmp_path / "0.png")
-    with pytest.raises(UserError, match="Samples are square"):
-        open_samples(tmp_path)
+    samples = open_samples(tmp_path)
+    assert str(samples.image_size) == "17x16"  # height x width
+    reference = open_reference("photos", image_size_px=samples.image_size)
+    assert next(iter(reference.batches(range(2), batch_size=2, num_workers=0))).shape == (2, 3, 17, 16)
 
 
 def test_a_broken_sample_is_no_detail(tmp_path, images):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eqvae.errors import UserError
-from eqvae.images import adm_crop, open_images, to_images
+from eqvae.images import ImageSize, adm_crop, open_images, to_images
 from eqvae.latents.cache import LatentCache
 from eqvae.latents.index import INDEX
 from eqvae.latents.shards import Shard, write_shard
@@ -154,7 +154,7 @@ def test_tokens(tmp_path: Path, dtype: str):
         rows = slice(3 * number, min(3 * number + 3, 5))
         kept = {"tokens": tokens[0, rows], "tokens_mirrored": tokens[1, rows]}
         finish_shard(
-            tmp_path, recipe, number, kept, source_indices=list(recipe.visited(number)), labels=None, broken=[]
+            tmp_path, recipe, number, kept, source_indices=list(recipe.shards[number].visited), labels=None, broken=[]
         )
     collect_index(tmp_path, recipe).write(tmp_path)
     cache = LatentCache.open(tmp_path)
@@ -176,9 +176,10 @@ def test_tokens_outside_the_codebook(tmp_path: Path):
 
 def token_recipe(dtype: str) -> Recipe:
     return Recipe(
-        coding=Coding(kind="tokens", dtype=dtype, codebook_size=512), image_size_px=64, stride=16, latent_channels=256,
+        visited_by_size=((ImageSize(64, 64), range(5)),),
+        coding=Coding(kind="tokens", dtype=dtype, codebook_size=512), stride=16, latent_channels=256,
         autoencoder="vq", fingerprint="0", encoder_fingerprint="e", data="images", data_fingerprint="1",
-        class_names=None, mirror=True, precision="fp32", num_visited=5, shard_size=3,
+        class_names=None, mirror=True, precision="fp32", shard_size=3,
         command="eqvae encode vq --data images",
     )  # fmt: skip
 
@@ -264,8 +265,8 @@ def test_a_label_out_of_range(make_cache: MakeCache, label: int):
 
 def test_an_index_of_a_newer_version(make_cache: MakeCache):
     path = make_cache().folder / INDEX
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 2, "eqvae_version": "9.0", "novelty": 1}))
-    with pytest.raises(UserError, match=r"has format 2, .* up to 1\. Upgrade eqvae .*9\.0"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 3, "eqvae_version": "9.0", "novelty": 1}))
+    with pytest.raises(UserError, match=r"has format 3, .* up to 2\. Upgrade eqvae .*9\.0"):
         LatentCache.open(path.parent)
 
 

@@ -21,7 +21,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     CONFIG: dict.fromkeys(_WORDS, str | None)
     | dict.fromkeys(_COUNTS, int | None)
     | {"generator": dict[str, Any] | None, "seed": int | None}
-    | {"autoencoder": str | tuple[str, ...] | None},  # a reproduction names several
+    | {"autoencoder": str | tuple[str, ...] | None, "image_size": int | str | None},  # where there are several
     ENVIRONMENT: {"command": tuple[str, ...], **dict.fromkeys(("device", "date", "commit", "eqvae"), str | None)},
     METRICS: {"provenance": dict[str, Any]},
     GENERATOR_CARD: {
@@ -45,7 +45,7 @@ def check_expected(name: str, content: Mapping[str, Any]) -> None:
         if name == CONFIG and key == "generator" and content.get("command") == "rank":
             kind = str | None  # the name of one, and not its card
         to_type(kind, value, where=key[:100])
-        if name == CONFIG and key in _COUNTS and value is not None and not 0 <= value < _LARGEST_COUNT:
+        if name == CONFIG and key in _COUNTS and isinstance(value, int) and not 0 <= value < _LARGEST_COUNT:
             raise ValueError(f"{key} is {value}")
     if name == METRICS and "provenance" in content:
         for part in ("samples", "reference"):

@@ -32,6 +32,9 @@ _BOMB_BYTES, _BOMB_RATIO = 2**26, 200
 _MAX_CHANNELS = 512
 """More than cameras have; an array with more has its axes in another order."""
 
+_FEW = 4
+"""Pictures with more channels than so many have more rows."""
+
 _MEND = "An .npz in ADM's layout holds 'arr_0': uint8 (n, h, w, 3), 0 ... 255"
 
 
@@ -177,9 +180,10 @@ def check_header(path: Path) -> tuple[int, ...]:
         raise UserError(f"'{path}' holds Python objects: are its images of mixed sizes?", _MEND)
     if dtype != np.uint8:
         raise UserError(f"'{path}' holds {dtype} numbers, not 8-bit images", f"{_MEND}; round and convert them")
-    if len(shape) != 4 or shape[3] > _MAX_CHANNELS or shape[1] != shape[2] or is_fortran:
+    is_channels_first = len(shape) == 4 and shape[1] <= _FEW < shape[3]
+    if len(shape) != 4 or shape[3] > _MAX_CHANNELS or is_channels_first or is_fortran:
         order = " in Fortran's order" if is_fortran else ""
-        raise UserError(f"'{path}' holds an array of shape {shape}{order}, not square images", _MEND)
+        raise UserError(f"'{path}' holds an array of shape {shape}{order}, not images", _MEND)
     if 0 in shape:
         raise UserError(f"'{path}' holds no image: its shape is {shape}", _MEND)
     return shape

@@ -60,7 +60,7 @@ def convert_autoencoder(
     model: Any = autoencoder.model
     _check_class(source, type(model).__name__, to)
     note = _read_note(source)
-    knows_scaling = bool(factors_of(note)) or not is_ldm(_model_names(given))
+    knows_scaling = "scaling_factor" in note or not is_ldm(_model_names(given))
     if folded is not None:
         if not knows_scaling:
             raise UserError(f"'{source}' has no scaling factor to fold", "Give a diffusers folder whose config has one")
@@ -177,7 +177,7 @@ def _write_file(
 ) -> tuple[Sequence[str], list[str]]:
     model: Any = autoencoder.model
     config, described, known = model.config, describe(model, source, to), FILE_FORMATS[to]
-    kept = factors_of(config) if knows_scaling else {}
+    kept = {name: value for name, value in factors_of(config).items() if knows_scaling or name == "padding_mode"}
     note = described | kept if kept else {}
     if card is not None:
         note["card"] = card
@@ -240,10 +240,12 @@ def _check_tiny_architecture(config: Mapping[str, Any], read_back: Published, so
 def _factors_advice(kept: Mapping[str, Any], to: Format) -> list[str]:
     """Say what a user of a file must set, which the file can't say to the format's code."""
     no_setting = "latent-diffusion has no setting for it"
+    reflects = kept.get("padding_mode") == "reflect"
+    padding = ["its convolutions pad by reflection: call eqvae.set_padding_mode(model, 'reflect') there"] * reflects
     if to == "va-vae":
-        return ["LightningDiT measures its own latents_stats.pt"]
+        return [*padding, "LightningDiT measures its own latents_stats.pt"]
     where = "in the place of 0.2325 in MAR's code" if to == "mar" else "in the diffusion model's config"
-    advice = []
+    advice = padding
     if (factor := kept.get("scaling_factor")) is not None:
         advice.append(f"set scale_factor: {factor!r} {where}")
     if shift := kept.get("shift_factor"):

@@ -19,9 +19,13 @@ from torch import Tensor, nn
 
 from eqvae.artifacts.files import check_finite, write_json, write_tensors
 from eqvae.artifacts.names import AUTOENCODER_WEIGHTS, CONFIG
+from eqvae.autoencoders.padding import set_padding_mode
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, LatentStatistics, Posterior
 from eqvae.autoencoders.tiny import PooledAutoencoderTiny
 from eqvae.errors import UserError, nearest_name
+
+_PADDING = "padding_mode"
+"""Ours in a `config.json`: diffusers warns that it does not know it, and pads with zeros."""
 
 
 class DiffusersAutoencoder(Autoencoder):
@@ -54,7 +58,10 @@ class DiffusersAutoencoder(Autoencoder):
         model_class: Any = next(each for each in cls.model_classes if each.__name__ == class_name)
         _check_types(model_class, config)
         _check_factors(config)
-        return cls(model_class.from_config(dict(config)), name=name)
+        model = model_class.from_config({key: value for key, value in config.items() if key != _PADDING})
+        if _PADDING in config:
+            set_padding_mode(model, config[_PADDING])
+        return cls(model, name=name)
 
     def check_shapes(self) -> None:
         """See that a model codes images as its config says; on the meta device nothing is computed."""

@@ -21,7 +21,7 @@ NOTE = "eqvae"
 """In a header the only entry where no other is asked for: safetensors writes several in no fixed order."""
 
 _BESIDE_ARCHITECTURE = (
-    "scaling_factor", "shift_factor", "latents_mean", "latents_std", "sample_size", "force_upcast"
+    "scaling_factor", "shift_factor", "latents_mean", "latents_std", "sample_size", "force_upcast", "padding_mode"
 )  # fmt: skip
 """Fields of a diffusers config that names and shapes don't show."""
 

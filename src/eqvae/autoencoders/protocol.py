@@ -14,6 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from eqvae.artifacts.files import fingerprint
+from eqvae.autoencoders.padding import padding_identity
 from eqvae.autoencoders.quantization import Quantized, look_up, quantize
 from eqvae.errors import UserError
 
@@ -180,14 +181,15 @@ class Autoencoder(nn.Module, ABC):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def fingerprint(self) -> str:
-        """Digest of all weights: 16 hexadecimal digits that change when any weight changes."""
-        return fingerprint(sorted(self.state_dict().items()))
+        """Digest of all weights: 16 hexadecimal digits that change when any weight, or the padding, changes."""
+        return fingerprint([*sorted(self.state_dict().items()), *padding_identity(self)])
 
     def encoder_fingerprint(self) -> str:
         """Digest of the weights that latents and tokens depend on; training the decoder alone does not change it."""
         codes = self.codebook if isinstance(self, DiscreteAutoencoder) else None
         own = {name for name, parameter in self.named_parameters() if parameter is codes}
-        return fingerprint(sorted((k, v) for k, v in self.state_dict().items() if k in own or _is_encoders(k)))
+        named = sorted((k, v) for k, v in self.state_dict().items() if k in own or _is_encoders(k))
+        return fingerprint([*named, *padding_identity(self)])
 
     def check_decodes(self, latents: str, *, made_by: str, fingerprint: str, encoder_fingerprint: str | None) -> str:
         """Refuse latents of another encoder.

@@ -31,6 +31,7 @@ from eqvae.generators.families import FAMILIES
 from eqvae.generators.interpolant import Interpolant
 from eqvae.generators.maskgit import Schedule
 from eqvae.generators.recipes import Backbone, BackboneConfig, Recipe
+from eqvae.images.sizes import ImageSize
 
 Weights = Literal["ema", "model"]
 """Averaged, or in training."""
@@ -64,6 +65,7 @@ class GeneratorCard:
     """Digest of its weights, all of them."""
 
     image_size_px: int
+    """Height of its pictures."""
 
     class_names: tuple[str, ...] | None
 
@@ -78,6 +80,9 @@ class GeneratorCard:
     encoder_fingerprint: str | None = None
     """Digest of the encoder's weights, which training the decoder further leaves alone; None in older cards."""
 
+    shapes: tuple[tuple[int, ...], ...] = ()
+    """Height and width, in cells, of all latents that it was trained on; empty: those of its transformer alone."""
+
     def __post_init__(self) -> None:
         """Hold shift and scale against the latents that they are of."""
         channels = 0 if self.models_tokens else self.transformer.latents.channels
@@ -85,6 +90,20 @@ class GeneratorCard:
             raise ValueError(f"shift {self.shift} and scale {self.scale} are not of {channels} channels")
         if not 0 < self.image_size_px < 2**20 or self.num_steps < 0:
             raise ValueError(f"image_size_px is {self.image_size_px}, and num_steps {self.num_steps}")
+        if any(len(shape) != 2 or not all(0 < side < 2**20 for side in shape) for shape in self.shapes):
+            raise ValueError("a shape has a height and a width")
+
+    @property
+    def stride(self) -> int:
+        """Pixels per latent cell."""
+        return self.image_size_px // self.transformer.latents.height
+
+    def image_sizes(self) -> list[ImageSize]:
+        """List the sizes of pictures that it was trained on, its own first."""
+        latents = self.transformer.latents
+        own = ImageSize(self.image_size_px, self.image_size_px * latents.width // latents.height)
+        others = [ImageSize(height * self.stride, width * self.stride) for height, width in self.shapes]
+        return [own, *(size for size in others if size != own)]
 
     @property
     def kind(self) -> type[Recipe]:

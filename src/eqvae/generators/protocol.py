@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -57,6 +57,10 @@ class LatentSpecification:
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width."""
         return self.channels, self.height, self.width
+
+    def resized(self, height: int, width: int) -> "LatentSpecification":
+        """Describe the same latents in another shape."""
+        return replace(self, height=height, width=width)
 
 
 @dataclass(frozen=True, kw_only=True)

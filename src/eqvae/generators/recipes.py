@@ -1,12 +1,13 @@
 """What a recipe is: a family of generators at one of its sizes, and what it is trained for and with."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
+from eqvae.errors import UserError
 from eqvae.generators.diffusion import DitConfig
 from eqvae.generators.gat import GatConfig, GatObjective
 from eqvae.generators.gat_transformer import GatGenerator, GatNetworkConfig
@@ -110,6 +111,16 @@ class Recipe(ABC):
     @abstractmethod
     def objective(self, latents: LatentSpecification, *, label_dropout: float = 0.1) -> Objective | GatObjective:
         """Build what it is trained for."""
+
+    def check_shapes(self, latents: Sequence[LatentSpecification], source: str, *, has_teacher: bool) -> None:
+        """Refuse several shapes where network or teacher know one, and those that are no whole number of patches."""
+        if len(latents) > 1 and (self.draws != "process" or has_teacher):
+            raise UserError(
+                f"'{self}' models latents of one shape, and '{source}' holds {len(latents)}",
+                "Train a DiT or SiT on it, or encode with one --image-size",
+            )
+        for each in latents:
+            self.transformer(each)
 
     def values(self) -> Published:
         """Say what `eqvae train` takes where its user chose nothing."""

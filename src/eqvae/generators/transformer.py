@@ -6,6 +6,7 @@ strictly; SiT (arXiv:2401.08740) is the same network, REPA (arXiv:2410.06940) ad
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -126,7 +127,8 @@ class Transformer(nn.Module):
     def forward(
         self, z: Float[Tensor, "n c h w"], t: Num[Tensor, " n"], labels: Int64[Tensor, " n"], depth: int | None = None
     ) -> Float[Tensor, "n c2 h w"] | WithHidden:
-        tokens = self.x_embedder(z) + self.pos_embed
+        rows, columns = (side // self.config.patch_size for side in z.shape[-2:])
+        tokens = self.x_embedder(z) + self._positions(rows, columns)
         condition = self.t_embedder(t)
         if self.y_embedder is not None:
             condition = condition + self.y_embedder(labels)
@@ -138,7 +140,7 @@ class Transformer(nn.Module):
                 tokens = block(tokens, condition)
             if number == depth:
                 hidden = tokens
-        output = self._unpatchify(self.final_layer(tokens, condition))
+        output = self._unpatchify(self.final_layer(tokens, condition), rows, columns)
         if depth is None:
             return output
         if hidden is None:
@@ -149,9 +151,17 @@ class Transformer(nn.Module):
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def _unpatchify(self, tokens: Float[Tensor, "n tokens values"]) -> Float[Tensor, "n c2 h w"]:
+    def _positions(self, rows: int, columns: int) -> Float[Tensor, "... tokens width"]:
+        """Look up the positions of its own grid; of another one they are computed, a cell's the same in each."""
+        if (rows, columns) == self.config.grid:
+            return self.pos_embed
+        return _positions_of(rows, columns, self.config.hidden_size).to(self.pos_embed.device)
+
+    def _unpatchify(
+        self, tokens: Float[Tensor, "n tokens values"], rows: int, columns: int
+    ) -> Float[Tensor, "n c2 h w"]:
         """Lay patches of (row, column, channel) side by side."""
-        (rows, columns), side = self.config.grid, self.config.patch_size
+        side = self.config.patch_size
         patches = tokens.reshape(len(tokens), rows, columns, side, side, self.config.out_channels)
         return patches.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), -1, rows * side, columns * side)
 
@@ -220,6 +230,11 @@ def position_embedding(rows: int, columns: int, width: int) -> Float[Tensor, "to
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     angles = [position.reshape(-1, 1) * frequencies for position in (column, row)]
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
+
+
+@lru_cache(maxsize=64)
+def _positions_of(rows: int, columns: int, width: int) -> Float[Tensor, "tokens width"]:
+    return position_embedding(rows, columns, width)
 
 
 def attend(

@@ -12,6 +12,7 @@ from eqvae.images.decoding import (
     to_images,
 )
 from eqvae.images.loader import ImageBatch, check_broken, encoding_batches, evaluation_batches, training_batches
+from eqvae.images.sizes import ImageSize
 from eqvae.images.sources import ImageSource
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "BrokenImage",
     "BrokenImageError",
     "ImageBatch",
+    "ImageSize",
     "ImageSource",
     "Picture",
     "Pixels",

@@ -23,7 +23,7 @@ from torch import Tensor
 from eqvae.errors import UserError, printable
 from eqvae.images.arrays import decode_array, decode_tiff, is_array, is_tiff
 from eqvae.images.bands import RGB, Crop, Decoded, Picture, Pixels, UnfitImageError
-from eqvae.images.modes import is_cut_to_8_bits, to_channels
+from eqvae.images.modes import SIDEWAYS, is_cut_to_8_bits, to_channels, upright_turn
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif")
@@ -60,7 +60,7 @@ MAX_ENCODED_BYTES = 2**29
 _MAX_EXIF_BYTES = 2**16
 
 _MAX_ELONGATION = 16
-"""Where the longer side is more than this many times the shorter one, the crop is made without the rest."""
+"""Where a side is more than this many times the crop's, the crop is made without the rest."""
 
 MIN_CROP_FRACTION = 0.5
 """Smallest side of a training crop, as a fraction of the image's short side; the largest is the short side itself."""
@@ -256,46 +256,65 @@ def _jpeg_parts(content: bytes) -> Iterator[bytes]:
     yield content[place:]
 
 
-def adm_crop(image: Picture, image_size_px: int) -> Crop:
-    """Resize the short side to `image_size_px` and cut the centre square out.
+def read_size(content: bytes | Path) -> tuple[int, int]:
+    """Read an upright picture's width and height in px from its header; where that is damaged, anything is raised."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with open_picture(content) as image:
+            check_pixels(image)
+            # PIL turns a TIFF when it is decoded, and tells the turned size before that.
+            is_turned = image.format != "TIFF" and upright_turn(image) in SIDEWAYS
+            return image.size[::-1] if is_turned else image.size
+
+
+def adm_crop(image: Picture, size: int | tuple[int, int]) -> Crop:
+    """Resize an image to cover a size (height, width; or the side of a square) and cut its centre out.
 
     Halving with a box filter as long as the image is at least twice too large, then one bicubic resize: the bicubic
     filter then never shrinks by more than two.
     """
-    while min(image.size) >= 2 * image_size_px:
+    height, width = (size, size) if isinstance(size, int) else size
+    while image.width >= 2 * width and image.height >= 2 * height:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = image_size_px / min(image.size)
-    width, height = round(image.width * scale), round(image.height * scale)
-    if max(width, height) > _MAX_ELONGATION * image_size_px:
-        return _elongated_crop(image, (width, height), image_size_px)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (image.width - image_size_px) // 2, (image.height - image_size_px) // 2
-    return np.array(image.crop((left, top, left + image_size_px, top + image_size_px)))
+    scale = max(height / image.height, width / image.width)
+    resized = round(image.width * scale), round(image.height * scale)
+    if resized[0] > _MAX_ELONGATION * width or resized[1] > _MAX_ELONGATION * height:
+        return _elongated_crop(image, resized, (width, height))
+    image = image.resize(resized, Image.Resampling.BICUBIC)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return np.array(image.crop((left, top, left + width, top + height)))
 
 
-def _elongated_crop(image: Picture, resized: tuple[int, int], image_size_px: int) -> Crop:
-    """Make the centre square of a resized image alone: the whole of a thin image, enlarged, can take gigabytes."""
+def _elongated_crop(image: Picture, resized: tuple[int, int], cropped: tuple[int, int]) -> Crop:
+    """Make the centre of a resized image alone: the whole of a thin image, enlarged, can take gigabytes."""
     box: list[float] = []
-    for length, length_after in zip(image.size, resized, strict=True):
-        first = (length_after - image_size_px) // 2
+    for length, length_after, length_cropped in zip(image.size, resized, cropped, strict=True):
+        first = (length_after - length_cropped) // 2
         box.append(first * length / length_after)
-        box.append(min((first + image_size_px) * length / length_after, length))
+        box.append(min((first + length_cropped) * length / length_after, length))
     left, right, top, bottom = box
-    side = (image_size_px, image_size_px)
-    return np.array(image.resize(side, Image.Resampling.BICUBIC, box=(left, top, right, bottom)))
+    return np.array(image.resize(cropped, Image.Resampling.BICUBIC, box=(left, top, right, bottom)))
 
 
-def ldm_random_crop(image: Picture, image_size_px: int, random: np.random.Generator, *, flip: bool) -> Crop:
-    """Cut a random square out, of a side uniform in 0.5 ... 1 of the short side, and resize it by area."""
-    short_side = min(image.size)
-    side = max(1, int(short_side * random.uniform(MIN_CROP_FRACTION, 1.0)))
-    left = int(random.integers(image.width - side + 1))
-    top = int(random.integers(image.height - side + 1))
+def ldm_random_crop(image: Picture, size: int | tuple[int, int], random: np.random.Generator, *, flip: bool) -> Crop:
+    """Cut a random part out and resize it by area to a size (height, width; or the side of a square).
+
+    The part has the size's aspect, and sides of 0.5 ... 1 times those of the largest such part, uniformly.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    # Of a square both are the image's short side, exactly.
+    is_high = image.width * height <= image.height * width
+    longest = (image.width, image.width * height / width) if is_high else (image.height * width / height, image.height)
+    share = random.uniform(MIN_CROP_FRACTION, 1.0)
+    cut_width, cut_height = (max(1, int(side * share)) for side in longest)
+    left = int(random.integers(image.width - cut_width + 1))
+    top = int(random.integers(image.height - cut_height + 1))
     mirrored = random.random() < 0.5
     # What OpenCV's INTER_AREA does: the mean over the area when shrinking, bilinear when enlarging.
-    resample = Image.Resampling.BOX if side >= image_size_px else Image.Resampling.BILINEAR
+    is_shrunk = cut_width >= width and cut_height >= height
+    resample = Image.Resampling.BOX if is_shrunk else Image.Resampling.BILINEAR
     # Cropped before, not with `resize(box=...)`: that filter would see the pixels around the box.
-    crop = image.crop((left, top, left + side, top + side)).resize((image_size_px, image_size_px), resample)
+    crop = image.crop((left, top, left + cut_width, top + cut_height)).resize((width, height), resample)
     return np.array(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip and mirrored else crop)
 
 

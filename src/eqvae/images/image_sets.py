@@ -13,10 +13,11 @@ from torch import Tensor
 from eqvae.artifacts.names import SAMPLE_SET
 from eqvae.artifacts.sample_sets import IMAGES_KEY, check_header, moments_in, open_array, reading, skip
 from eqvae.errors import UserError, printable
-from eqvae.images import ImageSource, Pixels, encoding_batches, open_images, open_picture
+from eqvae.images import ImageSource, Pixels, encoding_batches, open_images
 from eqvae.images.arrays import count_channels
 from eqvae.images.bands import RGB
-from eqvae.images.decoding import BrokenImage, BrokenImageError, check_pixels
+from eqvae.images.decoding import BrokenImage, BrokenImageError
+from eqvae.images.sizes import ImageSize
 from eqvae.images.sources import counted
 from eqvae.runtime.journal import say
 from eqvae.runtime.processes import Processes
@@ -31,7 +32,7 @@ class NpzImages:
         self.path, self.name = path, str(path)
         self.broken: list[BrokenImage] = []
         self.shape = check_header(path)
-        self.image_size_px, self.num_channels = self.shape[1], self.shape[3]
+        self.image_size, self.num_channels = ImageSize(*self.shape[1:3]), self.shape[3]
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -40,7 +41,7 @@ class NpzImages:
         """Tell the user in one line what a command is about to read."""
         if processes.is_first:
             channels = "" if self.num_channels == 3 else f", {counted(self.num_channels, 'channel')}"
-            say(f"{title}: {counted(len(self), 'image')} of {self.image_size_px} px{channels}")
+            say(f"{title}: {counted(len(self), 'image')} of {self.image_size} px{channels}")
 
     def summary(self) -> dict[str, Any]:
         """Say the same as a record."""
@@ -68,8 +69,8 @@ class NpzImages:
 class SourceImages:
     """Images that are decoded as they are read: a folder, parquet, archives."""
 
-    def __init__(self, source: ImageSource, image_size_px: int, *, cropped: bool) -> None:
-        self.source, self.name, self.image_size_px, self._cropped = source, source.name, image_size_px, cropped
+    def __init__(self, source: ImageSource, image_size: ImageSize, *, cropped: bool) -> None:
+        self.source, self.name, self.image_size, self._cropped = source, source.name, image_size, cropped
         self.num_channels = source.pixels.channels
         self.broken: list[BrokenImage] = []
 
@@ -86,9 +87,7 @@ class SourceImages:
 
     def batches(self, indices: range, *, batch_size: int, num_workers: int) -> Iterator[UInt8[Tensor, "n k h w"]]:
         parts = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
-        for batch in encoding_batches(
-            self.source, image_size_px=self.image_size_px, parts=parts, num_workers=num_workers
-        ):
+        for batch in encoding_batches(self.source, image_size_px=self.image_size, parts=parts, num_workers=num_workers):
             if batch.broken and not self._cropped:
                 raise UserError(f"The sample {batch.broken[0]} cannot be decoded", "Write it again or remove it")
             self.broken.extend(batch.broken)
@@ -98,8 +97,8 @@ class SourceImages:
 
 
 ImageSet = NpzImages | SourceImages
-"""Square 8-bit images of one size and number of channels, read in order, a batch at a time; `broken` names those left
-out, as they are met."""
+"""8-bit images of one size and number of channels, read in order, a batch at a time; `broken` names those left out, as
+they are met."""
 
 
 def open_samples(path: Path) -> ImageSet:
@@ -118,24 +117,25 @@ def open_samples(path: Path) -> ImageSet:
     with contextlib.suppress(BrokenImageError):  # whose header is looked at next
         channels = count_channels(source.content(0))
         source = source if channels is None else source.read_as(Pixels(channels=channels), "SAMPLES")
-    return SourceImages(source, _common_size_px(source), cropped=False)
+    return SourceImages(source, _common_size(source), cropped=False)
 
 
 def open_reference(
-    reference: str, *, image_size_px: int, image_column: str | None = None, pixels: Pixels = RGB
+    reference: str, *, image_size_px: int | ImageSize, image_column: str | None = None, pixels: Pixels = RGB
 ) -> ImageSet:
-    """Open the images of REFERENCE."""
+    """Open the images of REFERENCE, cut to a size where they are no samples themselves."""
+    size = ImageSize.of(image_size_px)
     path = Path(reference).expanduser()
     npz = path / SAMPLE_SET if (path / SAMPLE_SET).is_file() else path
     if npz.suffix != ".npz":
         source = open_images(reference, image_column=image_column).read_as(pixels)
-        return SourceImages(source, image_size_px, cropped=True)
+        return SourceImages(source, size, cropped=True)
     if not npz.is_file():
         raise UserError(f"--reference '{npz}' does not exist", "Check the path")
     images = NpzImages(npz)
-    if images.image_size_px != image_size_px:
+    if images.image_size != size:
         raise UserError(
-            f"--reference '{npz}' holds images of {images.image_size_px} px, the samples have {image_size_px} px",
+            f"--reference '{npz}' holds images of {images.image_size} px, the samples have {size} px",
             "Compare images of one size",
         )
     if images.num_channels != pixels.channels:
@@ -147,13 +147,13 @@ def open_reference(
     return images
 
 
-def _common_size_px(source: ImageSource) -> int:
+def _common_size(source: ImageSource) -> ImageSize:
     """Read every image's header and hold the sizes to the first one's."""
     first: tuple[int, int] | None = None
     for index in range(len(source)):
         label = source.label(index)
         try:
-            size = _size_px(source, index)
+            size = source.size(index)
         except BrokenImageError as error:
             raise UserError(f"The sample {error}", "Write it again or remove it") from None
         first = size if first is None else first
@@ -162,18 +162,5 @@ def _common_size_px(source: ImageSource) -> int:
                 f"The sample '{label}' has {size[0]} x {size[1]} px, the first one has {first[0]} x {first[1]} px",
                 "Samples are never cropped or resized: make them of one size",
             )
-        if size[0] != size[1]:
-            raise UserError(f"The sample '{label}' has {size[0]} x {size[1]} px", "Samples are square")
     assert first is not None  # open_images gives at least one image
-    return first[0]
-
-
-def _size_px(source: ImageSource, index: int) -> tuple[int, int]:
-    """Find an image's size, from the header alone where that is enough."""
-    content = source.content(index)
-    try:
-        with open_picture(content) as image:
-            check_pixels(image)
-            return image.size
-    except Exception:  # metadata may stand before the size
-        return source.read(index).size
+    return ImageSize(*first[::-1])

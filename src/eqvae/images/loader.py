@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from eqvae.errors import UserError, printable
 from eqvae.images.bands import Crop, Picture
 from eqvae.images.decoding import BrokenImage, BrokenImageError, adm_crop, ldm_random_crop, to_images
+from eqvae.images.sizes import Buckets, ImageSize, bucket_at, to_buckets
 from eqvae.images.sources import ImageSource
 from eqvae.runtime.journal import say
 
@@ -36,7 +37,7 @@ _ORDER, _CROP = 0, 1  # what a random stream is for
 class ImageBatch:
     """Images of one step."""
 
-    crops: Shaped[Tensor, "n size size k"]
+    crops: Shaped[Tensor, "n h w k"]
     """0 ... 255, on the CPU, as bytes: a quarter of what floats would take on their way to an accelerator. Pictures of
     more than 8 bits are float32, not rounded."""
 
@@ -47,7 +48,7 @@ class ImageBatch:
     """Images found broken while making this batch, and not before in this run."""
 
     @cached_property
-    def images(self) -> Float[Tensor, "n k size size"]:
+    def images(self) -> Float[Tensor, "n k h w"]:
         """x, in [-1, 1], on the CPU."""
         return to_images(self.crops.numpy())
 
@@ -57,7 +58,7 @@ class ImageBatch:
 class _Crops:
     """What a worker hands over: an array, which goes through a pipe, where a tensor would need shared memory."""
 
-    crops: Shaped[np.ndarray, "n size size k"]
+    crops: Shaped[np.ndarray, "n h w k"]
     indices: tuple[int, ...]
     broken: tuple[tuple[int, BrokenImage], ...]
     """With their indices."""
@@ -72,23 +73,28 @@ class _RandomCrops(Dataset[_Crops]):
     """Step to the random crops of its batch."""
 
     source: ImageSource
-    image_size_px: int
+    buckets: Buckets
     batch_size: int
     seed: int
     flip: bool
     rows: Sequence[int]
 
     def __getitem__(self, step: int) -> _Crops:
+        members = tuple(len(bucket.members) for bucket in self.buckets)
+        which, number = bucket_at(step, members, self.seed)
+        bucket = self.buckets[which]
+        size = bucket.size_at(number)
+
         def index_of(position: int) -> int:
-            epoch, place = divmod(step * self.batch_size + position, len(self.source))
-            return int(_order(len(self.source), self.seed, epoch)[place])
+            epoch, place = divmod(number * self.batch_size + position, members[which])
+            return bucket.members[_order(members[which], self.seed, epoch, which)[place]]
 
         def crop(image: Picture, position: int) -> Crop:
             random = np.random.default_rng((self.seed, _CROP, step, self.rows[position]))
-            return ldm_random_crop(image, self.image_size_px, random, flip=self.flip)
+            return ldm_random_crop(image, size, random, flip=self.flip)
 
         indices = map(index_of, self.rows)
-        return _read_crops(self.source, indices, crop, self.image_size_px, replaces_broken=True)
+        return _read_crops(self.source, indices, crop, size, replaces_broken=True)
 
 
 @final
@@ -97,22 +103,24 @@ class _CentreCrops(Dataset[_Crops]):
     """Step to the centre crops of its images; broken ones are left out."""
 
     source: ImageSource
-    image_size_px: int
+    sizes: Sequence[ImageSize]
     parts: Sequence[Sequence[int]]
 
     def __getitem__(self, step: int) -> _Crops:
+        size = self.sizes[step]
+
         def crop(image: Picture, position: int) -> Crop:
             del position
-            return adm_crop(image, self.image_size_px)
+            return adm_crop(image, size)
 
-        return _read_crops(self.source, self.parts[step], crop, self.image_size_px, replaces_broken=False)
+        return _read_crops(self.source, self.parts[step], crop, size, replaces_broken=False)
 
 
 def _read_crops(
     source: ImageSource,
     visited: Iterable[int],
     crop: Callable[[Picture, int], Crop],
-    image_size_px: int,
+    size: ImageSize,
     *,
     replaces_broken: bool,
 ) -> _Crops:
@@ -133,10 +141,11 @@ def _read_crops(
         if image is not None:
             arrays.append(crop(image, position))
             indices.append(index)
-            small = (index, *image.size) if small is None and min(image.size) < image_size_px else small
+            is_small = image.height < size.height or image.width < size.width
+            small = (index, *image.size) if small is None and is_small else small
         elif len(broken) > limit:
             break
-    nothing = (0, image_size_px, image_size_px, source.pixels.channels)
+    nothing = (0, *size, source.pixels.channels)
     crops = np.stack(arrays) if arrays else np.empty(nothing, np.uint8)
     return _Crops(crops=crops, indices=tuple(indices), broken=tuple(broken.items()), small=small)
 
@@ -155,7 +164,7 @@ def _read(source: ImageSource, index: int, broken: dict[int, BrokenImage]) -> Pi
 def training_batches(
     source: ImageSource,
     *,
-    image_size_px: int,
+    image_size_px: int | ImageSize | Buckets,
     batch_size: int,
     seed: int,
     first_step: int = 0,
@@ -164,16 +173,17 @@ def training_batches(
     rows: Sequence[int] | None = None,
     num_workers: int,
 ) -> Generator[ImageBatch, None, None]:
-    """Yield the batches of steps `first_step` ... `first_step + num_steps - 1`.
+    """Yield the batches of steps `first_step` ... `first_step + num_steps - 1`, each of one bucket.
 
-    Images follow a permutation for each epoch, drawn from (seed, epoch); epochs run on inside a batch. A broken image
-    is replaced by the next good one of the source, until more than 1% are found broken: then a `UserError` is raised.
+    A bucket's images follow a permutation for each epoch, drawn from (seed, epoch); epochs run on inside a batch. A
+    broken image is replaced by the next good one of the source, until more than 1% are found broken: then a `UserError`
+    is raised.
     A resumed run goes on at `first_step` with the batches that the whole run would have had (of `broken` alone, each
     run keeps its own account). `num_workers` processes decode ahead; batches do not depend on them. `rows` says which
     images of each batch to read, where other processes read the rest.
     """
     steps = _RandomCrops(
-        source=source, image_size_px=image_size_px, batch_size=batch_size, seed=seed, flip=flip,
+        source=source, buckets=to_buckets(image_size_px, len(source)), batch_size=batch_size, seed=seed, flip=flip,
         rows=range(batch_size) if rows is None else rows,
     )  # fmt: skip
     yield from _batches(steps, range(first_step, first_step + num_steps), source, num_workers)
@@ -182,7 +192,7 @@ def training_batches(
 def evaluation_batches(
     source: ImageSource,
     *,
-    image_size_px: int,
+    image_size_px: int | ImageSize,
     batch_size: int,
     num_images: int | None,
     num_workers: int,
@@ -214,13 +224,19 @@ def evaluation_batches(
 
 
 def encoding_batches(
-    source: ImageSource, *, image_size_px: int, parts: Sequence[Sequence[int]], num_broken: int = 0, num_workers: int
+    source: ImageSource,
+    *,
+    image_size_px: int | ImageSize | Sequence[ImageSize],
+    parts: Sequence[Sequence[int]],
+    num_broken: int = 0,
+    num_workers: int,
 ) -> Generator[ImageBatch, None, None]:
     """Yield the centre crops of given images, one batch for each part; broken images are left out.
 
-    `num_broken` counts those that an earlier session found.
+    A part may have a size of its own. `num_broken` counts those that an earlier session found.
     """
-    steps = _CentreCrops(source=source, image_size_px=image_size_px, parts=parts)
+    sizes = [ImageSize.of(image_size_px)] * len(parts) if isinstance(image_size_px, int | ImageSize) else image_size_px
+    steps = _CentreCrops(source=source, sizes=sizes, parts=parts)
     yield from _batches(steps, range(len(parts)), source, num_workers, num_broken)
 
 
@@ -237,7 +253,7 @@ def _batches(
         if read.small is not None and not source.is_small_said:
             source.is_small_said = True
             index, width, height = read.small
-            side = f"{read.crops.shape[1]} px"
+            side = f"{ImageSize(*read.crops.shape[1:3])} px"
             say(f"'{source.label(index)}' has {width} x {height} px: images smaller than {side} are enlarged to them")
         yield ImageBatch(crops=torch.from_numpy(read.crops), indices=read.indices, broken=tuple(found.values()))
 
@@ -286,6 +302,7 @@ def _max_broken(num_images: int) -> int:
 
 
 @lru_cache(maxsize=2)
-def _order(num_images: int, seed: int, epoch: int) -> Int64[np.ndarray, " num_images"]:
-    """Permute the indices of an epoch."""
-    return np.random.default_rng((seed, _ORDER, epoch)).permutation(num_images)
+def _order(num_images: int, seed: int, epoch: int, bucket: int) -> Int64[np.ndarray, " num_images"]:
+    """Permute the places of a bucket's images in an epoch."""
+    # NumPy takes a key of three numbers for one with a zero behind them: the only bucket is ordered as ever.
+    return np.random.default_rng((seed, _ORDER, epoch, bucket)).permutation(num_images)

@@ -12,6 +12,9 @@ from eqvae.images.bands import UPRIGHT, Bands, Decoded, Pixels, describe, to_pla
 
 _PIXELS_AT_A_TIME = 2**22
 
+SIDEWAYS = frozenset(UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
+"""What makes a width of a height."""
+
 
 def to_channels(image: Image.Image, pixels: Pixels) -> Decoded:
     """Make of a loaded picture the channels that are asked for."""
@@ -66,13 +69,16 @@ def is_cut_to_8_bits(image: Image.Image) -> bool:
     return image.mode in ("RGB", "RGBA") and any(";16" in str(tile.args) for tile in tiles)
 
 
-def _to_upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; PIL has already done so for TIFF, and removed the tag."""
+def upright_turn(image: Image.Image) -> Image.Transpose | None:
+    """Look up what undoes the EXIF orientation; PIL has already done so for a decoded TIFF, and removed the tag."""
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-        turn = UPRIGHT.get(int(orientation or 1))
+        return UPRIGHT.get(int(image.getexif().get(ExifTags.Base.Orientation) or 1))
     except Exception:  # damaged metadata around sound pixels
-        turn = None
+        return None
+
+
+def _to_upright(image: Image.Image) -> Image.Image:
+    turn = upright_turn(image)
     return image if turn is None else image.transpose(turn)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, final, runtime_checkable
 from eqvae.artifacts.channels import describe_channels
 from eqvae.errors import UserError, printable
 from eqvae.images.bands import RGB, Decoded, Picture, Pixels
-from eqvae.images.decoding import BrokenImageError, decode_and_tell
+from eqvae.images.decoding import BrokenImageError, decode_and_tell, read_size
 from eqvae.images.labels import Classes, LabelColumn
 from eqvae.runtime.journal import say, say_once
 from eqvae.runtime.processes import Processes
@@ -102,6 +102,14 @@ class ImageSource:
             raise UserError(what, unfit.mend)
         return source
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Find an image's width and height in px, upright, from the header alone where that is enough."""
+        content = self.content(index)
+        try:
+            return read_size(content)
+        except Exception:  # metadata may stand before the size
+            return self.read(index).size
+
     def content(self, index: int) -> bytes | Path:
         """Find one encoded image."""
         try:
@@ -138,10 +146,10 @@ class ImageSource:
             digest.update(f"{identity}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
 
-    def announce(self, title: str, processes: Processes) -> None:
+    def announce(self, title: str, processes: Processes, more: str = "") -> None:
         """Tell the user in one line what a command is about to read."""
         if processes.is_first:
-            say(f"{title}: {self.describe()}")
+            say(f"{title}: {self.describe()}" + (f"; {more}" if more else ""))
 
     def summary(self) -> dict[str, Any]:
         """Say what was found and what was left out, as a record."""

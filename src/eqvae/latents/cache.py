@@ -73,6 +73,7 @@ class LatentCache:
         self.normalization = normalization
         self._shards = shards
         self._firsts = np.array([entry.first for entry in index.shards], np.int64)
+        self.shapes = index.all_shapes()
 
     @classmethod
     def open(cls, folder: Path, *, normalization: str = MEASURED) -> "LatentCache":
@@ -94,8 +95,13 @@ class LatentCache:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of a latent."""
+        """Channels, height and width of a latent, of the most frequent shape."""
         return self.index.latent_channels, self.index.latent_height, self.index.latent_width
+
+    def members(self, shape: int) -> Int64[np.ndarray, " n"]:
+        """List the images of one of `shapes`."""
+        own = [entry for entry in self.index.shards if entry.shape == shape]
+        return np.concatenate([np.arange(entry.first, entry.first + entry.count) for entry in own])
 
     def read(
         self,
@@ -104,7 +110,7 @@ class LatentCache:
         mirrored: Bool[Tensor, " n"] | None = None,
         noise: Float[Tensor, "n c h w"] | None = None,
     ) -> LatentBatch:
-        """Read latents, `(mean + std * noise - shift) / scale`."""
+        """Read latents of one shape, `(mean + std * noise - shift) / scale`."""
         self._require("moments")
         where, mirrored = self._locate(indices, mirrored)
         z = self._gather("mean", where, mirrored).float()
@@ -165,8 +171,11 @@ class LatentCache:
     def _gather(self, name: str, places: "_Places", mirrored: Bool[Tensor, " n"]) -> Shaped[Tensor, "n ..."]:
         """Copy rows of one tensor, and of its mirrored twin where asked for, out of the shards that hold them."""
         flags = mirrored.numpy()
-        place = self._shards[0].places[name]
-        rows = np.empty((len(flags), *place.shape[1:]), self._shards[0].array(name).dtype)
+        like = self._shards[places.groups[0][0] if places.groups else 0]
+        place = like.places[name]
+        if any(self._shards[shard].places[name].shape[1:] != place.shape[1:] for shard, _ in places.groups):
+            raise ValueError("latents of several shapes can't be read together")
+        rows = np.empty((len(flags), *place.shape[1:]), like.array(name).dtype)
         for shard, chosen in places.groups:
             for flag, tensor in ((False, name), (True, name + MIRRORED)):
                 ones = chosen[flags[chosen] == flag]
@@ -256,5 +265,5 @@ def _check_shard(shard: Shard, entry: ShardEntry, index: CacheIndex) -> None:
     if shard.note.get("sha256") != entry.sha256:
         raise BrokenShardError("is not the one that the index names (its digest differs)")
     found = {name: (place.dtype, place.shape) for name, place in shard.places.items()}
-    if found != expected_tensors(index, entry.count):
+    if found != expected_tensors(index, entry):
         raise BrokenShardError(f"holds other tensors than the index says ({', '.join(found)})")

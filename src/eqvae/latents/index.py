@@ -10,16 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eqvae.artifacts.files import read_json, write_json
+from eqvae.artifacts.files import read_json, to_plain, write_json
 from eqvae.artifacts.names import CACHE_INDEX as INDEX
 from eqvae.artifacts.names import CONFIG
 from eqvae.artifacts.typed import to_record
 from eqvae.errors import UserError
 from eqvae.images import Pixels, RangeConfig
+from eqvae.images.sizes import ImageSize
 from eqvae.latents.shards import DTYPES, MIRRORED
 
-VERSION = 1
-"""Of the format on disk."""
+VERSION = 2
+"""Of the format on disk; 1 is that of caches whose images are one square size, which are still written so."""
 
 PREPROCESSING = "adm-crop"
 """ADM's centre crop, the only one that `eqvae encode` knows."""
@@ -126,6 +127,22 @@ class ShardEntry:
     num_bytes: int
     """Size of the file."""
 
+    shape: int = 0
+    """Of its latents: a number of `CacheIndex.shapes`."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class LatentShape:
+    """A shape of latents or tokens, in cells."""
+
+    height: int
+
+    width: int
+
+    num_images: int
+    """Of that shape in the cache."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +155,7 @@ class CacheIndex:
     """`moments`: posterior means and standard deviations; `tokens`: indices into a codebook."""
 
     image_size_px: int
+    """Height of the crops; of several shapes that of the most frequent one, as are the two fields of cells."""
 
     stride: int
     """Pixels per latent cell."""
@@ -215,6 +233,9 @@ class CacheIndex:
     encoder_fingerprint: str | None = None
     """Digest of the encoder's weights: what binds latents to a decoder; None in older caches."""
 
+    shapes: tuple[LatentShape, ...] = ()
+    """All shapes, in the order of their shards; empty in caches of one square size."""
+
     @property
     def pixels(self) -> Pixels:
         """What the images were read as."""
@@ -222,16 +243,31 @@ class CacheIndex:
 
     def write(self, folder: Path) -> None:
         """Write `index.json` atomically."""
-        write_json(folder / INDEX, self)
+        plain = to_plain(self)
+        if not self.shapes:
+            del plain["shapes"]
+            for entry in plain["shards"]:
+                del entry["shape"]
+        write_json(folder / INDEX, plain)
+
+    def all_shapes(self) -> tuple[LatentShape, ...]:
+        """List the shapes, one at least."""
+        only = LatentShape(height=self.latent_height, width=self.latent_width, num_images=self.num_images)
+        return self.shapes or (only,)
+
+    def image_size(self) -> ImageSize:
+        """Size of the crops; of several the most frequent one's."""
+        return ImageSize(self.latent_height * self.stride, self.latent_width * self.stride)
 
     def rebuild_command(self, folder: Path) -> str:
         """Say how a broken shard is made again; whole ones are kept."""
         return f"{self.command} --out {shlex.quote(str(folder))}"
 
 
-def expected_tensors(index: CacheIndex, count: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+def expected_tensors(index: CacheIndex, entry: ShardEntry) -> dict[str, tuple[str, tuple[int, ...]]]:
     """List the tensors of a shard."""
-    shape: tuple[int, ...] = (count, index.latent_height, index.latent_width)
+    count, own = entry.count, index.all_shapes()[entry.shape]
+    shape: tuple[int, ...] = (count, own.height, own.width)
     names = ["tokens"]
     if index.kind == "moments":
         names, shape = ["mean", *(["std"] if index.has_std else [])], (count, index.latent_channels, *shape[1:])
@@ -290,6 +326,7 @@ def _check(index: CacheIndex) -> None:
             raise ValueError("a standard deviation is negative")
     elif index.codebook_size is None:
         raise ValueError("tokens without codebook_size")
+    _check_shapes(index)
     first = 0
     for entry in index.shards:
         if entry.count < 0 or entry.first != first or Path(entry.file).name != entry.file:
@@ -297,3 +334,17 @@ def _check(index: CacheIndex) -> None:
         first += entry.count
     if first != index.num_images or first == 0:
         raise ValueError(f"num_images is {index.num_images}, and the shards hold {first}")
+
+
+def _check_shapes(index: CacheIndex) -> None:
+    """Hold the shapes against the shards."""
+    shapes, found = index.all_shapes(), [0] * len(index.all_shapes())
+    for entry in index.shards:
+        if not 0 <= entry.shape < len(shapes):
+            raise ValueError(f"shard '{entry.file}' has the shape {entry.shape} of {len(shapes)}")
+        found[entry.shape] += entry.count
+    for shape, count in zip(index.shapes, found, strict=False):
+        if not (0 < shape.height < _LARGEST and 0 < shape.width < _LARGEST) or shape.num_images != count:
+            raise ValueError(f"{count} images are of the shape {shape.height} x {shape.width}")
+    if index.shapes and (index.latent_height, index.latent_width) not in {(s.height, s.width) for s in shapes}:
+        raise ValueError("latent_height and latent_width are none of the shapes")

@@ -45,6 +45,10 @@ def match(old: LatentCache, new: LatentCache) -> tuple[Int64[Tensor, " n"], Int6
             f"('{new.index.data}')",
             "Encode the same images with both autoencoders",
         )
+    if max(len(old.shapes), len(new.shapes)) > 1:
+        raise UserError(
+            f"The latents in '{old.folder}' and '{new.folder}' are not of one shape", "Encode with one --image-size"
+        )
     _, rows, others = np.intersect1d(
         old.source_indices().numpy(), new.source_indices().numpy(), assume_unique=True, return_indices=True
     )

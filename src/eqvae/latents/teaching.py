@@ -12,7 +12,7 @@ from torch import Tensor
 from eqvae.artifacts.files import read_tensors, write_tensors
 from eqvae.errors import UserError
 from eqvae.generators.repa import RepaConfig
-from eqvae.images import ImageSource, adm_crop, open_images
+from eqvae.images import ImageSize, ImageSource, adm_crop, open_images
 from eqvae.latents.cache import LatentCache
 from eqvae.networks.teachers import Teacher, load_teacher
 from eqvae.runtime.device import autocast
@@ -38,7 +38,7 @@ class TeacherTokens:
     source_indices: Int64[Tensor, " n"]
     """Where the cache's images stand in it."""
 
-    image_size_px: int
+    image_size: ImageSize
 
     device: torch.device
 
@@ -58,7 +58,7 @@ class TeacherTokens:
         """Read images as `eqvae encode` cropped them."""
 
         def read(index: int) -> np.ndarray:
-            return adm_crop(self.source.read(index), self.image_size_px)
+            return adm_crop(self.source.read(index), self.image_size)
 
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
             arrays = list(pool.map(read, self.source_indices[indices].tolist()))
@@ -81,7 +81,7 @@ def teach(config: RepaConfig, cache: LatentCache, grid: tuple[int, int], process
         channels=teacher.channels,
         source=source,
         source_indices=cache.source_indices(),
-        image_size_px=cache.index.image_size_px,
+        image_size=cache.index.image_size(),
         device=processes.device,
         stored={},
     )

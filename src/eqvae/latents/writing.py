@@ -3,10 +3,10 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from operator import add
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, NamedTuple, final
 
 import torch
 from jaxtyping import Float, Shaped
@@ -16,7 +16,8 @@ from eqvae.artifacts.names import shard_name
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.errors import UserError
 from eqvae.images.bands import RGB, Pixels
-from eqvae.latents.index import PREPROCESSING, VERSION, CacheIndex, Kind, MomentSums, ShardEntry, expected_tensors
+from eqvae.images.sizes import ImageSize
+from eqvae.latents.index import PREPROCESSING, CacheIndex, Kind, LatentShape, MomentSums, ShardEntry, expected_tensors
 from eqvae.latents.shards import DTYPES, MIRRORED, BrokenShardError, Shard, write_shard
 from eqvae.runtime.device import Precision, autocast
 from eqvae.runtime.journal import installed_version
@@ -61,11 +62,7 @@ def encode_images(autoencoder: Autoencoder, x: Float[Tensor, "n k h w"]) -> dict
 
 @torch.inference_mode()
 def encode_crops(
-    autoencoder: Autoencoder,
-    crops: Shaped[Tensor, "n size size k"],
-    device: torch.device,
-    precision: Precision,
-    mirror: bool,
+    autoencoder: Autoencoder, crops: Shaped[Tensor, "n h w k"], device: torch.device, precision: Precision, mirror: bool
 ) -> dict[str, Shaped[Tensor, "n ..."]]:
     """Encode one batch of crops, and their mirror images."""
     count = len(crops)
@@ -110,7 +107,8 @@ class Recipe:
     """All that determines a cache, whichever process writes which shard."""
 
     coding: Coding
-    image_size_px: int
+    visited_by_size: tuple[tuple[ImageSize, Sequence[int]], ...]
+    """Images of the data to visit for each size of crops, broken ones included."""
     stride: int
     latent_channels: int
     autoencoder: str
@@ -123,20 +121,34 @@ class Recipe:
     pixels: Pixels = RGB
     mirror: bool
     precision: str
-    num_visited: int
-    """Images of the data to visit, broken ones included."""
     shard_size: int
     command: str
     """See `CacheIndex.command`."""
 
+    @cached_property
+    def shards(self) -> list["PlannedShard"]:
+        """Cut the images of each size into shards."""
+        return [
+            PlannedShard(shape, size, visited[start : start + self.shard_size])
+            for shape, (size, visited) in enumerate(self.visited_by_size)
+            for start in range(0, len(visited), self.shard_size)
+        ]
+
     @property
     def num_shards(self) -> int:
         """Count the shards."""
-        return -(-self.num_visited // self.shard_size)
+        return len(self.shards)
 
-    def visited(self, number: int) -> range:
-        """List the images of one shard."""
-        return range(number * self.shard_size, min((number + 1) * self.shard_size, self.num_visited))
+    @property
+    def num_visited(self) -> int:
+        """Images of the data to visit, broken ones included."""
+        return sum(len(visited) for _, visited in self.visited_by_size)
+
+    @property
+    def version(self) -> int:
+        """Of the format: older readers know one square size."""
+        (size, _), *others = self.visited_by_size
+        return 2 if others or not size.is_square else 1
 
     def path(self, folder: Path, number: int) -> Path:
         """Name the file of one shard."""
@@ -144,20 +156,33 @@ class Recipe:
 
     def note(self, number: int) -> dict[str, Any]:
         """Say in a shard's header what made it: only a shard that says just this is kept on resuming."""
-        visited = self.visited(number)
+        planned = self.shards[number]
         return {
-            "version": VERSION,
+            "version": self.version,
             "kind": self.coding.kind,
             "dtype": self.coding.dtype,
-            "image_size_px": self.image_size_px,
+            "image_size_px": planned.size.written(),
             "fingerprint": self.fingerprint,
             "data_fingerprint": self.data_fingerprint,
             "num_classes": None if self.class_names is None else len(self.class_names),
             "mirror": self.mirror,
             "precision": self.precision,
-            "first_visited": visited.start,
-            "num_visited": len(visited),
+            "first_visited": planned.visited[0],
+            "num_visited": len(planned.visited),
         }
+
+
+class PlannedShard(NamedTuple):
+    """One shard of a cache, before it is written."""
+
+    shape: int
+    """A number of the cache's shapes."""
+
+    size: ImageSize
+    """Of the crops."""
+
+    visited: Sequence[int]
+    """Images of the data."""
 
 
 def finish_shard(
@@ -212,22 +237,26 @@ def collect_index(folder: Path, recipe: Recipe) -> CacheIndex:
         first = entries[-1].first + entries[-1].count if entries else 0
         count = shard.places["source_indices"].shape[0]
         entries.append(
-            ShardEntry(file=path.name, first=first, count=count, sha256=shard.note["sha256"], num_bytes=shard.num_bytes)
-        )
+            ShardEntry(
+                file=path.name, first=first, count=count, sha256=shard.note["sha256"], num_bytes=shard.num_bytes,
+                shape=recipe.shards[number].shape,
+            )
+        )  # fmt: skip
         shards.append(shard)
     num_images = sum(entry.count for entry in entries)
     if num_images == 0:
         raise UserError(f"'{recipe.data}' holds no image that can be read", "Check --data")
-    side = recipe.image_size_px // recipe.stride
+    shapes = _count_shapes(entries, recipe)
+    main = max(shapes, key=lambda shape: shape.num_images)
     sums = [MomentSums.from_plain(shard.note["sums"]) for shard in shards if "sums" in shard.note]
     index = CacheIndex(
-        version=VERSION,
+        version=recipe.version,
         kind=recipe.coding.kind,
-        image_size_px=recipe.image_size_px,
+        image_size_px=main.height * recipe.stride,
         stride=recipe.stride,
         latent_channels=recipe.latent_channels,
-        latent_height=side,
-        latent_width=side,
+        latent_height=main.height,
+        latent_width=main.width,
         codebook_size=recipe.coding.codebook_size,
         num_images=num_images,
         num_broken=sum(len(shard.note["broken"]) for shard in shards),
@@ -251,12 +280,24 @@ def collect_index(folder: Path, recipe: Recipe) -> CacheIndex:
         command=recipe.command,
         eqvae_version=installed_version("eqvae") or "unknown",
         shards=tuple(entries),
+        shapes=tuple(shapes) if recipe.version > 1 else (),
     )
     for shard, entry in zip(shards, entries, strict=True):
         found = {name: (place.dtype, place.shape) for name, place in shard.places.items()}
-        if found != expected_tensors(index, entry.count):
+        if found != expected_tensors(index, entry):
             raise UserError(
                 f"Shard '{shard.path}' holds other tensors than the rest ({json.dumps(found)})",
                 "Remove it and run the same command again",
             )
     return index
+
+
+def _count_shapes(entries: Sequence[ShardEntry], recipe: Recipe) -> list[LatentShape]:
+    """List the shapes, each with its images that are there."""
+    counts = [0] * len(recipe.visited_by_size)
+    for entry in entries:
+        counts[entry.shape] += entry.count
+    return [
+        LatentShape(height=size.height // recipe.stride, width=size.width // recipe.stride, num_images=count)
+        for (size, _), count in zip(recipe.visited_by_size, counts, strict=True)
+    ]

@@ -12,6 +12,7 @@ from eqvae.artifacts.channels import describe_shown, shown
 from eqvae.artifacts.records import Pictures, to_uint8
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, LatentStatistics
 from eqvae.errors import UserError
+from eqvae.images.sizes import ImageSize
 from eqvae.metrics.measures import CodedBatch, Measure
 from eqvae.metrics.per_image import equivariance_figures, evaluation_transforms, psnr_db, ssim
 from eqvae.runtime.device import Precision, autocast, synchronize
@@ -77,18 +78,19 @@ class CodeCounts:
         }
 
 
-def check_image_size(image_size_px: int, stride: int, *, quarters: bool = False) -> None:
+def check_image_size(image_size_px: int | ImageSize, stride: int, *, quarters: bool = False) -> None:
     """Refuse an image size that has no whole latent grid."""
-    unit = stride * (_NUM_QUARTERS if quarters else 1)
-    if image_size_px < unit or image_size_px % unit:
-        below = max(image_size_px // unit, 1) * unit
+    unit, size = stride * (_NUM_QUARTERS if quarters else 1), ImageSize.of(image_size_px)
+    if wrong := [side for side in size if side < unit or side % unit]:
+        below = max(wrong[0] // unit, 1) * unit
         why = (
             f"{unit} (stride {stride} x 4, since latents are scaled by quarters)"
             if quarters
             else f"the stride {stride}"
         )
         raise UserError(
-            f"--image-size {image_size_px} is not divisible by {why}", f"Use {below} or {below + unit}, for example"
+            f"--image-size {size} is not divisible by {why}",
+            f"Use {below} or {below + unit}, for example" + ("" if size.is_square else f", for {wrong[0]}"),
         )
 
 

@@ -46,8 +46,8 @@ class Provenance:
     weights_fingerprint: str | None
     """Of the features' weights; None where a file doesn't say."""
 
-    image_size_px: int | None
-    """Side of the images; None where a file doesn't say."""
+    image_size_px: int | str | None
+    """Side of the images, or `192x256` for height x width; None where a file doesn't say."""
 
     num_channels: int = 3
     """Of the images."""
@@ -227,7 +227,7 @@ def compute_statistics(
             fingerprint=fingerprint,
             features=extractor.name,
             weights_fingerprint=extractor.weights_fingerprint,
-            image_size_px=images.image_size_px,
+            image_size_px=images.image_size.written(),
             num_channels=images.num_channels,
             precision=precision,
         ),

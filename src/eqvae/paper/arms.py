@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from eqvae.artifacts.names import STATISTICS
 from eqvae.autoencoders.protocol import Autoencoder
+from eqvae.images.sizes import square_px
 from eqvae.methods import parse_method
 from eqvae.methods.transform_config import TransformConfig
 from eqvae.networks.features import Measure, metric_key
@@ -204,7 +205,7 @@ class Arm:
         setting = self.setting
         if self.family == "maskgit":
             return f"maskgit-{setting.sizes['maskgit']}"
-        patch_size = setting.encoding.image_size // self.autoencoder.stride // setting.tokens_per_side
+        patch_size = square_px(setting.encoding.image_size) // self.autoencoder.stride // setting.tokens_per_side
         return f"{self.family}-{setting.sizes[self.size]}-{max(patch_size, 1)}"
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from eqvae.images.sizes import square_px
 from eqvae.losses.discriminators import MIN_IMAGE_SIZE_PX
 from eqvae.paper.arms import Arm, equivariant, varied
 from eqvae.paper.cells import (
@@ -96,14 +97,15 @@ def _variants(setting: Setting) -> dict[str, PlannedAutoencoder]:
 def _smaller_side(setting: Setting, stride: int) -> int:
     """Half of the side, or three quarters where the discriminator could not see the smallest tau x of that."""
     config = setting.finetuning
+    whole_px = square_px(config.image_size)
     for share in (0.5, 0.75):
-        side_px = round(config.image_size * share)
+        side_px = round(whole_px * share)
         if side_px % (4 * stride):
             continue
         smallest_px = config.training.mixture().smallest_side(side_px // stride) * stride
         if config.training.adversarial.adversarial_weight == 0 or smallest_px >= MIN_IMAGE_SIZE_PX:
             return side_px
-    return config.image_size
+    return whole_px
 
 
 def _cells(setting: Setting, autoencoder: PlannedAutoencoder) -> dict[str, Cell]:

@@ -23,6 +23,7 @@ from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.generators.families import RepaSit
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.generators.recipes import Recipe
+from eqvae.images.sizes import square_px
 from eqvae.methods import Mixture
 from eqvae.methods.transform_config import TransformConfig
 from eqvae.networks.features import INCEPTION
@@ -206,7 +207,7 @@ def _sample(run: PlannedRun, config: Any, setting: Setting) -> Cost:
     guided_share = config.guidance_high - config.guidance_low if config.guidance_scale != 1.0 else 0.0
     forward, _ = generator_size(training.find_recipe(), _latents(run, setting))
     per_image = config.num_steps * (1 + guided_share) * forward
-    num_bytes = config.num_samples * (3 * setting.encoding.image_size**2 + 8)
+    num_bytes = config.num_samples * (3 * square_px(setting.encoding.image_size) ** 2 + 8)
     return _drawing(run, setting, config, config.num_samples, per_image) + Cost(disk_bytes=num_bytes)
 
 
@@ -274,7 +275,7 @@ def network_flops(name: str, image_size_px: int | None = None) -> float:
 
 def _latents(run: PlannedRun, setting: Setting) -> LatentSpecification:
     autoencoder = on_meta(run.architecture)
-    side = setting.encoding.image_size // autoencoder.stride
+    side = square_px(setting.encoding.image_size) // autoencoder.stride
     channels = autoencoder.latent_channels
     if isinstance(autoencoder, DiscreteAutoencoder):
         channels = autoencoder.codebook_size

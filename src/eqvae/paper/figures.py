@@ -8,6 +8,7 @@ from eqvae.artifacts.names import CONTACT_SHEETS, SAMPLE_SHEET, contact_sheet_na
 from eqvae.drawing import read_folders
 from eqvae.drawing.evaluation_charts import distance_charts, distance_figure
 from eqvae.drawing.pictures import latent_map_grid, picture_groups, transform_grids
+from eqvae.images.sizes import square_px
 from eqvae.paper import expected
 from eqvae.paper.arms import Arm, distance_key, equivariant, evaluation, sample_set
 from eqvae.paper.cells import (
@@ -229,7 +230,7 @@ def _samples_while_training(setting: Setting, item: str, title: str, family: Fam
         sheets = [[run.folder / CONTACT_SHEETS / contact_sheet_name(step) for step in steps] for run in runs]
         page = draw_sheets(
             dict(zip(names, sheets, strict=True)), [f"{step} steps" for step in steps],
-            cell_px=setting.encoding.image_size, first=first, count=5,
+            cell_px=square_px(setting.encoding.image_size), first=first, count=5,
         )  # fmt: skip
         return [write_picture(page, folder / "samples.png")]
 

@@ -18,10 +18,23 @@ from eqvae.artifacts.names import CACHE_INDEX, METRICS
 from eqvae.artifacts.weights import WhichWeights
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.loading import choose_weights
+from eqvae.autoencoders.padding import check_reflection, padding_mode_of
 from eqvae.autoencoders.protocol import Autoencoder
+from eqvae.autoencoders.tiling import check_tile, in_tiles
 from eqvae.errors import UserError
-from eqvae.images import ImageSource, Pixels, RangeConfig, open_images
+from eqvae.images import ImageSize, ImageSource, Pixels, RangeConfig, open_images
+from eqvae.images.sizes import (
+    Buckets,
+    bucket_sizes,
+    describe_buckets,
+    read_sizes,
+    sort_into_buckets,
+    split_by_size,
+    summarize_buckets,
+    write_sizes,
+)
 from eqvae.latents.writing import MomentsDtype, Recipe, coding_of
+from eqvae.metrics.autoencoder import check_image_size
 from eqvae.runtime.device import Precision, choose_device, place
 from eqvae.runtime.journal import Journal, say
 from eqvae.runtime.processes import join_processes
@@ -30,7 +43,8 @@ from eqvae.runtime.signals import stop_on_signals
 
 _NAMED_OTHERWISE = frozenset(("autoencoder", "data", "out", "device", "num_workers"))
 _FIXED = (
-    "image_size", "shard_size", "mirror", "dtype", "precision", "label_column", "image_column", "white", "black",
+    "image_size", "aspect_buckets", "tile", "shard_size", "mirror", "dtype", "precision", "label_column",
+    "image_column", "white", "black",
 )  # fmt: skip
 _SHOWN = ("latent_mean", "latent_std")
 
@@ -52,8 +66,15 @@ class EncodeConfig:
     """Of a checkpoint that holds both: `ema`, averaged, or `raw`. None: the averaged ones, and one line says so.
     `AUTOENCODER#raw` says the same."""
 
-    image_size: int = 256
-    """Side of the centre crops, in px (ADM's preprocessing)."""
+    image_size: int | str = 256
+    """Side of the centre crops, in px (ADM's preprocessing); `192x256` for height x width; or several, as in
+    `128,192,256`: images are dealt out to those of their aspect in turn."""
+
+    aspect_buckets: bool = False
+    """Cut each image to the nearest of several aspects up to 1:2, with about as many pixels as --image-size squared."""
+
+    tile: int | None = None
+    """Encode pictures that are larger than this side, in px, in tiles of it: bounds memory."""
 
     num_images: int | None = None
     """The first images of the data; None: all. More than a finished cache holds lengthen it."""
@@ -90,16 +111,16 @@ class EncodeConfig:
 
     def check(self, stride: int) -> None:
         """Check what can be checked without reading data."""
-        check_ranges(
-            self,
-            ((AT_LEAST_1, ("image_size", "num_images", "batch_size", "shard_size")), (NOT_NEGATIVE, ("num_workers",))),
-        )
-        if self.image_size % stride:
-            below = max(self.image_size // stride, 1) * stride
-            raise UserError(
-                f"--image-size {self.image_size} is not divisible by the stride {stride}",
-                f"Use {below} or {below + stride}, for example",
-            )
+        check_ranges(self, ((AT_LEAST_1, ("num_images", "batch_size", "shard_size")), (NOT_NEGATIVE, ("num_workers",))))
+        check_tile(self.tile, stride)
+        for sizes in self.sizes(stride):
+            for size in sizes:
+                check_image_size(size, stride)
+
+    def sizes(self, stride: int) -> list[tuple[ImageSize, ...]]:
+        """List the sizes of crops by buckets; sides of buckets are whole patches of two cells."""
+        sizes = read_sizes(self.image_size)
+        return bucket_sizes(sizes, aspect_buckets=self.aspect_buckets, unit_px=2 * stride)
 
     def command_line(self) -> str:
         """Write the command line that makes the same cache, without `--out` and what changes no result."""
@@ -139,27 +160,38 @@ def encode(config: EncodeConfig, autoencoder: Autoencoder | None = None) -> dict
     """
     from eqvae.runs.encode_run import EncodeRun  # its file reads the configuration of this one
 
-    config = replace(config, autoencoder=choose_weights(config.autoencoder, config.weights), weights=None)
+    config = replace(
+        config, autoencoder=choose_weights(config.autoencoder, config.weights), weights=None,
+        image_size=write_sizes(read_sizes(config.image_size)),
+    )  # fmt: skip
     device = choose_device(config.device)
     source = open_images(config.data, label_column=config.label_column, image_column=config.image_column)
     source = source.labelled_up_to(config.num_images or len(source))  # classes are those that are seen
     folder = RunFolder.claim(config.out, "encode")
     autoencoder = autoencoder or load_autoencoder(config.autoencoder)  # last: it may be gigabytes from the hub
     config.check(autoencoder.stride)
+    shortest_px = min(min(size) for sizes in config.sizes(autoencoder.stride) for size in sizes)
+    check_reflection(padding_mode_of(autoencoder), shortest_px // autoencoder.stride)
     source = source.read_as(Pixels(channels=autoencoder.image_channels, range=config.value_range))
     processes = join_processes(device)
-    recipe = plan(config, autoencoder, source)
+    num_images = _count_images(config, source)
+    buckets = sort_into_buckets(source, config.sizes(autoencoder.stride), processes, num_images=num_images)
+    recipe = plan(config, autoencoder, source, buckets)
     identity = {"fingerprint": recipe.fingerprint, "data_fingerprint": recipe.data_fingerprint}
     _check_same_cache(folder, config, identity)
     anew = (CACHE_INDEX, METRICS) if _is_longer(folder, config) else ()
-    source.announce("DATA", processes)
-    with folder.hold(config, processes, seed=None, anew=anew, **identity), stop_on_signals() as stop:
+    source.announce("DATA", processes, describe_buckets(buckets))
+    with (
+        folder.hold(config, processes, seed=None, anew=anew, **identity),
+        stop_on_signals() as stop,
+        in_tiles(autoencoder, config.tile),
+    ):
         run = EncodeRun(
             config=config, recipe=recipe, source=source, processes=processes, stop=stop,
             autoencoder=place(autoencoder, processes.device).eval(), journal=Journal(config.out),
         )  # fmt: skip
         if processes.is_first:
-            run.journal.write("data", **source.summary())
+            run.journal.write("data", **source.summary(), **summarize_buckets(buckets))
         kept = run.keep_whole_shards()
         run.num_records = len(read_journal(config.out))
         run.num_kept = sum(processes.gather(kept))  # waits for all: from here on, a shard that is there is whole
@@ -168,14 +200,18 @@ def encode(config: EncodeConfig, autoencoder: Autoencoder | None = None) -> dict
         return run.finish() if processes.is_first else None
 
 
-def plan(config: EncodeConfig, autoencoder: Autoencoder, source: ImageSource) -> Recipe:
-    """Determine the cache that a configuration stands for."""
+def _count_images(config: EncodeConfig, source: ImageSource) -> int:
     num_images = len(source) if config.num_images is None else config.num_images
     if num_images > len(source):
         raise UserError(f"--num-images {num_images} asks for more than the {len(source)} images of '{config.data}'")
+    return num_images
+
+
+def plan(config: EncodeConfig, autoencoder: Autoencoder, source: ImageSource, buckets: Buckets) -> Recipe:
+    """Determine the cache that a configuration stands for."""
     return Recipe(
         coding=coding_of(autoencoder, config.dtype),
-        image_size_px=config.image_size,
+        visited_by_size=tuple(split_by_size(buckets)),
         stride=autoencoder.stride,
         latent_channels=autoencoder.latent_channels,
         autoencoder=config.autoencoder,
@@ -188,7 +224,6 @@ def plan(config: EncodeConfig, autoencoder: Autoencoder, source: ImageSource) ->
         pixels=source.pixels,
         mirror=config.mirror,
         precision=config.precision,
-        num_visited=num_images,
         shard_size=config.shard_size,
         command=config.command_line(),
     )
@@ -207,13 +242,13 @@ def _check_same_cache(folder: RunFolder, config: EncodeConfig, identity: Mapping
             continue
         what = f"{own} '{before}'" + (f", not '{other}'" if before != other else ", which has changed since")
         raise UserError(f"--out '{config.out}' holds a latent cache of {what}", mend)
+    defaults = {field.name: field.default for field in flat_fields(EncodeConfig)}
     for name in _FIXED:
-        if folder.differs(**{name: flat_value(config, name)}):
-            raise UserError(
-                f"--out '{config.out}' holds a latent cache with --{name.replace('_', '-')} {saved.get(name)}, "
-                f"not {flat_value(config, name)}",
-                mend,
-            )
+        now = flat_value(config, name)
+        before = saved.get(name, defaults[name])  # it may be older than the field
+        if folder.saved is not None and before != now:
+            flag = name.replace("_", "-")
+            raise UserError(f"--out '{config.out}' holds a latent cache with --{flag} {before}, not {now}", mend)
 
 
 def _is_longer(folder: RunFolder, config: EncodeConfig) -> bool:

@@ -70,7 +70,7 @@ class EncodeRun:
             shard = open_whole_shard(path, self.recipe, number) if existed else None
             if shard is not None:
                 self.num_broken += len(shard.note["broken"])
-                num_kept += len(self.recipe.visited(number))
+                num_kept += len(self.recipe.shards[number].visited)
             else:
                 self.missing.append(number)
                 path.unlink(missing_ok=True)
@@ -83,16 +83,19 @@ class EncodeRun:
 
     def encode_missing_shards(self) -> None:
         """Make this process's shards; each is written by a thread while the next one is encoded."""
-        size, visited = self.config.batch_size, {number: self.recipe.visited(number) for number in self.missing}
-        parts = {number: [v[i : i + size] for i in range(0, len(v), size)] for number, v in visited.items()}
+        size, planned = self.config.batch_size, {number: self.recipe.shards[number] for number in self.missing}
+        parts = {
+            number: [each.visited[i : i + size] for i in range(0, len(each.visited), size)]
+            for number, each in planned.items()
+        }
         batches = encoding_batches(
             self.source,
-            image_size_px=self.config.image_size,
+            image_size_px=[planned[number].size for number, own in parts.items() for _ in own],
             parts=[part for own in parts.values() for part in own],
             num_broken=self.num_broken,
             num_workers=self._choose_num_workers(),
         )
-        total = sum(map(len, visited.values()))
+        total = sum(len(each.visited) for each in planned.values())
         with (
             contextlib.closing(batches),
             ThreadPoolExecutor(1) as writer,

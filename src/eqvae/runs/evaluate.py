@@ -14,7 +14,9 @@ from eqvae.artifacts.names import METRICS, PICTURES, SPECTRUM
 from eqvae.artifacts.weights import WhichWeights
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.loading import choose_weights
+from eqvae.autoencoders.padding import check_reflection, padding_mode_of
 from eqvae.autoencoders.protocol import Autoencoder
+from eqvae.autoencoders.tiling import check_tile, in_tiles
 from eqvae.errors import Interrupted, UserError
 from eqvae.images import (
     BrokenImage,
@@ -26,6 +28,7 @@ from eqvae.images import (
     open_images,
     to_images,
 )
+from eqvae.images.sizes import one_size
 from eqvae.images.sources import announce_channels
 from eqvae.metrics.autoencoder import check_image_size, evaluate_autoencoder
 from eqvae.metrics.interpolation import Interpolations
@@ -69,8 +72,11 @@ class EvaluateConfig:
     out: Path
     """Output folder; written anew when the same autoencoder is measured again on the same data."""
 
-    image_size: int = 256
-    """Side of the centre crops, in px (ADM's preprocessing)."""
+    image_size: int | str = 256
+    """Side of the centre crops, in px (ADM's preprocessing), or `192x256` for height x width."""
+
+    tile: int | None = None
+    """Encode and decode pictures that are larger than this side, in px, in tiles of it: bounds memory."""
 
     num_images: int | None = None
     """The first images of the data; None: all."""
@@ -158,7 +164,11 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
     source = open_images(config.data, split="evaluation", image_column=config.image_column)
     folder = RunFolder.claim(config.out, "evaluate")
     autoencoder = autoencoder or load_autoencoder(config.autoencoder)  # last: it may be gigabytes from the hub
-    check_image_size(config.image_size, autoencoder.stride, quarters=True)
+    size = one_size(config.image_size)
+    config = replace(config, image_size=size.written())
+    check_image_size(size, autoencoder.stride, quarters=True)
+    check_tile(config.tile, autoencoder.stride)
+    check_reflection(padding_mode_of(autoencoder), min(size) // (4 * autoencoder.stride))
     source = source.read_as(Pixels(channels=autoencoder.image_channels, range=config.value_range))
     fingerprint = autoencoder.fingerprint()
     _check_same_evaluation(folder, config, fingerprint)
@@ -170,6 +180,7 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
     with (
         notice_lost_process("the same command measures anew"),
         stop_on_signals() as stop,
+        in_tiles(autoencoder, config.tile),
         processes.progress("evaluate", total=sum(map(len, parts)), unit="image") as progress,
     ):
 
@@ -218,7 +229,8 @@ def _read(
     before_batch: Callable[[int], None],
 ) -> Iterator[Tensor]:
     """Read images in [-1, 1], a part at a time, and note those that can't be read."""
-    batches = encoding_batches(source, image_size_px=config.image_size, parts=parts, num_workers=config.num_workers)
+    size = one_size(config.image_size)
+    batches = encoding_batches(source, image_size_px=size, parts=parts, num_workers=config.num_workers)
     for index, batch in enumerate(batches):
         before_batch(index)
         broken.extend(batch.broken)

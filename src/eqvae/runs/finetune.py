@@ -15,21 +15,20 @@ from eqvae.artifacts.names import METRICS
 from eqvae.artifacts.weights import WhichWeights
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.loading import choose_weights
+from eqvae.autoencoders.padding import PaddingMode
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError, nearest_name
-from eqvae.images import ImageSource, Pixels, RangeConfig, evaluation_batches, open_images, training_batches
+from eqvae.images import ImageSize, Pixels, RangeConfig, open_images
+from eqvae.images.sizes import bucket_sizes, describe_buckets, largest, read_sizes, sort_into_buckets, write_sizes
 from eqvae.images.sources import announce_channels
 from eqvae.losses.discriminator_files import begin_discriminator
-from eqvae.losses.discriminators import Discriminator
 from eqvae.losses.reconstruction import ReconstructionLoss
-from eqvae.metrics.autoencoder import check_image_size
 from eqvae.metrics.measures import MIN_IMAGES, PREDICTORS
 from eqvae.networks.features import FeatureExtractor, features_at_hand, load_features
-from eqvae.networks.pretrained import LPIPS_MIN_IMAGE_SIZE_PX
 from eqvae.runtime.device import choose_device, place
 from eqvae.runtime.journal import say
 from eqvae.runtime.memory import FINETUNE_FLAGS, told_when_full
-from eqvae.runtime.processes import Processes, join_processes
+from eqvae.runtime.processes import join_processes
 from eqvae.runtime.run_folder import AT_LEAST_1, NOT_NEGATIVE, RunFolder, check_ranges, flat
 from eqvae.runtime.signals import stop_on_signals
 from eqvae.training.adapters import add_adapters, trained_parameters
@@ -54,11 +53,20 @@ class FinetuneConfig:
     """Of a checkpoint that holds both: `ema`, averaged, or `raw`. None: the averaged ones, and one line says so.
     `AUTOENCODER#raw` says the same."""
 
-    image_size: int = 256
-    """Side of the training crops, in px."""
+    image_size: int | str = 256
+    """Side of the training crops, in px; `192x256` for height x width; or several, as in `128,192,256`, which take
+    turns from batch to batch. Validation has the largest."""
+
+    aspect_buckets: bool = False
+    """Cut each image to the nearest of several aspects up to 1:2, with about as many pixels as --image-size squared;
+    a batch is of one aspect."""
 
     flip: bool = True
     """Mirror half of the training crops."""
+
+    padding_mode: PaddingMode | None = None
+    """How convolutions pad, from the first step on and in the export: `zeros`, or `reflect` (fewer artefacts at the
+    borders of scaled latents). None: as AUTOENCODER does."""
 
     training: Annotated[AutoencoderTraining, tyro.conf.OmitArgPrefixes] = field(default_factory=AutoencoderTraining)
 
@@ -127,8 +135,19 @@ class FinetuneConfig:
             autoencoder=choose_weights(self.autoencoder, self.weights),
             weights=None,
             training=self.training.resolved(),
+            image_size=write_sizes(read_sizes(self.image_size)),
             validate_every=tenth if self.validate_every is None else self.validate_every,
         )
+
+    def sizes(self, stride: int) -> list[tuple[ImageSize, ...]]:
+        """List the sizes of training crops by buckets; sides of buckets are whole patches of two cells."""
+        sizes = read_sizes(self.image_size)
+        return bucket_sizes(sizes, aspect_buckets=self.aspect_buckets, unit_px=2 * stride)
+
+    @property
+    def validation_size(self) -> ImageSize:
+        """That of validation crops: it is the same whatever else the run trains on."""
+        return largest(read_sizes(self.image_size))
 
     @property
     def watched(self) -> tuple[str, ...]:
@@ -138,7 +157,7 @@ class FinetuneConfig:
 
 _RANGES = (
     (AT_LEAST_1,
-     ("image_size", "log_every", "checkpoint_every", "validate_every", "num_validation_images",
+     ("log_every", "checkpoint_every", "validate_every", "num_validation_images",
       "num_statistics_images")),
     (NOT_NEGATIVE, ("num_workers", "keep_every", "keep_last")),
 )  # fmt: skip
@@ -184,7 +203,8 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
         UserError: If the input is wrong (nothing is written then), or training diverged.
         Interrupted: After SIGTERM or SIGINT, with a checkpoint.
     """
-    from eqvae.runs.finetune_run import FinetuneRun  # its file reads the configuration of this one
+    from eqvae.runs.finetune_checks import check_memory, check_sizes, read_once  # it reads the configuration
+    from eqvae.runs.finetune_run import FinetuneRun  # as this does
 
     folder = RunFolder.claim(config.out, "finetune")
     config = folder.keep_choices(config, *CHOSEN).resolved()
@@ -197,11 +217,11 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
     )
     features = _load_watched_features(config, min(len(validation_source), config.num_validation_images))
     autoencoder = load_autoencoder(config.autoencoder) if autoencoder is None else autoencoder
-    training.check_autoencoder(autoencoder, image_size_px=config.image_size, num_processes=processes.count)
     discriminator = begin_discriminator(training.adversarial, training.seed, autoencoder.image_channels)
-    _check_sizes(config, autoencoder.stride, discriminator)
+    smallest_px = check_sizes(config, autoencoder, discriminator, processes.count)
     pixels = Pixels(channels=autoencoder.image_channels, range=config.value_range)
     source, validation_source = source.read_as(pixels), validation_source.read_as(pixels, "--validation-data")
+    buckets = sort_into_buckets(source, config.sizes(autoencoder.stride), processes)
     reconstruction_loss = ReconstructionLoss(
         training.reconstruction.perceptual, training.reconstruction.perceptual_weight
     )
@@ -232,23 +252,24 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
     done = folder.figures_after(training.total_steps)
     if done is not None:
         return done if processes.is_first else None
-    _check_memory(config, autoencoder, discriminator, processes)
+    check_memory(config, autoencoder, discriminator, processes)
     with stop_on_signals() as stop, told_when_full(FINETUNE_FLAGS):
         run = FinetuneRun(
             config=config,
             processes=processes,
             state=build_state(
-                autoencoder, training, processes.device, image_size_px=config.image_size, discriminator=discriminator
+                autoencoder, training, processes.device, image_size_px=smallest_px, discriminator=discriminator
             ),
             recipe=flat(config) | loaded | {"mixture": str(training.mixture())},
             reconstruction_loss=place(reconstruction_loss, processes.device),
             source=source,
+            buckets=buckets,
             validation_source=validation_source,
             features=None if features is None else place(features, processes.device),
             stop=stop,
         )
-        _read_once(config, source, validation_source)
-        source.announce("DATA", processes)
+        read_once(config, source, buckets, validation_source)
+        source.announce("DATA", processes, describe_buckets(buckets))
         validation_source.announce("VALIDATION DATA", processes)
         announce_channels(autoencoder.image_channels)
         # Figures of a run that is made longer are not figures of this one.
@@ -267,33 +288,6 @@ def _tell_new_end(max_steps: int, training: AutoencoderTraining) -> None:
         say(f"--max-steps was {max_steps}: the rate goes on along the cosine of {training.max_steps} steps")
 
 
-def _check_memory(
-    config: FinetuneConfig, autoencoder: Autoencoder, discriminator: Discriminator | None, processes: Processes
-) -> None:
-    """Refuse a run that does not fit, before anything is written."""
-    from eqvae.runs.memory import finetuning_memory, is_beyond_doubt  # its file reads the configuration of this one
-
-    num_kept = config.training.batch_size // (processes.count * config.training.gradient_accumulation_steps)
-    if not is_beyond_doubt(autoencoder.num_parameters(), num_kept * config.image_size**2, processes.device):
-        memory = finetuning_memory(config, autoencoder, discriminator, processes)
-        memory.check_fits(processes.device, FINETUNE_FLAGS, num_processes=processes.count)
-
-
-def _check_sizes(config: FinetuneConfig, stride: int, discriminator: Discriminator | None) -> None:
-    """Refuse images that have no whole latent grid, or that become smaller than the losses' networks can see."""
-    check_image_size(config.image_size, stride, quarters=True)
-    training = config.training
-    smallest_px = training.mixture().smallest_side(config.image_size // stride) * stride
-    needs = {} if discriminator is None else {"the discriminator": discriminator.min_image_size_px}
-    needs |= {"LPIPS": LPIPS_MIN_IMAGE_SIZE_PX} if training.reconstruction.perceptual == "lpips" else {}
-    for network, side_px in needs.items():
-        if smallest_px < side_px:
-            raise UserError(
-                f"images of {config.image_size} px can be scaled down to {smallest_px} px, too small for {network}",
-                f"Use a larger --image-size or --min-scale, so that {side_px} px are left",
-            )
-
-
 def _load_watched_features(config: FinetuneConfig, num_images: int) -> FeatureExtractor | None:
     """Load the features of iFID where it is watched, and refuse fewer images than the predictors can see."""
     if {"ifid", "dimension"} & {*config.watched} and num_images < MIN_IMAGES:
@@ -304,28 +298,21 @@ def _load_watched_features(config: FinetuneConfig, num_images: int) -> FeatureEx
     return load_features(features_at_hand()) if "ifid" in config.watched else None
 
 
-def _read_once(config: FinetuneConfig, source: ImageSource, validation_source: ImageSource) -> None:
-    """Read a batch of each source, so that data which can't be used are told before anything is written."""
-    size_px, count = config.image_size, config.training.batch_size
-    next(training_batches(source, image_size_px=size_px, batch_size=count, seed=0, num_steps=1, num_workers=0))
-    next(evaluation_batches(validation_source, image_size_px=size_px, batch_size=1, num_images=None, num_workers=0))
-
-
 def plan(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> dict[str, Any]:
     """Work out sizes, FLOPs and memory on tensors without values: `--dry-run`."""
-    from eqvae.runs.memory import finetuning_memory  # its file reads the configuration of this one
+    from eqvae.runs.finetune_checks import check_sizes  # it reads the configuration
+    from eqvae.runs.memory import finetuning_memory  # as this does
 
     config = config.resolved()
     training = config.training
     autoencoder = load_autoencoder(config.autoencoder) if autoencoder is None else autoencoder
-    training.check_autoencoder(autoencoder, image_size_px=config.image_size)
     discriminator = begin_discriminator(training.adversarial, training.seed, autoencoder.image_channels)
-    check_image_size(config.image_size, autoencoder.stride, quarters=True)
+    check_sizes(config, autoencoder, discriminator, 1)
     model = copy.deepcopy(autoencoder).to("meta")
     if training.lora_rank:
         add_adapters(model, training.lora_rank, seed=training.seed)
     num_parameters, num_trained = model.num_parameters(), _count_trained(model, training)
-    x = torch.empty(1, autoencoder.image_channels, config.image_size, config.image_size, device="meta")
+    x = torch.empty(1, autoencoder.image_channels, *config.validation_size, device="meta")
     with FlopCounterMode(display=False) as counter:
         z = model.encode(x).mode()
         model.decode(z)

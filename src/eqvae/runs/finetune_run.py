@@ -12,8 +12,10 @@ from torchvision.utils import save_image
 from eqvae.artifacts.files import replace_folder, write_atomically, write_json
 from eqvae.artifacts.names import AUTOENCODER, DISCRIMINATOR, METRICS, TENSORBOARD, VALIDATION
 from eqvae.artifacts.records import ModelCard, Pictures
+from eqvae.autoencoders.padding import set_padding_mode
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, LatentStatistics
 from eqvae.images import BrokenImage, ImageBatch, ImageSource, evaluation_batches, training_batches
+from eqvae.images.sizes import Buckets, summarize_buckets
 from eqvae.losses.adversarial import Watchdog
 from eqvae.losses.discriminator_files import save_discriminator
 from eqvae.losses.reconstruction import ReconstructionLoss
@@ -42,6 +44,7 @@ class FinetuneRun:
     """The resolved configuration, as the card holds it."""
     reconstruction_loss: ReconstructionLoss
     source: ImageSource
+    buckets: Buckets
     validation_source: ImageSource
     features: FeatureExtractor | None
     """Of iFID, where it is watched."""
@@ -87,11 +90,14 @@ class FinetuneRun:
         self.processes.wait()
         self.journal, loop.journal = Journal(config.out), kept
         if kept is not None:
-            kept.write("data", **self.source.summary())
+            kept.write("data", **self.source.summary(), **summarize_buckets(self.buckets))
             kept.write("validation_data", **self.validation_source.summary())
         with _open_board(config, state.step, self.processes) as self.board:
             if state.step == 0:
                 loop.numbers["before"] = loop.look()
+            for model in (state.autoencoder, state.averaged):
+                if model is not None and config.padding_mode is not None:  # the base is measured as it was
+                    set_padding_mode(model, config.padding_mode)
             if config.compile:
                 decode = "decode_quantized" if isinstance(state.autoencoder, DiscreteAutoencoder) else "decode"
                 for name in ("encode", decode):
@@ -103,7 +109,7 @@ class FinetuneRun:
         config, training = self.config, self.config.training
         return training_batches(
             self.source,
-            image_size_px=config.image_size,
+            image_size_px=self.buckets,
             batch_size=training.batch_size,
             seed=training.seed,
             first_step=first_step,
@@ -215,7 +221,7 @@ class FinetuneRun:
         part = self.processes.own_part(-(-min(num_images, len(source)) // size))
         batches = evaluation_batches(
             source,
-            image_size_px=self.config.image_size,
+            image_size_px=self.config.validation_size,
             batch_size=size,
             num_images=num_images,
             num_workers=0,

@@ -11,6 +11,7 @@ from eqvae.artifacts.files import as_written
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.generators.checkpoints import Generator
 from eqvae.generators.repa import TEACHER_TOKENS
+from eqvae.images.sizes import ImageSize, largest
 from eqvae.losses.discriminators import Discriminator
 from eqvae.losses.reconstruction import ReconstructionLoss
 from eqvae.methods.mixture import Mixture
@@ -56,10 +57,9 @@ def finetuning_memory(
     loss = ReconstructionLoss(terms.perceptual, terms.perceptual_weight)
     alone = replace(processes, rank=0, count=1)
 
-    def images() -> torch.Tensor:
+    def images(size: ImageSize) -> torch.Tensor:
         count = training.batch_size // processes.count
-        size = (count, autoencoder.image_channels, config.image_size, config.image_size)
-        return torch.empty(size, device=device)
+        return torch.empty(count, autoencoder.image_channels, *size, device=device)
 
     def begin() -> None:
         judge = None if discriminator is None else without_values(copy.deepcopy(discriminator), device)
@@ -69,12 +69,13 @@ def finetuning_memory(
         state["loss"] = without_values(loss, device)
 
     def validate() -> None:
-        batch = images()[: config.num_validation_images]
+        batch = images(config.validation_size)[: config.num_validation_images]
         evaluate_autoencoder(state["all"].exported(), [batch], processes=alone, precision=training.precision)
         set_training(state["all"].autoencoder)
 
     def step_with(drawn: Mixture) -> None:
-        train_step(state["all"], images(), training, state["loss"], drawn, alone)
+        x = images(largest(sum(config.sizes(autoencoder.stride), ())))
+        train_step(state["all"], x, training, state["loss"], drawn, alone)
 
     judges = [] if discriminator is None else [discriminator]
     return measure(
@@ -92,7 +93,7 @@ def finetuning_memory(
 def training_memory(plan: Plan, autoencoder: Autoencoder, processes: Processes) -> Memory:
     """Take two steps of this process, and look at samples; others' shards are taken off the state of one process."""
     config, device, parts = plan.config, processes.device, dict[str, Any]()
-    latents, card = plan.transformer.latents, plan.card(decoder_fingerprint="")
+    latents, card = plan.largest_latents, plan.card(decoder_fingerprint="")
     with torch.device("meta"):
         transformer = plan.transformer.build()
 

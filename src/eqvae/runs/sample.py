@@ -20,6 +20,7 @@ from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import Interrupted, UserError
 from eqvae.generators.checkpoints import Generator, GeneratorCard, Weights, build_generator, read_generator
+from eqvae.images.sizes import one_size
 from eqvae.runtime.device import choose_device, place
 from eqvae.runtime.journal import Journal, say
 from eqvae.runtime.memory import SAMPLE_FLAGS, Memory, told_when_full
@@ -49,6 +50,10 @@ class SampleConfig(SamplerConfig):
 
     num_samples: int = 50_000
     """Images; 50,000 in ADM's protocol. More than a finished set holds lengthen it."""
+
+    image_size: int | str | None = None
+    """`256`, or `192x256` for height x width: of DiT and SiT, whose latents may have any shape; None: the one that the
+    generator was trained on most."""
 
     batch_size: int = 64
     """Images at a time; changes no image."""
@@ -115,12 +120,16 @@ def _prepare(config: SampleConfig, processes: Processes) -> Drawer:
     if config.sigma_rel is not None:
         generator = _with_horizon(generator, run, config.sigma_rel)
     weak = read_generator(config.weak_run, config.weights) if config.weak_run is not None else None
+    size, known = None if config.image_size is None else one_size(config.image_size), generator.card.image_sizes()
+    if size is not None and size not in known and processes.is_first:
+        say(f"'{config.run}' was trained on {', '.join(map(str, known))} px: pictures of {size} px are new to it")
     return Drawer(
         generator=_on(generator, processes.device),
         autoencoder=place(_load_decoder(generator.card, config.autoencoder, config.run), processes.device),
         config=config,
         device=processes.device,
         weak=_on(weak, processes.device) if weak is not None else None,
+        image_size=size,
     )
 
 
@@ -136,14 +145,15 @@ def _check_memory(drawer: Drawer, config: SampleConfig, processes: Processes) ->
 
     num_images = min(config.batch_size, config.num_samples)
     num_parameters = drawer.generator.transformer.num_parameters() + drawer.autoencoder.num_parameters()
-    num_pixels = num_images * drawer.generator.card.image_size_px**2
+    num_pixels = num_images * drawer.size.num_pixels
     if not is_beyond_doubt(num_parameters, num_pixels / 8, processes.device):
         _memory(drawer, config).check_fits(processes.device, SAMPLE_FLAGS, num_processes=processes.count)
 
 
 def draw_samples(drawer: Drawer, config: SampleConfig, processes: Processes) -> dict[str, Any]:
     """Draw a sample set, or go on where an earlier call stopped or, with fewer samples, ended."""
-    config, card = replace(config, num_steps=drawer.num_steps), drawer.generator.card
+    card, is_own = drawer.generator.card, drawer.size == drawer.generator.card.image_sizes()[0]
+    config = replace(config, num_steps=drawer.num_steps, image_size=None if is_own else drawer.size.written())
     folder = RunFolder.claim(config.out, "sample")
     folder.check_same(config, FREE_TO_CHANGE)
     if folder.saved is not None and (saved := _saved_card(folder.saved)) != card:  # or an older card
@@ -253,9 +263,9 @@ def _join_parts(
             _stop_if_asked(stop, config)
             yield read_tensors(_part(config.out, indices))[0]["images"].numpy()
 
-    size_px, num_channels = drawer.generator.card.image_size_px, drawer.autoencoder.image_channels
     labels = drawer.labels(range(config.num_samples)).numpy() if drawer.num_classes > 0 else None
-    stream_sample_set(config.out / SAMPLE_SET, blocks(), (config.num_samples, size_px, size_px, num_channels), labels)
+    shape = (config.num_samples, *drawer.size, drawer.autoencoder.image_channels)
+    stream_sample_set(config.out / SAMPLE_SET, blocks(), shape, labels)
 
 
 def _draw_sheet(drawer: Drawer, config: SampleConfig) -> None:

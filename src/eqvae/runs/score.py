@@ -50,7 +50,7 @@ class ScoreConfig:
 
     reference: str
     """An .npz in ADM's layout (images, or `mu`, `sigma`, `mu_s`, `sigma_s`, or both), statistics that
-    --save-reference wrote, or any DATA, which is cropped to the samples' side as ADM does."""
+    --save-reference wrote, or any DATA, which is cropped to the samples' size as ADM does."""
 
     out: Path
     """Output folder; written anew when the same samples are scored again against the same reference."""
@@ -223,7 +223,7 @@ def _open(config: ScoreConfig, samples: ImageSet) -> ImageSet | FeatureStatistic
         known = with_adm_moments(None, path)
     else:
         return open_reference(
-            config.reference, image_size_px=samples.image_size_px, image_column=config.image_column,
+            config.reference, image_size_px=samples.image_size, image_column=config.image_column,
             pixels=Pixels(channels=samples.num_channels, range=config.value_range),
         )  # fmt: skip
     if config.num_reference is not None:
@@ -242,7 +242,7 @@ def _expected(config: ScoreConfig, samples: ImageSet, extractor: FeatureExtracto
         fingerprint="",
         features=config.features,
         weights_fingerprint=None if extractor is None else extractor.weights_fingerprint,
-        image_size_px=samples.image_size_px,
+        image_size_px=samples.image_size.written(),
         num_channels=samples.num_channels,
         precision=config.precision,
     )

@@ -130,7 +130,8 @@ def _check_memory(plan: Plan, autoencoder: Autoencoder, processes: Processes) ->
     """Refuse a run that does not fit, before anything is written."""
     from eqvae.runs.memory import is_beyond_doubt, training_memory  # its file takes this one's steps
 
-    config, image_px = plan.config, plan.cache.index.image_size_px**2
+    config, stride = plan.config, plan.cache.index.stride
+    image_px = plan.largest_latents.height * plan.largest_latents.width * stride**2
     with torch.device("meta"):
         num_parameters = plan.transformer.build().num_parameters() + autoencoder.num_parameters()
     num_kept = config.batch_size // (processes.count * config.gradient_accumulation_steps)
@@ -237,8 +238,9 @@ class Run:
     def _step(self, batch: TrainingBatch) -> dict[str, Tensor]:
         """Draw the step's randomness for the global batch, take this process's rows, and step."""
         state, device = self.state, self.processes.device
+        latents = self.card.transformer.latents.resized(*batch.latents.shape[-2:])
         draws = self.objective.draw(
-            self.config.batch_size, self.card.transformer.latents, generator_for(self.config.seed, state.step, _DRAWS)
+            self.config.batch_size, latents, generator_for(self.config.seed, state.step, _DRAWS)
         )
         first = self.processes.rank * len(batch.latents)
         own = {name: value[first : first + len(batch.latents)] for name, value in draws.items()} | batch.draws

@@ -246,6 +246,17 @@ class Plan:
     teacher: TeacherTokens | None
 
     @property
+    def latents(self) -> tuple[LatentSpecification, ...]:
+        """Describe the latents of each shape."""
+        own = self.transformer.latents
+        return tuple(own.resized(each.height, each.width) for each in self.cache.shapes if each.num_images)
+
+    @property
+    def largest_latents(self) -> LatentSpecification:
+        """Those that take most memory."""
+        return max(self.latents, key=lambda each: each.height * each.width)
+
+    @property
     def decoder(self) -> str:
         """Where the autoencoder that made the cache is now, or one whose decoder was trained further."""
         return self.config.autoencoder or self.cache.index.autoencoder
@@ -306,6 +317,7 @@ class Plan:
             num_steps=0,
             eqvae_version=installed_version("eqvae") or "unknown",
             schedule=self.config.maskgit.schedule if self.config.maskgit else None,
+            shapes=tuple((each.height, each.width) for each in self.latents) if len(self.latents) > 1 else (),
         )
 
 
@@ -329,6 +341,8 @@ def make_plan(config: TrainConfig, processes: Processes) -> Plan:
         width=width,
         num_classes=cache.index.num_classes or 0,
     )
+    shapes = [latents.resized(each.height, each.width) for each in cache.shapes]
+    recipe.check_shapes(shapes, str(config.latents), has_teacher=config.repa is not None)
     label_dropout = recipe.values().label_dropout if config.label_dropout is None else config.label_dropout
     objective = recipe.objective(latents, label_dropout=label_dropout)
     transformer, teacher = recipe.transformer(latents), None

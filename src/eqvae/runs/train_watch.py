@@ -134,7 +134,7 @@ def load_reference(config: TrainConfig, index: CacheIndex, processes: Processes)
             )
     else:
         images = open_reference(
-            config.reference, image_size_px=index.image_size_px, image_column=config.reference_image_column,
+            config.reference, image_size_px=index.image_size(), image_column=config.reference_image_column,
             pixels=index.pixels,
         )  # fmt: skip
         images.announce("REFERENCE", processes)

@@ -18,7 +18,9 @@ from eqvae.errors import UserError, printable
 from eqvae.generators.checkpoints import Generator, GeneratorCard
 from eqvae.generators.diffusion import GaussianDiffusion
 from eqvae.generators.gat_transformer import STYLE_SIZE
-from eqvae.generators.protocol import Latents
+from eqvae.generators.protocol import Latents, LatentSpecification
+from eqvae.images.sizes import ImageSize
+from eqvae.metrics.autoencoder import check_image_size
 from eqvae.runtime.device import Precision, autocast
 from eqvae.sampling.config import SamplerConfig
 from eqvae.sampling.diffusion import ddim, ddpm
@@ -60,10 +62,14 @@ class Drawer:
     weak: Generator | None = None
     """Of autoguidance."""
 
+    image_size: ImageSize | None = None
+    """Of the pictures; None: as those that the generator was trained on most."""
+
     def __post_init__(self) -> None:
         """Check that sampler, guidance and classes are the generator's, and that the sampler takes its settings."""
         card = self.generator.card
         fitting = card.kind.samplers
+        self._check_size()
         if self.config.sampler is not None and self.config.sampler not in fitting:
             raise UserError(
                 f"--sampler {self.config.sampler} is not for '{card.recipe}'", f"Use {' or '.join(fitting)}"
@@ -95,6 +101,29 @@ class Drawer:
         elif self.config.sampler != "dopri5":  # whose tolerances the configuration has checked
             # Each sampler knows what it can't do: drawing no images, it says so before a folder is begun.
             self._solve(_predict_nothing, [])
+
+    def _check_size(self) -> None:
+        """Refuse pictures that are no whole number of patches, or that the network has no positions for."""
+        card = self.generator.card
+        if self.size == card.image_sizes()[0]:
+            return
+        if card.kind.draws != "process":  # other networks have a weight for each place
+            raise UserError(f"--image-size {self.size} is not for '{card.recipe}'", f"It draws {card.image_sizes()[0]}")
+        patch_size = getattr(card.transformer, "patch_size", 1)
+        check_image_size(self.size, card.stride * patch_size)
+
+    @property
+    def size(self) -> ImageSize:
+        """Of the pictures."""
+        return self.image_size or self.generator.card.image_sizes()[0]
+
+    @property
+    def latent_specification(self) -> LatentSpecification:
+        """What is drawn."""
+        card = self.generator.card
+        if self.size == card.image_sizes()[0]:
+            return card.transformer.latents
+        return card.transformer.latents.resized(*(side // card.stride for side in self.size))
 
     @property
     def num_steps(self) -> int:
@@ -177,7 +206,7 @@ class Drawer:
 
     def _solve(self, predict: Callable[..., Tensor], indices: Sequence[int]) -> Float[Tensor, "n c h w"]:
         config, card = self.config, self.generator.card
-        noise = ImageNoise(config.seed, indices, card.transformer.latents.shape, device=self.device)
+        noise = ImageNoise(config.seed, indices, self.latent_specification.shape, device=self.device)
         labels = self.labels(indices).to(self.device)
         if card.interpolant is None:
             diffusion = GaussianDiffusion()
