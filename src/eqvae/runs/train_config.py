@@ -246,15 +246,10 @@ class Plan:
     teacher: TeacherTokens | None
 
     @property
-    def latents(self) -> tuple[LatentSpecification, ...]:
-        """Describe the latents of each shape."""
-        own = self.transformer.latents
-        return tuple(own.resized(each.height, each.width) for each in self.cache.shapes if each.num_images)
-
-    @property
     def largest_latents(self) -> LatentSpecification:
         """Those that take most memory."""
-        return max(self.latents, key=lambda each: each.height * each.width)
+        largest = max(self.cache.shapes, key=lambda each: each.height * each.width)
+        return self.transformer.latents.resized(largest.height, largest.width)
 
     @property
     def decoder(self) -> str:
@@ -317,7 +312,7 @@ class Plan:
             num_steps=0,
             eqvae_version=installed_version("eqvae") or "unknown",
             schedule=self.config.maskgit.schedule if self.config.maskgit else None,
-            shapes=tuple((each.height, each.width) for each in self.latents) if len(self.latents) > 1 else (),
+            shapes=tuple((each.height, each.width) for each in index.shapes if each.num_images),
         )
 
 
