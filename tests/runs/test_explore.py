@@ -196,8 +196,8 @@ def test_without_its_library_one_line_says_what_to_install(capsys, monkeypatch):
 
 
 def test_a_move_costs_one_decoding():
-    """Of the processor's time, with a packaged autoencoder and another of its size: others compute beside this."""
-    views = make_views(ExploreConfig(autoencoders=("tiny-kl", "untrained:tiny-kl")))
+    """Of the processor's time, with a packaged autoencoder: others compute beside this."""
+    views = make_views(ExploreConfig(autoencoders=("tiny-kl",)))
     first = next(iter(views.pictures))
 
     def spent_sec(degrees: float) -> float:
