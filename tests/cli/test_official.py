@@ -1,6 +1,7 @@
 """Official generators through the commands: convert, sample, train --init, score, and back, bit for bit."""
 
 import argparse
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from eqvae.artifacts.files import read_json, read_tensors
 from eqvae.artifacts.names import GENERATOR, weights_name
 from eqvae.cli import run
-from eqvae.generators.checkpoints import read_card
+from eqvae.generators.checkpoints import read_card, write_generator
 from eqvae.generators.families import find_recipe
 from eqvae.generators.protocol import LatentSpecification
 
@@ -136,6 +137,27 @@ def test_the_autoencoders_scaling_factor_is_the_normalization(tmp_path: Path):
     card = read_card(tmp_path / "run")
     assert card.scale == pytest.approx((1 / 0.3994938003897636,) * 4)
     assert card.shift == pytest.approx((0.10151766634316825,) * 4)
+
+
+def test_the_latents_normalization_travels_with_both_sets_of_weights(tmp_path: Path, capsys) -> None:
+    weights = {"ema": random_weights("dit-ti-2", 0), "model": random_weights("dit-ti-2", 1)}
+    write_official(tmp_path / "official.pt", "fast-DiT's", weights)
+    chosen = ["--recipe", "dit-ti-2", "--autoencoder", AUTOENCODER]
+    assert run(["convert", f"{tmp_path / 'official.pt'}", f"{tmp_path / 'run'}", *chosen]) == 0
+    measured = replace(read_card(tmp_path / "run"), shift=(0.5, -1.0, 2.0, 0.0), scale=(1.0, 2.0, 3.0, 0.5))
+    write_generator(tmp_path / "run", measured, weights)  # type: ignore[arg-type]
+    assert run(["convert", f"{tmp_path / 'run'}", f"{tmp_path / 'noted.pt'}", "--to", "official"]) == 0
+    assert run(["convert", f"{tmp_path / 'noted.pt'}", f"{tmp_path / 'back'}", *chosen]) == 0
+    assert read_card(tmp_path / "back") == measured
+    noted = torch.load(tmp_path / "noted.pt", weights_only=True)
+    for shift, scale in (([0.0] * 3, [1.0] * 3), ([0.0] * 4, [0.0] * 4), ("abcd", [1.0] * 4)):
+        torch.save(noted | {"eqvae": json.dumps({"shift": shift, "scale": scale})}, tmp_path / "wrong.pt")
+        capsys.readouterr()
+        assert run(["convert", f"{tmp_path / 'wrong.pt'}", f"{tmp_path / 'wrong'}", *chosen]) == 2
+        assert "--normalization" in capsys.readouterr().err.splitlines()[-1]
+    assert (
+        run(["convert", f"{tmp_path / 'wrong.pt'}", f"{tmp_path / 'told'}", *chosen, "--normalization", "fixed:2"]) == 0
+    )
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ A file holds a state dict, or what a training code keeps: `model`, `ema`, `opt`,
 `generator`, `ema` (GAT), or `model_state_dict` (MaskGIT). Parameters have the names that they have here.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from torch import Tensor
 
 from eqvae.artifacts.files import check_finite, read_tensors, write_atomically
 from eqvae.artifacts.names import GENERATOR, weights_name
+from eqvae.artifacts.typed import to_type
 from eqvae.artifacts.weights import WhichWeights, choose_set, describe_choice, find_sets, plain_names, read_named
+from eqvae.autoencoders.factors import Normalization
+from eqvae.autoencoders.notes import NOTE, read_note
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import GeneratorCard, Weights, load_transformer, read_card
@@ -107,10 +111,28 @@ def describe_official(
     )
 
 
+def read_noted_normalization(path: Path, num_channels: int) -> Normalization | None:
+    """Read how `write_official` notes that latents were normalized; None where there is no note."""
+    note = read_note(path)
+    if not {"shift", "scale"} <= note.keys():
+        return None
+    try:
+        shift, scale = (to_type(tuple[float, ...], note[name], where=name) for name in ("shift", "scale"))
+    except ValueError as error:
+        raise UserError(f"The note in '{path}' is damaged ({error})", "Give --normalization") from None
+    if not len(shift) == len(scale) == num_channels or min(scale) <= 0:
+        raise UserError(
+            f"'{path}' notes the shift of {len(shift)} channels and the scale of {len(scale)}, the autoencoder has "
+            f"{num_channels}",
+            "Choose another --autoencoder, or give --normalization",
+        )
+    return Normalization(shift, scale)
+
+
 def write_official(run: Path, path: Path) -> GeneratorCard:
     """Write a run's weights as the published codes load them: a state dict, or `ema` and `model` where both are kept.
 
-    MaskGIT's code expects `model_state_dict`.
+    Beside these two a note says how latents were normalized. MaskGIT's code expects `model_state_dict`.
     """
     card, kinds = read_card(run), ("ema", "model")
     files = {kind: run / GENERATOR / weights_name(kind) for kind in kinds}
@@ -124,7 +146,8 @@ def write_official(run: Path, path: Path) -> GeneratorCard:
     if card.models_tokens:
         content: Any = {"model_state_dict": states["ema"]}
     else:
-        content = states if len(states) > 1 else states["ema"]
+        note = json.dumps({"shift": card.shift, "scale": card.scale})
+        content = {**states, NOTE: note} if len(states) > 1 else states["ema"]
     write_atomically(path, lambda part: torch.save(content, part))
     return card
 

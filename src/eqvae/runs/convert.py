@@ -23,7 +23,13 @@ from eqvae.errors import UserError
 from eqvae.generators.checkpoints import GeneratorCard, Weights, load_transformer, read_generator, write_generator
 from eqvae.generators.dit_pipeline import check_pipeline, is_pipeline, read_pipeline, write_pipeline
 from eqvae.generators.families import find_recipe
-from eqvae.generators.official import describe_official, largest_difference, read_official, write_official
+from eqvae.generators.official import (
+    describe_official,
+    largest_difference,
+    read_noted_normalization,
+    read_official,
+    write_official,
+)
 from eqvae.latents.cache import fixed_normalization
 from eqvae.runtime.journal import write_environment
 
@@ -78,8 +84,8 @@ class ConvertConfig:
     Its first and its last convolution begin as the mean of what they were: a start for `eqvae finetune`."""
 
     normalization: str | None = None
-    """Of an official generator: `fixed:0.18215` if its latents were multiplied by this; None: by the scaling factor of
-    the autoencoder's config."""
+    """Of an official generator: `fixed:0.18215` if its latents were multiplied by this; None: as `--to official` noted
+    in its file, else by the scaling factor of the autoencoder's config."""
 
 
 def convert(config: ConvertConfig) -> Converted:
@@ -132,7 +138,10 @@ def _import_generator(config: ConvertConfig) -> Converted:
     _check_destination(config.destination)
     found, autoencoder = read_official(source, config.weights), load_autoencoder(config.autoencoder)
     weights = {which: recipe.from_published(state) for which, state in found.items()}
-    shift, scale = _normalization(config.normalization, autoencoder)
+    noted = None
+    if config.normalization is None and not isinstance(autoencoder, DiscreteAutoencoder):
+        noted = read_noted_normalization(source, autoencoder.latent_channels)
+    shift, scale = noted or _normalization(config.normalization, autoencoder)
     card = describe_official(weights, recipe, autoencoder, shift=shift, scale=scale, source=config.source)
     return _write_run(config, card, weights, list(found["ema"]))
 
