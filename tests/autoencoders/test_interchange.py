@@ -117,7 +117,7 @@ REAL_SIZES: list[Any] = [
     (*preset("taesd"), "taesd", "pair", 2_445_063),
     ("VQModel", vq((128, 256, 512), (False,) * 3, 8192, 3), "taming", "f4.ckpt", 55_322_782),
     ("VQModel", vq((128, 256, 256, 512), (False,) * 3 + (True,), 16384, 4), "taming", "f8.ckpt", 67_717_295),
-    (*preset("vqgan-f16-16384"), "taming", "f16.ckpt", 91_453_699),
+    (*preset("vqgan-f16-16384"), "taming", "f16.ckpt", 76_073_859),
     ("AutoencoderKL", MAR, "mar", "kl16.ckpt", 66_456_019),
     ("AutoencoderKL", VA_VAE, "va-vae", "f16d32.pt", 69_836_067),
 ]
