@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from eqvae.generators.maskgit import MaskgitConfig
     from eqvae.generators.protocol import ReadingConfig
     from eqvae.generators.repa import RepaConfig
+    from eqvae.images.bands import RangeConfig
     from eqvae.losses.adversarial import AdversarialConfig
     from eqvae.losses.codebook import CodebookConfig
     from eqvae.losses.reconstruction import ReconstructionConfig
@@ -64,6 +65,7 @@ _HOMES = {
     "eqvae.metrics.frechet": ("frechet_distance",),
     "eqvae.metrics.intrinsic_dimension": ("intrinsic_dimension",),
     "eqvae.errors": ("Interrupted", "UserError"),
+    "eqvae.images.bands": ("RangeConfig",),
     "eqvae.losses.adversarial": ("AdversarialConfig",),
     "eqvae.losses.codebook": ("CodebookConfig",),
     "eqvae.losses.reconstruction": ("ReconstructionConfig",),
@@ -117,6 +119,7 @@ __all__ = [
     "Pair",
     "Posterior",
     "PushConfig",
+    "RangeConfig",
     "RankConfig",
     "ReadingConfig",
     "ReconstructionConfig",

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 import tarfile
 import zlib
 from pathlib import Path
@@ -193,6 +194,19 @@ def test_what_can_not_be_read_is_one_line(content: bytes, reason: str) -> None:
     with pytest.raises(BrokenImageError, match=reason) as raised:
         read(content, stated)
     assert "\n" not in str(raised.value)
+
+
+def test_pages_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eqvae.images.arrays.MAX_ARRAY_BYTES", 4 * 4 * 4)
+    with pytest.raises(BrokenImageError, match="5 x 4 x 4 numbers of uint8 take"):
+        read(tiff(np.zeros((5, 4, 4), np.uint8)), FIVE)
+
+
+def test_a_tiff_without_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(BrokenImageError, match="needs the package tifffile") as raised:
+        read(tiff(np.zeros((5, 4, 4), np.uint8)), FIVE)
+    assert "eqvae[tiff]" in raised.value.mend
 
 
 def test_no_array_is_unpickled(monkeypatch: pytest.MonkeyPatch) -> None:

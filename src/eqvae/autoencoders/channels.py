@@ -1,6 +1,5 @@
 """An autoencoder for images of other channels than its own: a start for fine-tuning, made of what it has learnt."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -29,19 +28,17 @@ def load_with_channels(name: str, num_channels: int) -> Autoencoder:
     if autoencoder.image_channels == num_channels:
         raise UserError(f"'{name}' has images of {num_channels} channels already", "Leave --channels out")
     model: Any = autoencoder.model
-    config = {key: changed.get(key, value) for key, value in dict(model.config).items()}
+    # Without diffusers' notes: it would take fields that `_use_default_values` lists for its own defaults.
+    config = {key: value for key, value in dict(model.config).items() if not key.startswith("_")} | changed
     wider = build_architecture(type(model).__name__, config, name=autoencoder.name, seed=0)
-    state = spread(model.state_dict(), wider.model.state_dict(), autoencoder.image_channels, num_channels)
+    expected, old = wider.model.state_dict(), autoencoder.image_channels
+    state = {name: _spread(each, expected[name], old, num_channels) for name, each in model.state_dict().items()}
     load_strictly(wider.model, state, source=name)
     return wider
 
 
-def spread(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], old: int, new: int) -> dict[str, Tensor]:
-    """Give the tensors whose shapes differ as many channels as are expected."""
-    return {name: _spread(tensor, expected[name], old, new) for name, tensor in state.items()}
-
-
 def _spread(tensor: Tensor, expected: Tensor, old: int, new: int) -> Tensor:
+    """Give a tensor as many channels as are expected, where its shape differs."""
     if tensor.shape == expected.shape:
         return tensor
     if tensor.shape[0] == expected.shape[0]:  # the first convolution

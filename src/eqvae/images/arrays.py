@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import logging
 import math
 import zipfile
 import zlib
@@ -13,8 +14,7 @@ from jaxtyping import Shaped
 from PIL import ExifTags
 
 from eqvae.artifacts.sample_sets import open_array, read_header
-from eqvae.errors import UserError
-from eqvae.images.bands import UPRIGHT, Bands, Decoded, Pixels, to_planes, wrong_channels
+from eqvae.images.bands import UPRIGHT, Bands, Decoded, Pixels, UnfitImageError, to_planes, wrong_channels
 
 ARRAY_SUFFIXES = frozenset((".npy", ".npz"))
 """Names of pictures that are arrays: of DATA without other images alone, since arrays lie beside many images."""
@@ -23,7 +23,7 @@ _NPY, _NPZ = b"\x93NUMPY", b"PK\x03\x04"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 MAX_ARRAY_BYTES = 2**28
-"""With its planes in float32 and their crops, an array of 8 bits takes four times as much."""
+"""As planes. Decoding takes up to four times as much: the file, its numbers, their planes, and what is cut of them."""
 
 
 def is_array(head: bytes) -> bool:
@@ -95,7 +95,7 @@ def _check_size(shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 
 def _channels_last(array: Shaped[np.ndarray, "..."], wanted: int) -> Shaped[np.ndarray, "h w k"]:
-    """Find the channels' axis: the last one that has as many as are wanted, or else one, or the last."""
+    """Find the channels' axis: the last or the first, which has as many as are wanted, or else one."""
     if array.ndim == 2:
         return array[..., None]
     if array.ndim != 3:
@@ -117,13 +117,17 @@ def decode_tiff(content: bytes | Path, pixels: Pixels) -> Decoded:
     try:
         import tifffile
     except ImportError:
-        raise UserError("This TIFF needs the package tifffile", "Run: pip install 'eqvae[tiff]'") from None
+        raise UnfitImageError("it needs the package tifffile", "Run: pip install 'eqvae[tiff]'") from None
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what is wrong with a file is said in one line
     source: Any = io.BytesIO(content) if isinstance(content, bytes) else content
     with tifffile.TiffFile(source) as file:
         first: Any = file.pages[0]
         pages = [first]
         if first.samplesperpixel == 1 and pixels.channels > 1:
             pages += itertools.islice(file.pages, 1, pixels.channels + 1)  # one too many is refused
+        if {page.shape for page in pages} != {first.shape}:
+            raise ValueError("its pages have different sizes")
+        _check_size((len(pages), *first.shape), first.dtype)
         bands = np.concatenate([_read_page(page) for page in pages], axis=2)
         num_bits = first.bitspersample if first.dtype.kind == "u" else None
         decoded = to_planes(bands, pixels, num_bits=num_bits)
@@ -135,13 +139,12 @@ def decode_tiff(content: bytes | Path, pixels: Pixels) -> Decoded:
 
 
 def _read_page(page: Any) -> Shaped[np.ndarray, "h w k"]:
-    """Read one page, whose size is known before."""
+    """Read one page, whose size has been checked."""
     axes = {"YX": (), "YXS": (0, 1, 2), "SYX": (1, 2, 0)}.get(page.axes)
-    if axes is None or page.dtype is None:
+    if axes is None:
         raise ValueError(f"its page has the axes {page.axes} and numbers of {page.dtype}")
     if page.photometric.name not in ("MINISBLACK", "RGB", "SEPARATED"):
         raise ValueError(f"its numbers are {page.photometric.name}, not how bright it is")
-    _check_size(page.shape, page.dtype)
     _check_unpacks(page)
     array = page.asarray()
     return array.transpose(axes) if axes else array[..., None]

@@ -143,6 +143,8 @@ def to_range(
         raise UnfitImageError(
             f"its {kind.name} numbers have no fixed range", "State the number that is white, as in --white 1"
         )
+    if white <= black:
+        raise UnfitImageError(f"its white, {white:g}, is not above --black {black:g}", "State --white too")
     if kind.kind == "f" and not np.isfinite(values).all():
         raise ValueError("it holds NaN or infinite numbers")
     name = kind.name if kind.kind == "f" else f"{bits} bits"
@@ -159,7 +161,7 @@ def to_range(
 def to_planes(bands: Shaped[np.ndarray, "h w k"], pixels: Pixels, *, num_bits: int | None = None) -> Decoded:
     """Make planes of an array's bands: as many as are asked for, grey where three are."""
     has, wanted = bands.shape[2], pixels.channels
-    if has not in (wanted, 1 if wanted == 3 else wanted):
+    if has != wanted and (has, wanted) != (1, 3):
         raise wrong_channels(has, wanted)
     scaled, found = to_range(bands, pixels.range, num_bits=num_bits)
     planes = [Image.fromarray(np.ascontiguousarray(scaled[..., band])) for band in range(has)]

@@ -20,7 +20,7 @@ from jaxtyping import Float, Shaped
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from eqvae.errors import UserError, printable
+from eqvae.errors import printable
 from eqvae.images.arrays import decode_array, decode_tiff, is_array, is_tiff
 from eqvae.images.bands import RGB, Crop, Decoded, Picture, Pixels, UnfitImageError
 from eqvae.images.modes import SIDEWAYS, is_cut_to_8_bits, to_channels, upright_turn
@@ -110,8 +110,6 @@ def decode_and_tell(content: bytes | Path, name: str, pixels: Pixels) -> Decoded
         warnings.simplefilter("ignore")
         try:
             return _decode(content, pixels)
-        except UserError:  # a package is missing
-            raise
         except UnfitImageError as error:
             raise BrokenImageError(name, str(error), error.mend) from None
         except Exception as error:
