@@ -14,6 +14,7 @@ from torch import Tensor
 
 from eqvae.artifacts.names import AUTOENCODER_WEIGHTS as WEIGHTS
 from eqvae.autoencoders import load_autoencoder
+from eqvae.autoencoders.padding import set_padding_mode
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import Generator, GeneratorCard, read_generator, write_generator
@@ -206,3 +207,19 @@ def test_what_is_no_dits_pipeline_is_refused(run: Path, tmp_path: Path) -> None:
         pipeline / "transformer" / WEIGHTS,
     )
     assert "another t_embedder.mlp.0 in block 3" in refused(source=str(pipeline), destination=out)
+
+
+def test_a_decoder_that_pads_by_reflection_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "reflecting"
+    folder.mkdir()
+    autoencoder: Any = load_autoencoder(AUTOENCODER)
+    set_padding_mode(autoencoder.model, "reflect")
+    autoencoder.save(folder)
+    autoencoder = load_autoencoder(str(folder))
+    made_by = {"autoencoder": str(folder), "autoencoder_fingerprint": autoencoder.fingerprint()}
+    run = write_run(tmp_path / "run", encoder_fingerprint=autoencoder.encoder_fingerprint(), **made_by)
+    converted = convert(ConvertConfig(source=str(run), destination=tmp_path / "pipeline", to="dit-pipeline"))
+    assert converted.largest_difference < 1e-4
+    assert "its vae pads by reflection: eqvae.set_padding_mode(pipeline.vae, 'reflect')" in converted.advice
+    copy = convert(ConvertConfig(source=str(folder), destination=tmp_path / "copy", to="diffusers"))
+    assert any("pad by reflection" in line for line in copy.advice)

@@ -181,6 +181,7 @@ def _obstacles(config: Mapping[str, Any], to: str) -> Iterator[str]:
     if to in ("comfyui", "mar", "va-vae", "taming"):
         obstacles.append((not attends_in_middle, "it does not attend in the middle"))
     if to == "comfyui":
+        obstacles.append((config.get("padding_mode") == "reflect", "its convolutions pad by reflection"))
         obstacles.append((any(attends), "it attends at a resolution, where that attends in the middle alone"))
         obstacles.append((tuple(channels) not in _COMFYUI_CHANNELS, f"it has {channels} channels"))
     if to in ("mar", "va-vae"):

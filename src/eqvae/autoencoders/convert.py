@@ -163,6 +163,8 @@ def _write_diffusers(
         advice.append(
             f"its source has no scaling factor: scaling_factor {model.config['scaling_factor']:g} in {CONFIG} is {said}"
         )
+    if model.config.get("padding_mode") == "reflect":
+        advice.append("its convolutions pad by reflection: call eqvae.set_padding_mode(model, 'reflect') there")
     return list(model.state_dict()), advice + pipeline_advice(model.config)
 
 

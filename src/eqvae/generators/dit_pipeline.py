@@ -19,6 +19,7 @@ from eqvae.artifacts.files import read_json, replace_folder, write_json, write_t
 from eqvae.artifacts.names import AUTOENCODER_WEIGHTS, CONFIG, PIPELINE_INDEX
 from eqvae.artifacts.weights import plain_names, read_named
 from eqvae.autoencoders.factors import Normalization, fold
+from eqvae.autoencoders.padding import padding_mode_of, set_padding_mode
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.autoencoders.weight_files import choose_weight_file
 from eqvae.errors import UserError
@@ -197,6 +198,7 @@ def check_pipeline(folder: Path, generator: Generator, autoencoder: Autoencoder)
 
     transformer: Any = DiTTransformer2DModel.from_pretrained(folder / "transformer")
     decoder: Any = type(autoencoder.model).from_pretrained(folder / "vae")  # type: ignore[union-attr]
+    set_padding_mode(decoder, padding_mode_of(autoencoder))
     config = generator.card.transformer.latents
     z = torch.randn(2, *config.shape, generator=torch.Generator().manual_seed(0))
     t, labels = torch.tensor([999, 500]), torch.tensor([0, max(config.num_classes - 1, 0)])

@@ -18,6 +18,7 @@ from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.convert import Format, convert_autoencoder
 from eqvae.autoencoders.factors import Fold, Normalization, configured
 from eqvae.autoencoders.loading import choose_weights
+from eqvae.autoencoders.padding import padding_mode_of
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.errors import UserError
 from eqvae.generators.checkpoints import GeneratorCard, Weights, load_transformer, read_generator, write_generator
@@ -220,6 +221,8 @@ def _export_pipeline(config: ConvertConfig) -> Converted:
         f"predictions differ by {check.without_published_times:.2g}:",
         "for block in pipeline.transformer.transformer_blocks: block.norm1.emb.time_proj.downscale_freq_shift = 0",
     ]
+    if padding_mode_of(autoencoder) == "reflect":
+        advice.append("its vae pads by reflection: eqvae.set_padding_mode(pipeline.vae, 'reflect')")
     if not Normalization(card.shift, card.scale).is_scalar:
         advice.append("its vae's weights have taken in shift and scale: latents are normalized, scaling_factor is 1")
     return Converted(
