@@ -55,6 +55,13 @@ def loss(autoencoder, x, drawn: Drawn) -> torch.Tensor:
     return total
 
 
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs_take_rectangles(name, small_autoencoder):
+    x = torch.rand(4, 3, 64, 96, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    for seed in range(3):
+        assert bool(loss(small_autoencoder, x, draw(name, x, small_autoencoder, seed)).isfinite().all())
+
+
 # Identity draws -----------------------------------------------------------------------------------------------------
 
 EXACTLY = [

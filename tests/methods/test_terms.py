@@ -54,6 +54,12 @@ def value(text: str, autoencoder, x, z=None, **given) -> torch.Tensor:
 # Zero ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", TERMS)
+def test_terms_take_rectangles(small_autoencoder, name):
+    x = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    assert bool(value(name, small_autoencoder, x).isfinite().all())
+
+
 def test_the_divergence_of_a_standard_normal_posterior_is_zero(small_autoencoder, x):
     term, encoded = see("kl", small_autoencoder, x)
     posterior = Posterior(mean=torch.zeros(2, 4, 8, 8), log_variance=torch.zeros(2, 4, 8, 8))

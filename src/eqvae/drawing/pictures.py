@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
@@ -288,6 +289,8 @@ def _transform_title(transform: str) -> str:
     return transform
 
 
-def _image_size_px(card: Mapping[str, object]) -> int | None:
-    size = card.get("image_size_px")
-    return size if isinstance(size, int) and size > 0 else None
+def _image_size_px(card: Mapping[str, Any]) -> int | None:
+    """Side of a sheet's pictures; None where it is unknown, or they are no squares, and the sheet is shown whole."""
+    size, latents = card.get("image_size_px"), (card.get("transformer") or {}).get("latents", {})
+    is_square = latents.get("height") == latents.get("width")
+    return size if isinstance(size, int) and size > 0 and is_square else None
