@@ -6,7 +6,6 @@ strictly; SiT (arXiv:2401.08740) is the same network, REPA (arXiv:2410.06940) ad
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -155,7 +154,7 @@ class Transformer(nn.Module):
         """Look up the positions of its own grid; of another one they are computed, a cell's the same in each."""
         if (rows, columns) == self.config.grid:
             return self.pos_embed
-        return _positions_of(rows, columns, self.config.hidden_size).to(self.pos_embed.device)
+        return position_embedding(rows, columns, self.config.hidden_size).to(self.pos_embed.device)
 
     def _unpatchify(
         self, tokens: Float[Tensor, "n tokens values"], rows: int, columns: int
@@ -230,11 +229,6 @@ def position_embedding(rows: int, columns: int, width: int) -> Float[Tensor, "to
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     angles = [position.reshape(-1, 1) * frequencies for position in (column, row)]
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
-
-
-@lru_cache(maxsize=64)
-def _positions_of(rows: int, columns: int, width: int) -> Float[Tensor, "tokens width"]:
-    return position_embedding(rows, columns, width)
 
 
 def attend(
