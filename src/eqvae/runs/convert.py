@@ -105,7 +105,8 @@ def convert(config: ConvertConfig) -> Converted:
     for name in ("recipe", "autoencoder", "weights", "normalization", "fold", "channels"):
         value = getattr(config, name)
         if value is not None and name not in _READS.get(to, ("weights", "fold", "channels")):
-            raise UserError(f"--{name} {value} is not for --to {to}", "Leave it out")
+            owner = "an official generator" if name in _READS["run"] else "an autoencoder"
+            raise UserError(f"--{name} {value} is for {owner}, not for --to {to}", "Leave it out")
     if to == "run":
         return _import_generator(config)
     if to == "official":
