@@ -12,6 +12,7 @@ import torch
 
 from eqvae.cli import parse, run
 from eqvae.paper.headline import readme_rows
+from eqvae.runs.adapt import AdaptConfig
 from eqvae.runs.compare import CompareConfig
 from eqvae.runs.convert import ConvertConfig
 from eqvae.runs.push import PushConfig
@@ -57,7 +58,13 @@ def test_own_autoencoder_in_three_lines(photographs, tmp_path, monkeypatch):
 
 def test_reproduce_compare_and_rank_are_understood(photographs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    configs = {"compare": CompareConfig, "rank": RankConfig, "convert": ConvertConfig, "push": PushConfig}
+    configs = {
+        "compare": CompareConfig,
+        "rank": RankConfig,
+        "convert": ConvertConfig,
+        "push": PushConfig,
+        "adapt": AdaptConfig,
+    }
     for line in (block_with("eqvae reproduce table5") + block_with("eqvae convert runs")).splitlines():
         _, command, *arguments = shlex.split(line, comments=True)
         if command in configs:
