@@ -107,7 +107,7 @@ def test_two_stretches(configure, run):
     assert (drawn / "samples.npz").is_file()
 
 
-@pytest.mark.parametrize("lora_rank", [None, 2])
+@pytest.mark.parametrize("lora_rank", [None, pytest.param(2, marks=pytest.mark.slow)])
 def test_resuming_is_exact(configure, lora_rank):
     straight, early = configure("straight", lora_rank=lora_rank), configure("early", lora_rank=lora_rank)
     adapt(straight)

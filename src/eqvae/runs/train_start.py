@@ -42,9 +42,11 @@ def begin_from(run: Path, transformer: Backbone, plan: Plan) -> dict[str, float]
 def _check_alike(run: Path, card: GeneratorCard, plan: Plan, *, aligned: bool) -> None:
     """Refuse to begin from another kind of generator; one that is aligned may be of other latents."""
     theirs, own = card.transformer, plan.transformer
-    recipes = [(card.recipe, str(plan.recipe)), (card.recipe.rpartition("-")[0], str(plan.recipe).rpartition("-")[0])]
+    names = [card.recipe, str(plan.recipe)]
+    if aligned:
+        names = [name.rpartition("-")[0] for name in names]  # the patch size follows from the latents
     differences = (
-        ("a", *(f"'{name}'" for name in recipes[aligned])),
+        ("a", *(f"'{name}'" for name in names)),
         ("of", *(f"{each.latents.num_classes} classes" for each in (theirs, own))),
         ("of latents of", *("" if aligned else _by(each.latents.shape) for each in (theirs, own))),
         ("of tokens of", *(_by(each.grid) for each in (theirs, own))),
@@ -53,8 +55,8 @@ def _check_alike(run: Path, card: GeneratorCard, plan: Plan, *, aligned: bool) -
     for what, there, here in differences:
         if there != here:
             raise UserError(f"--init '{run}' is {what} {there}, this run {what} {here}", "Name a run that is alike")
-    names = zip(card.class_names or (), plan.cache.index.class_names or (), strict=False)
-    for number, (there, here) in enumerate(names):
+    classes = zip(card.class_names or (), plan.cache.index.class_names or (), strict=False)
+    for number, (there, here) in enumerate(classes):
         if there != here:
             say(f"--init '{run}': class {number} is '{printable(there)}' there and '{printable(here)}' here")
             break
@@ -92,9 +94,11 @@ def _check_made_by(run: Path, card: GeneratorCard, old: LatentCache) -> None:
     """Refuse a cache that the run was not trained on."""
     index = old.index
     if index.kind != "moments" or old.latent_shape != card.transformer.latents.shape:
-        shapes = (" x ".join(map(str, shape)) for shape in (old.latent_shape, card.transformer.latents.shape))
-        what = f"holds {index.kind} {next(shapes)}, and '{run}' was trained on {next(shapes)}"
-        raise UserError(f"--old-latents '{old.folder}' {what}", "Give the cache that it was trained on")
+        raise UserError(
+            f"--old-latents '{old.folder}' holds {index.kind} of {_by(old.latent_shape)}, and '{run}' was trained on "
+            f"latents of {_by(card.transformer.latents.shape)}",
+            "Give the cache that it was trained on",
+        )
     digests = (index.encoder_fingerprint, card.encoder_fingerprint)
     if None in digests:  # written by an older eqvae
         digests = (index.fingerprint, card.autoencoder_fingerprint)
