@@ -1,6 +1,6 @@
 """What `--dry-run` says of memory, against the most that the process had.
 
-    python benchmarks/memory.py --json docs/results/benchmarks/memory.json
+    python -m benchmarks memory --json docs/results/benchmarks/memory.json
 
 Each command runs in a process of its own, two steps long; its peak is what the system saw of it (resident set), on a
 processor with one thread.
@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 
+from benchmarks.machine import describe_machine
 from eqvae.artifacts.files import write_json
-from eqvae.cli import run
-from machine import describe_machine
+from eqvae.cli import run as run_command
 
 SHORT = "--max-steps 2 --device cpu --log-every 1"
 FINETUNE = (
@@ -57,8 +56,8 @@ CASES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """How to measure."""
+class Memory:
+    """What `--dry-run` says of memory, against the most that the process had."""
 
     json: Path | None = None
     """Where the figures go."""
@@ -87,7 +86,7 @@ def eqvae(command: str, folder: str) -> tuple[str, float]:
         try:
             os.chdir(folder)
             os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
-            code = run(command.split())
+            code = run_command(command.split())
             sys.stdout.flush()
         finally:
             os._exit(code)
@@ -97,12 +96,8 @@ def eqvae(command: str, folder: str) -> tuple[str, float]:
     return said.read_text(), usage.ru_maxrss / 2**20
 
 
-def main(options: Options) -> None:
-    """Measure all cases.
-
-    Args:
-        options: How.
-    """
+def run(benchmark: str, options: Memory) -> None:
+    """Measure all cases, and write the figures where asked."""
     torch.set_num_threads(options.threads)
     for name in ("finetune_run", "encode_run", "train", "sample", "memory"):
         importlib.import_module(f"eqvae.runs.{name}")
@@ -123,9 +118,5 @@ def main(options: Options) -> None:
             })  # fmt: skip
             print(f"{name:45} {said['memory_gib']:8.2f} {measured_gib:8.2f} {rows[-1]['ratio']:6.2f}", flush=True)
     if options.json is not None:
-        machine = describe_machine(__file__, options, device=torch.device("cpu"), packages=("diffusers",))
+        machine = describe_machine(benchmark, options)
         write_json(options.json, {**machine, "rows": rows})
-
-
-if __name__ == "__main__":
-    main(tyro.cli(Options))

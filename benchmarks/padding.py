@@ -1,6 +1,6 @@
 """What padding by reflection does to the borders of pictures decoded from scaled latents.
 
-    python benchmarks/padding.py [--max-steps 150] [--image-size 128] [--num-images 12] [--json FILE]
+    python -m benchmarks padding [--max-steps 150] [--image-size 128] [--num-images 12] [--json FILE]
 
 Two fine-tunings by one recipe differ in `--padding-mode` alone, from the packaged `tiny-kl`, on the built-in
 photographs; both are measured, and the base, on crops of the photographs held out. For each scale of Section C.3 of
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-import tyro
 from jaxtyping import Float
 from torch import Tensor
 
+from benchmarks.machine import describe_machine
 from eqvae import load_autoencoder, set_padding_mode
 from eqvae.autoencoders import Autoencoder
 from eqvae.autoencoders.padding import PaddingMode
@@ -27,12 +27,11 @@ from eqvae.metrics.per_image import evaluation_transforms
 from eqvae.runs.finetune import FinetuneConfig, finetune
 from eqvae.runtime.run_folder import from_flat
 from eqvae.transforms import IDENTITY
-from machine import describe_machine
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """Compare borders under both paddings."""
+class Padding:
+    """What padding by reflection does to the borders of pictures decoded from scaled latents."""
 
     max_steps: int = 150
     """Of each fine-tuning."""
@@ -50,7 +49,7 @@ class Options:
     """Of PyTorch."""
 
 
-def main(options: Options) -> None:
+def run(benchmark: str, options: Padding) -> None:
     """Fine-tune under both, measure, and print a table."""
     torch.set_num_threads(options.threads)
     x = crops(options)
@@ -73,12 +72,12 @@ def main(options: Options) -> None:
     for name, own in figures.items():
         print(f"{name:28}", "  ".join(f"{key} {value:.3f}" for key, value in own.items()))
     if options.json is not None:
-        machine = describe_machine(__file__, options, device=torch.device("cpu"), packages=("diffusers",))
+        machine = describe_machine(benchmark, options)
         content = {"machine": machine, "figures": figures}
         options.json.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def crops(options: Options) -> Float[Tensor, "n 3 h w"]:
+def crops(options: Padding) -> Float[Tensor, "n 3 h w"]:
     """Cut the held-out photographs into squares that do not overlap, each twice the crop's side."""
     source, side, found = open_images("photos", split="evaluation"), 2 * options.image_size, []
     pictures = [source.read(index) for index in range(len(source))]
@@ -110,7 +109,3 @@ def borders(autoencoder: Autoencoder, x: Float[Tensor, "n 3 h w"]) -> dict[str, 
     for index, kind in enumerate(("border", "interior")):
         sums[kind] = sum(errors[name][index] for name in scales) / len(scales)
     return sums | {"border_over_interior": sums["border"] / sums["interior"]}
-
-
-if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))

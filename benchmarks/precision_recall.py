@@ -1,61 +1,55 @@
-"""Memory and time of precision and recall on two sets of n feature vectors of 2048 numbers.
+"""Precision and recall of two sets of features of 2,048 numbers, against ADM's algorithm.
 
-    python benchmarks/precision_recall.py [--num-images 50000] [--threads N] [--device cpu] [--json FILE]
-
-The reference is ADM's algorithm (openai/guided-diffusion, evaluations/evaluator.py) in float32, written out below: rows
-of 10,000 distances to a whole set at a time, inside or outside as rounding has it. Ours is
-`eqvae.metrics.neighbours`. Each runs in a process of its own, so that its peak memory (VmHWM) is its own.
+ADM's (openai/guided-diffusion, evaluations/evaluator.py) is written out below in float32: rows of 10,000 distances to a
+whole set at a time, inside or outside as rounding has it. Ours is `eqvae.metrics.neighbours`.
 """
 
-import json
-import os
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import tyro
 from torch import Tensor
 
-from eqvae.metrics.neighbours import BLOCK_SIZE, precision_recall
-from eqvae.runtime.device import choose_device, synchronize
+from benchmarks.harness import Turn, Variant, Work
+from eqvae.metrics.neighbours import precision_recall
+from eqvae.runtime.device import choose_device
 from eqvae.runtime.seeds import generator_for
-from machine import describe_machine, measure_apart, peak_mib
 
 NUM_FEATURES = 2048
 ADM_BATCH_SIZE = 10_000
 NUM_NEIGHBOURS = 3
-VARIANTS = ("reference", "ours")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """Measure precision and recall at the size of ADM's protocol."""
+class PrecisionRecall(Work):
+    """Precision and recall of two sets of features of 2,048 numbers, against ADM's algorithm."""
+
+    unit = "comparison"
+
+    rounds: int = 1
+    """Turns of each variant, after one that warms up."""
 
     num_images: int = 50_000
     """Feature vectors in each of the two sets."""
 
-    block_size: int = BLOCK_SIZE
-    """Of ours."""
+    def ways(self) -> dict[str, Variant]:
+        """List the variants."""
+        return {
+            "ADM": Variant(lambda _: self.prepare(adm_precision_recall)),
+            "ours": Variant(lambda _: self.prepare(exact_precision_recall)),
+        }
 
-    threads: int = os.cpu_count() or 1
-    """Threads of PyTorch."""
+    def prepare(self, compare: Callable[[Tensor, Tensor], tuple[float, float]]) -> Turn:
+        """Draw the features."""
+        device = choose_device(self.device)
+        real, fake = (draw_features(self.num_images, of_samples).to(device) for of_samples in (False, True))
 
-    device: str = "cpu"
-    """`cpu`, `cuda`; memory is the process's on the first and PyTorch's own on the second."""
+        def take_turn() -> dict[str, Any]:
+            precision, recall = compare(real, fake)
+            return {"units": 1, "precision": precision, "recall": recall}
 
-    reference: bool = True
-    """Run the reference too."""
-
-    json: Path | None = None
-    """File to write the figures to."""
-
-    measure: Literal["reference", "ours"] | None = None
-    """Measure this one here and print its figures; the command calls itself with it."""
-
-
-PASSED_ON = ("num_images", "block_size", "threads", "device")
+        return take_turn
 
 
 def draw_features(num_images: int, of_samples: bool) -> Tensor:
@@ -71,7 +65,10 @@ def draw_features(num_images: int, of_samples: bool) -> Tensor:
     return features
 
 
-# The reference ------------------------------------------------------------------------------------------------------
+def exact_precision_recall(reference: Tensor, samples: Tensor) -> tuple[float, float]:
+    """Ours."""
+    found = precision_recall(reference=reference, samples=samples, num_neighbours=NUM_NEIGHBOURS)
+    return found.precision, found.recall
 
 
 def adm_distances(a: Tensor, b: Tensor) -> Tensor:
@@ -100,78 +97,3 @@ def adm_precision_recall(reference: Tensor, samples: Tensor) -> tuple[float, flo
             inside[0][columns] |= (distances <= radii[0][rows, None]).any(0)
             inside[1][rows] |= (distances <= radii[1][columns]).any(1)
     return float(inside[0].double().mean()), float(inside[1].double().mean())
-
-
-# Measuring ----------------------------------------------------------------------------------------------------------
-
-
-def measure(variant: str, options: Options) -> dict[str, Any]:
-    """Measure one variant in this process."""
-    torch.set_num_threads(options.threads)
-    device = choose_device(options.device)
-    reference, samples = (draw_features(options.num_images, of_samples).to(device) for of_samples in (False, True))
-    synchronize(device)
-    before_mib, began_sec, began_cpu_sec = peak_mib(device), time.perf_counter(), time.process_time()
-    if variant == "ours":
-        found = precision_recall(
-            reference=reference, samples=samples, num_neighbours=NUM_NEIGHBOURS, block_size=options.block_size
-        )
-        precision, recall = found.precision, found.recall
-    else:
-        precision, recall = adm_precision_recall(reference, samples)
-    synchronize(device)
-    return {
-        "sec": time.perf_counter() - began_sec,
-        "cpu_sec": time.process_time() - began_cpu_sec,
-        "peak_mib": peak_mib(device),
-        "before_mib": before_mib,
-        "precision": precision,
-        "recall": recall,
-    }
-
-
-def main(options: Options) -> None:
-    """Run the benchmark.
-
-    Args:
-        options: As given to the command.
-    """
-    if options.measure is not None:
-        print(json.dumps(measure(options.measure, options)))
-        return
-    description = describe_machine(
-        __file__, options, device=choose_device(options.device), packages=(), leave_out=("json", "measure")
-    )
-    machine = description["machine"]
-    print(
-        f"{machine['cpu']}, {machine['num_threads']} threads, {machine['device']}, load {machine['load_average']:.1f}"
-    )
-    print(f"{options.num_images} x {options.num_images} pairs of {NUM_FEATURES} numbers")
-    print(f"{'':12}{'s':>9}{'s of CPU':>10}{'peak MiB':>11}{'before':>9}{'precision':>12}{'recall':>10}")
-    figures = {}
-    for name in VARIANTS if options.reference else ("ours",):
-        row = figures[name] = measure_apart(__file__, name, options, PASSED_ON)
-        print(
-            f"{name:12}{row['sec']:9.1f}{row['cpu_sec']:10.1f}{row['peak_mib']:11.0f}{row['before_mib']:9.0f}"
-            f"{row['precision']:12.6f}{row['recall']:10.6f}",
-            flush=True,
-        )
-    summary = {}
-    if options.reference:
-        ours, reference = figures["ours"], figures["reference"]
-        # Other programs may take the cores from one variant more than from the other: the CPU's time leaves that out.
-        summary["times_less_cpu_time"] = reference["cpu_sec"] / ours["cpu_sec"]
-        summary["times_faster"] = reference["sec"] / ours["sec"]
-        summary["times_peak_memory"] = ours["peak_mib"] / reference["peak_mib"]
-        print(
-            f"\nours / reference: {summary['times_faster']:.2f} times faster by the clock, "
-            f"{summary['times_less_cpu_time']:.2f} times less CPU time, "
-            f"peak memory {summary['times_peak_memory']:.2f} times"
-        )
-    if options.json is not None:
-        text = json.dumps(description | summary | {"num_images": options.num_images, "variants": figures}, indent=2)
-        options.json.write_text(text + "\n")
-
-
-if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
