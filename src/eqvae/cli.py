@@ -169,11 +169,29 @@ def parse(config_type: type[Config], command: str, arguments: Sequence[str]) -> 
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UserError(_one_line(said.getvalue()), f"See 'eqvae {command} --help'{file}") from None
+        missing = _missing(config_type, arguments)
+        what = f"eqvae {command} needs {' and '.join(missing)}" if missing else _one_line(said.getvalue())
+        raise UserError(what, f"See 'eqvae {command} --help'{file}") from None
     if unknown:
         flag = unknown[0].split("=")[0]
         raise UserError(f"eqvae {command} does not know '{unknown[0]}'", nearest_name(flag, map(_flag, fields)))
     return config
+
+
+def _missing(config_type: Any, arguments: Sequence[str]) -> list[str]:
+    """List what has to be given and is not."""
+    from dataclasses import MISSING
+
+    from eqvae.runtime.run_folder import flat_fields
+
+    given = {argument.split("=")[0].replace("_", "-") for argument in arguments}
+    missing: list[str] = []
+    for field in flat_fields(config_type):
+        if field.default is MISSING and _is_positional(field.annotation):
+            missing += [] if _has_positional(list(arguments)) else [field.name.upper()]
+        elif field.default is MISSING and _flag(field.name) not in given:
+            missing.append(_flag(field.name))
+    return missing
 
 
 def flag_types(config_type: Any) -> dict[str, Any]:
@@ -218,9 +236,13 @@ def _with_config_file(fields: dict[str, Any], command: str, arguments: list[str]
     return arguments
 
 
-def _merge(fields: dict[str, Any], command: str, path: Path, rest: list[str]) -> list[str]:
+def _is_positional(annotation: Any) -> bool:
     import tyro
 
+    return tyro.conf.Positional in getattr(annotation, "__metadata__", ())
+
+
+def _merge(fields: dict[str, Any], command: str, path: Path, rest: list[str]) -> list[str]:
     flags: list[str] = []
     positional: list[str] = []
     for key, value in _read_yaml(path).items():
@@ -229,7 +251,7 @@ def _merge(fields: dict[str, Any], command: str, path: Path, rest: list[str]) ->
             raise UserError(
                 f"'{path}' has a key '{key}' that eqvae {command} does not know", nearest_name(name, fields)
             )
-        if tyro.conf.Positional in getattr(fields[name], "__metadata__", ()):
+        if _is_positional(fields[name]):
             positional = [] if _has_positional(rest) else [value]
         else:
             flags += [_flag(name), value]
