@@ -33,9 +33,12 @@ from eqvae.latents.batches import training_batches
 
 Do = Callable[[], object]
 
-SHORT = "--device cpu --num-workers 0 --log-every 100000"
-FINETUNE = f"{SHORT} --perceptual none --adversarial-weight 0 --num-validation-images 4 --num-statistics-images 4"
-TRAIN = f"{SHORT} --batch-size 4 --watch-steps 1 --num-watch-samples 0"
+SHORT = "--device cpu --log-every 100000"
+FINETUNE = (
+    f"{SHORT} --num-workers 0 --perceptual none --adversarial-weight 0 --num-validation-images 4 "
+    "--num-statistics-images 4"
+)
+TRAIN = f"{SHORT} --batch-size 4 --watch-steps 2 --num-watch-samples 1"
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from benchmarks.machine import Peaks, describe_machine, measure_peaks, peak_mib
-from eqvae.runtime.device import Precision, choose_device, count_flops, synchronize
+from eqvae.runtime.device import Precision, choose_device, synchronize
 
 Turn = Callable[[], dict[str, Any]]
 """Does the work once; says how many `units` it did, and what it found."""
@@ -114,12 +116,13 @@ def serve(work: Work, name: str, connection: Connection) -> None:
     """Prepare a variant, warm it up, and do the work as often as asked."""
     torch.set_num_threads(work.threads)
     device, variant = choose_device(work.device), work.ways()[name]
-    before_mib, found = peak_mib(device), {}
+    before_mib = peak_mib(device)
     with tempfile.TemporaryDirectory() as folder:
         turn = variant.prepare(Path(folder))
-        flops = count_flops(lambda: found.update(turn()))
+        with Operations() as operations:
+            found = turn()
         turn()
-        connection.send({"before_mib": before_mib, "flops_per_unit": flops / found["units"]})
+        connection.send({"before_mib": before_mib, "flops_per_unit": operations.count / found["units"]})
         while asked(connection):
             synchronize(device)
             began_sec, began_cpu_sec = time.perf_counter(), cpu_sec()
@@ -127,6 +130,21 @@ def serve(work: Work, name: str, connection: Connection) -> None:
             synchronize(device)
             sec, busy_sec = time.perf_counter() - began_sec, cpu_sec() - began_cpu_sec
             connection.send({"sec": sec, "cpu_sec": busy_sec, "peak_mib": peak_mib(device), **said})
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations of matrix products, convolutions and attention by PyTorch's formulas.
+
+    PyTorch's own `FlopCounterMode` hooks into the backward pass, which the adaptive weight's gradients don't bear.
+    """
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if (formula := flop_registry.get(func._overloadpacket)) is not None:
+            self.count += formula(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 def asked(connection: Connection) -> bool:
