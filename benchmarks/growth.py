@@ -116,14 +116,9 @@ def evaluate(folder: Path, count: int) -> Do:
     )
 
 
-def cache(folder: Path, count: int) -> Path:
-    specification = replace(PUBLISHED_LATENTS, height=8, width=8, num_classes=10)
-    return random_cache(folder / "latents", specification, count).folder
-
-
 def train(folder: Path, steps: int, num_cached: int = 64) -> Do:
-    latents = cache(folder, num_cached)
-    return command(f"train dit-ti-8 --latents {latents} --out {folder}/out --max-steps {steps} {TRAIN}")
+    encode(folder, num_cached)()
+    return command(f"train dit-ti-8 --latents {folder}/out --out {folder}/run --max-steps {steps} {TRAIN}")
 
 
 def read(folder: Path, count: int) -> Do:
