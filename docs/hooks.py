@@ -1,18 +1,24 @@
 """What mkdocs asks while it builds: the tables of flags, and the list of public names.
 
 A line `<!-- flags of NAME -->` becomes the table of `eqvae NAME --help`, and `<!-- public names -->` the reference of
-`eqvae.__all__`, and `<!-- methods -->` the table of `--method`, so none can fall behind the code.
+`eqvae.__all__`, and `<!-- methods -->` the table of `--method`, so none can fall behind the code. `<!-- memory -->` and
+`<!-- long runs -->` become the tables of what those benchmarks wrote.
 """
 
 import importlib
+import json
 import re
 import warnings
 from argparse import SUPPRESS
+from pathlib import Path
 from typing import Any
 
 FLAGS = re.compile(r"(?m)^<!-- flags of (\w+) -->$")
 NAMES = "<!-- public names -->"
 METHODS = "<!-- methods -->"
+MEMORY = "<!-- memory -->"
+LONG_RUNS = "<!-- long runs -->"
+BENCHMARKS = Path(__file__).resolve().parent / "results" / "benchmarks"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -20,6 +26,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     markdown = FLAGS.sub(lambda found: flags_table(found[1]), markdown)
     if METHODS in markdown:
         markdown = markdown.replace(METHODS, importlib.import_module("eqvae.methods").table())
+    for mark, table in ((MEMORY, memory_table), (LONG_RUNS, long_runs_table)):
+        if mark in markdown:
+            markdown = markdown.replace(mark, table())
     markdown = markdown.replace("```text\neqvae: ", "``` { .text .wraps }\neqvae: ")  # refusals are long lines
     return markdown.replace(NAMES, public_names()) if NAMES in markdown else markdown
 
@@ -47,6 +56,29 @@ def flags_table(command: str) -> str:
         default = f"`{default}`" if default and default != "required" else default
         rows.append(f"| {name} | {meaning} {shown} | {default} |".replace("  ", " "))
     return "\n".join(["| flag | what it does | default |", "|---|---|---|", *rows]) if rows else ""
+
+
+def memory_table() -> str:
+    """Write a row for each case of the benchmark of memory: what was predicted, and what the system saw."""
+    rows = [
+        f"| {row['case']} | {row['predicted_gib']:.2f} | {row['measured_gib']:.2f} | {row['ratio']:.2f} |"
+        for row in json.loads((BENCHMARKS / "memory.json").read_text())["rows"]
+    ]
+    return "\n".join(["| run | predicted, GiB | measured, GiB | ratio |", "|---|---|---|---|", *rows])
+
+
+def long_runs_table() -> str:
+    """Write a row for each case of the benchmark of long runs: step 1,000 against step 10,000."""
+    rows = []
+    for row in json.loads((BENCHMARKS / "long_run.json").read_text())["rows"]:
+        early, late = row["at_1000"], row["at_10000"]
+        rows.append(
+            f"| {row['case']} | {row['throughput_ratio']:.3f} | {early['resident_mib']:,.0f} | "
+            f"{late['resident_mib']:,.0f} | {row['num_checkpoints']} files, {late['weights_mib']:.1f} MiB | "
+            f"{row['num_steps_recorded']:,} + {row['num_other_records']} |"
+        )
+    head = "| run | throughput, times | MiB at step 1,000 | at 10,000 | checkpoints, weights | records of the journal |"
+    return "\n".join([head, "|---|---|---|---|---|---|", *rows])
 
 
 SECTIONS = {

@@ -24,7 +24,7 @@ def test_what_is_alive_at_the_same_time_counts():
         kept[0].view(-1)[: MIB // 2].add_(1)  # a view and an operation in place take nothing
 
     phases = measure(CPU, apart=one_after_another, together=together, after=lambda: None).phases
-    assert phases == {"apart": MIB, "together": 3 * MIB, "after": 3 * MIB}
+    assert phases == pytest.approx({"apart": MIB, "together": 3 * MIB, "after": 3 * MIB}, rel=0.01)
 
 
 def test_a_training_step_by_hand():

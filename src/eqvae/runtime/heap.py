@@ -1,13 +1,16 @@
 """What a processor's heap takes of the system, which is more than what is alive: holes between blocks stay with it.
 
 As glibc's malloc does it with large blocks: a block of `mmap_threshold` or more is the system's own and goes back at
-once; smaller ones lie on one heap, which is given back from its end alone. The threshold grows, up to 32 MiB, to the
-largest block of its own that was given back.
+once; smaller ones lie on one heap, which could be given back from its end, but for something small of Python's there.
+The threshold grows, up to 32 MiB, to the largest block of its own that was given back.
 """
 
 from dataclasses import dataclass, field
 
 _PAGE, _UNIT = 4096, 64
+_SPARE = 2 * _UNIT
+"""What malloc looks for beyond a block, so that its begin can be aligned: a block's own hole is too small for it."""
+
 _FIRST_THRESHOLD, _LARGEST_THRESHOLD = 2**17, 2**25
 
 
@@ -50,11 +53,11 @@ class Heap:
     def take(self, num_bytes: int) -> Block:
         """Take the smallest hole that is large enough, or the heap's top."""
         if num_bytes >= self.threshold:
-            block = Block(None, -(-num_bytes // _PAGE) * _PAGE)
+            block = Block(None, (num_bytes // _PAGE + 1) * _PAGE)  # with its header
             self.mapped_bytes += block.size
             return block
         size = max(-(-num_bytes // _UNIT), 1) * _UNIT
-        large_enough = [(length, start) for start, length in self._holes.items() if length >= size]
+        large_enough = [(length, start) for start, length in self._holes.items() if length >= size + _SPARE]
         if large_enough:
             length, start = min(large_enough)
             self._close(start)
@@ -66,7 +69,7 @@ class Heap:
         return Block(start, size)
 
     def give_back(self, block: Block) -> None:
-        """Give a block back: a hole joins its neighbours, and a long free end goes back to the system."""
+        """Give a block back: a hole joins its neighbours."""
         if block.start is None:
             self.mapped_bytes -= block.size
             if block.size <= _LARGEST_THRESHOLD:
@@ -82,8 +85,6 @@ class Heap:
             self._open(start, size)
             return
         self._top = start
-        if self.end - self._top > 2 * self.threshold:
-            self.end = self._top
 
     def _open(self, start: int, size: int) -> None:
         self._holes[start] = size
