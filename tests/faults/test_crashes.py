@@ -314,7 +314,7 @@ def test_two_processes_on_one_folder(forks: Any, straight: Any, tmp_path: Path, 
 
 def _begun(out: Path) -> list[Path]:
     """The folders of runs that have begun, while things come and go."""
-    return sorted(Path(folder) for folder, _, files in os.walk(out) if "config.json" in files)
+    return sorted(Path(folder) for folder, _, files in os.walk(out) if "environment.json" in files)
 
 
 @both(("finetune", "encode"), COMMANDS)

@@ -33,7 +33,7 @@ from eqvae.runs.train import train
 from eqvae.runtime.device import choose_device
 from eqvae.runtime.journal import say, write_environment
 from eqvae.runtime.processes import Processes, join_processes
-from eqvae.runtime.run_folder import LOCKS, RunFolder, flat
+from eqvae.runtime.run_folder import LOCKS, RunFolder, flat, hold_output_folder
 from eqvae.runtime.signals import StopRequest, explain_interruption, terminated_by_signal
 
 COMMANDS: Mapping[str, Callable[[Any], object]] = {
@@ -66,19 +66,21 @@ def carry_out(plan: Plan, config: Any, command: str, write: Callable[[PlannedRun
             write_json(config.out / CONFIG, flat(config) | {"command": command})
             write_environment(config.out, device=processes.device, seed=None, num_processes=processes.count)
         write_alone(None)
-    if config.cluster is None:
-        execute(plan, config.out, processes, after_each=write_alone)
-        return processes.is_first
-    from eqvae.paper.cluster import execute_on_cluster  # it needs an optional extra
+    processes.wait()
+    with hold_output_folder(config.out, hold=False):  # runs are locked one by one; all end where the root is removed
+        if config.cluster is None:
+            execute(plan, config.out, processes, after_each=write_alone)
+            return processes.is_first
+        from eqvae.paper.cluster import execute_on_cluster  # it needs an optional extra
 
-    execute_on_cluster(
-        plan,
-        config.out,
-        address=config.cluster,
-        device=config.device,
-        processes_per_run=config.processes_per_run,
-        after_each=write_alone,
-    )
+        execute_on_cluster(
+            plan,
+            config.out,
+            address=config.cluster,
+            device=config.device,
+            processes_per_run=config.processes_per_run,
+            after_each=write_alone,
+        )
     return True
 
 
