@@ -14,6 +14,7 @@ from benchmarks import (
     generator,
     growth,
     harness,
+    long_run,
     maskgit,
     memory,
     nearest_code,
@@ -42,6 +43,7 @@ IN_TURNS: dict[str, type[harness.Work]] = {
 BENCHMARKS: dict[str, tuple[type[Any], Callable[[str, Any], None]]] = {
     **{name: (work, harness.run) for name, work in IN_TURNS.items()},
     "growth": (growth.Growth, growth.run),
+    "long-run": (long_run.LongRun, long_run.run),
     "memory": (memory.Memory, memory.run),
     "padding": (padding.Padding, padding.run),
     "accelerator": (accelerator.Accelerator, accelerator.run),

@@ -1,6 +1,6 @@
 """Whether a long run stays as fast and as small as it began: a tiny generator, step 10,000 against step 1,000.
 
-    python benchmarks/long_run.py --json docs/results/benchmarks/long_run.json
+    python -m benchmarks long-run --json docs/results/benchmarks/long_run.json
 
 A step's time is the process's own processor time between two steps, all that a loop does included. Every 20 steps
 another process does a fixed piece of work in between, by whose time that of steps is divided: what else the machine
@@ -22,14 +22,13 @@ from unittest import mock
 import numpy as np
 import psutil
 import torch
-import tyro
 from PIL import Image
 
+from benchmarks.machine import describe_machine
 from eqvae.artifacts.files import read_journal, write_json
-from eqvae.cli import run
+from eqvae.cli import run as run_command
 from eqvae.generators.recipes import SIZES
 from eqvae.training.loop import Loop
-from machine import describe_machine
 
 EARLY, LATE, WINDOW = 1000, 10_000, 1000
 YARDSTICK_EVERY = 20
@@ -57,7 +56,7 @@ for line in sys.stdin:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class LongRun:
     """How to measure."""
 
     json: Path | None = None
@@ -166,7 +165,7 @@ def measure() -> dict[str, Any]:
     """
     out = Path("run")
     with watching(out) as watched:
-        if run([*TRAIN.split(), "--out", str(out)]) != 0:
+        if run_command([*TRAIN.split(), "--out", str(out)]) != 0:
             raise SystemExit(f"'{TRAIN}' failed")
     early, late, records = watched.around(EARLY), watched.around(LATE), read_journal(out)
     return {
@@ -183,10 +182,11 @@ def measure() -> dict[str, Any]:
     }
 
 
-def main(options: Options) -> None:
-    """Measure the cases.
+def run(benchmark: str, options: LongRun) -> None:
+    """Measure.
 
     Args:
+        benchmark: Its name.
         options: How.
 
     Raises:
@@ -200,14 +200,10 @@ def main(options: Options) -> None:
         for index in range(32):
             pixels = noise.integers(0, 256, (16, 16, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(Path("images", f"{index}.png"))
-        if run(ENCODE.split()) != 0:
+        if run_command(ENCODE.split()) != 0:
             raise SystemExit(f"'{ENCODE}' failed")
         row = measure()
         print(row, flush=True)
     if options.json is not None:
-        machine = describe_machine(__file__, options, device=torch.device("cpu"), packages=("numpy",))
+        machine = describe_machine(benchmark, options)
         write_json(options.json, {**machine, "rows": [row]})
-
-
-if __name__ == "__main__":
-    main(tyro.cli(Options))
