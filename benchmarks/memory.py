@@ -48,8 +48,7 @@ CASES = {
     "train sit-s-2, batch 32, bf16, latents of sd-vae": f"train sit-s-2 --latents small --batch-size 32 {TRAIN}",
     "sample dit-ti-2, batch 8": f"sample train-5 --num-samples 8 --batch-size 8 {SAMPLE}",
     "sample dit-b-2, batch 32": f"sample train-7 --num-samples 32 --batch-size 32 {SAMPLE}",
-    "sample dit-b-2, batch 16, guided, fp32": "sample train-7 --num-samples 16 --batch-size 16 --guidance-scale 2 "
-    f"--precision fp32 {SAMPLE}",
+    "sample dit-b-2, batch 16, fp32": f"sample train-7 --num-samples 16 --batch-size 16 --precision fp32 {SAMPLE}",
     "sample sit-s-2, batch 8, decoded by sd-vae at 128 px": f"sample train-8 --num-samples 8 --batch-size 8 {SAMPLE}",
 }
 """`train-5` is what the case with this number left."""
