@@ -139,7 +139,7 @@ def test_a_flag_overrides_the_yaml(tmp_path, capsys):
     path = tmp_path / "run.yaml"
     path.write_text(
         "autoencoder: untrained:tiny-kl\ndata: photos\nlearning_rate: 1e-5\nbatch-size: 4\nflip: false\n"
-        "image_size: 64\nlr_warmup_steps: null\n"
+        "image_size: 128\nlr_warmup_steps: null\n"
     )
     assert run(["finetune", "--config", str(path), "--out", "x", "--dry-run", "True", "--batch-size", "2"]) == 0
     config = json.loads(capsys.readouterr().out)["config"]
@@ -150,7 +150,7 @@ def test_a_flag_overrides_the_yaml(tmp_path, capsys):
 @pytest.mark.parametrize("order", ["first", "after the file", "last"])
 def test_an_autoencoder_overrides_the_yaml(tmp_path, capsys, order):
     path = tmp_path / "run.yaml"
-    path.write_text("autoencoder: sd-vae\ndata: photos\nimage_size: 64\n")
+    path.write_text("autoencoder: sd-vae\ndata: photos\nimage_size: 128\n")
     name, file, rest = ["untrained:tiny-kl"], ["--config", str(path)], ["--out", "x", "--dry-run", "True"]
     arguments = {"first": name + file + rest, "after the file": file + name + rest, "last": rest + file + name}[order]
     assert run(["finetune", *arguments]) == 0
@@ -215,7 +215,7 @@ def test_a_boolean_that_may_be_none(arguments, expected):
 
 def test_a_bare_boolean_overrides_the_yaml(tmp_path, capsys):
     path = tmp_path / "run.yaml"
-    path.write_text("autoencoder: untrained:tiny-kl\ndata: photos\nimage_size: 64\nflip: true\n")
+    path.write_text("autoencoder: untrained:tiny-kl\ndata: photos\nimage_size: 128\nflip: true\n")
     assert run(["finetune", "--dry-run", "--config", str(path), "--no-flip", "--out", "x"]) == 0
     assert json.loads(capsys.readouterr().out)["config"]["flip"] is False
 

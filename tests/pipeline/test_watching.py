@@ -12,6 +12,7 @@ from torch import Tensor
 
 from eqvae.autoencoders import load_autoencoder
 from eqvae.generators.checkpoints import read_generator
+from eqvae.latents.cache import LatentCache
 from eqvae.runs.train import train
 from eqvae.runs.train_config import TrainConfig
 from eqvae.runs.train_watch import SampleWatch, load_reference
@@ -54,7 +55,8 @@ def config(configure, data: Path) -> TrainConfig:
 def watch(config: TrainConfig) -> SampleWatch:
     """Watches that run, alone."""
     return SampleWatch(
-        config=config, generator=lambda: read_generator(config.out), reference=load_reference(config, 64, ALONE),
+        config=config, generator=lambda: read_generator(config.out),
+        reference=load_reference(config, LatentCache.open(config.latents).index, ALONE),
         autoencoder=load_autoencoder("untrained:tiny-kl").eval(), processes=ALONE,
     )  # fmt: skip
 

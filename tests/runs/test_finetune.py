@@ -91,7 +91,7 @@ def test_a_run_writes_its_artifacts(configure, small_autoencoder):
     assert saved["interpolation"] == "bicubic"
     assert {name for name, value in saved.items() if value is None} <= {
         "image_column", "validation_image_column", "watch", "weights", "discriminator", "discriminator_features",
-        "discriminator_features_weights", "discriminator_regularization_weight", "black", "white",
+        "discriminator_features_weights", "discriminator_regularization_weight", "black", "white", "padding_mode",
     }  # fmt: skip
     assert read_json(out / "environment.json")["seed"] == 0
     assert read_json(out / "metrics.json") == figures

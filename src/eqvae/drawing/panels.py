@@ -41,7 +41,6 @@ class Series:
 
     name: str = ""
     """Of the branch, where branches are drawn apart."""
-
     color: str = ACCENT
     steps: Float64[ndarray, " n"]
     values: Float64[ndarray, " n"]
