@@ -114,6 +114,13 @@ def test_folder_of_text_files(tmp_path: Path) -> None:
         open_images(str(tmp_path))
 
 
+@pytest.mark.parametrize("place", ["", "list.csv"])
+def test_a_list_of_names_by_mistake(tmp_path: Path, place: str) -> None:
+    write(tmp_path / "list.csv", b"name,label\na.jpg,1\n")
+    with pytest.raises(UserError, match=r"no image but \.csv, and a list of names is not read\. Give the folder"):
+        open_images(str(tmp_path / place))
+
+
 def test_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no image \(0 other files\)"):
         open_images(str(tmp_path))

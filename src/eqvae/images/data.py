@@ -17,6 +17,9 @@ from eqvae.images.sources import Aside, ImageSource, Split
 KINDS = ("photos", "an image folder", "*.npy", "*.parquet", "*.tar", "hf:NAME[/CONFIGURATION][:SPLIT]")
 """What DATA can be."""
 
+TEXT_TABLES = frozenset((".csv", ".tsv", ".json", ".jsonl"))
+"""Given by mistake for the pictures that they list."""
+
 PHOTOGRAPHS: dict[Split, tuple[str, ...]] = {
     "train": (
         "astronaut.webp",
@@ -91,6 +94,12 @@ def open_images(
         left_out.update(_name_ending(file) for file in set(others).difference(arrays))
         return _open_files(data, arrays, split, left_out, is_labelled=label_column != NO_LABELS)
     num_others = len(files) + left_out.total()
+    texts = {PurePosixPath(file).suffix.lower() for file in others} & TEXT_TABLES
+    if texts and len(others) == num_others:
+        raise UserError(
+            f"'{printable(data)}' holds no image but {', '.join(sorted(texts))}, and a list of names is not read",
+            "Give the folder that the pictures lie in, or the table as .parquet",
+        )
     raise UserError(
         f"'{printable(data)}' holds no image ({num_others} other file{'' if num_others == 1 else 's'})",
         f"Images end in {', '.join(sorted(IMAGE_SUFFIXES))}, or are some by their first bytes; arrays end in "

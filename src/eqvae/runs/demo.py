@@ -25,12 +25,18 @@ class DemoConfig:
     """Of the fine-tuning."""
 
 
+NEXT = """what to type next:
+  eqvae explore tiny-kl {run}   # sliders for scale and angle; needs the extra eqvae[explore]
+  eqvae finetune tiny-kl --data path/to/images --out runs/eq   # the same on your own pictures"""
+
+
 def command(config: DemoConfig) -> str | None:
-    """Run the demo, and say what came of it and where the page is."""
+    """Run the demo, and say what came of it, where the page is and how to go on."""
     figures = demo(config)
     if figures is None:
         return None
-    return f"{describe_errors(figures)}\n{config.out / 'report.html'}"
+    following = NEXT.format(run=config.out / "tiny-kl-eq")
+    return f"{describe_errors(figures)}\n{config.out / 'report.html'}\n{following}"
 
 
 def demo(config: DemoConfig) -> dict[str, float | int] | None:
