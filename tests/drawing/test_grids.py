@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from eqvae.drawing.pictures import draw_grid, latent_map_grid, transform_grids
+from eqvae.artifacts.records import Pictures
+from eqvae.drawing.pictures import draw_grid, latent_map_grid, transform_grids, turning_grids
 
 
 def test_columns_are_the_papers(pictures):
@@ -57,3 +58,20 @@ def test_a_transform_that_only_one_autoencoder_has_gets_its_own_base(pictures):
     other = replace(pictures(1), transforms=("90°", "s = 0.25"))
     grids = {grid.title: grid for grid in transform_grids({"base": pictures(0), "finetuned": other})}
     assert [column.name for column in grids["s = 0.25"].columns] == ["input", "finetuned", "finetuned"]
+
+
+def turned(pictures: Pictures, num_angles: int = 3) -> Pictures:
+    generator = torch.Generator().manual_seed(num_angles)
+    frames = torch.randint(256, (2, num_angles, *pictures.images.shape[1:]), dtype=torch.uint8, generator=generator)
+    return replace(pictures, turned=frames)
+
+
+def test_a_turn_has_a_grid_for_each_angle(pictures, tmp_path):
+    turned(pictures(0)).write(tmp_path / "pictures.safetensors")
+    base, tuned = Pictures.read(tmp_path / "pictures.safetensors"), turned(pictures(1))
+    others = {"another": turned(pictures(1), 4), "still": pictures(1)}
+    grids = turning_grids({"base": base, "finetuned": tuned} | others)
+    assert len(grids) == 3
+    assert [column.name for column in grids[2].columns] == ["input", "base", "finetuned"]
+    assert torch.equal(grids[2].columns[2].pictures[0], tuned.turned[1, 2])
+    assert turning_grids({"still": pictures(0)}) == []

@@ -1,5 +1,7 @@
 """The page: complete, self-contained, honest about what may not be compared, and clear about wrong input."""
 
+import base64
+import io
 import re
 import tomllib
 from dataclasses import replace
@@ -8,6 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from eqvae.artifacts.files import write_json
 from eqvae.drawing import write_report
@@ -52,6 +56,15 @@ def test_every_picture_has_a_text_and_headings_do_not_skip_a_level(page, two_eva
     assert all(after - before <= 1 for before, after in pairwise(levels))
     identifiers = re.findall(r'\bid="([^"]+)"', text)
     assert len(identifiers) == len(set(identifiers))
+
+
+def test_a_whole_turn_moves(page, pictures, write_evaluation):
+    frames = torch.randint(256, (2, 5, *pictures(0).images.shape[1:]), dtype=torch.uint8)
+    text = page(*(write_evaluation(name, replace(pictures(0), turned=frames)) for name in ("base", "finetuned")))
+    assert "A whole turn, base, finetuned: τ∘x, D(τ∘E(x))" in text
+    encoded = re.findall(r"data:image/webp;base64,([A-Za-z0-9+/=]+)", text)
+    counts = [getattr(Image.open(io.BytesIO(base64.b64decode(each))), "n_frames", 1) for each in encoded]
+    assert (max(counts), counts.count(1)) == (5, len(counts) - 1)
 
 
 def test_one_evaluation_is_enough(page, two_evaluations):

@@ -27,6 +27,18 @@ def test_an_equivariant_autoencoder_of_flat_cells_is_perfect(averaging_autoencod
     assert [tuple(tensor.shape[-2:]) for tensor in pictures.decoded_transformed] == [(32, 32), (64, 64)]
 
 
+def test_a_picture_is_turned_once_around(averaging_autoencoder):
+    x = images(2, 8).repeat_interleave(8, -1).repeat_interleave(8, -2)
+    *_, pictures = evaluate_autoencoder(averaging_autoencoder, [x[:1], x[1:]], processes=ALONE, num_angles=8)
+    assert pictures.turned.shape == (2, 8, 3, 64, 64)
+    for quarter_turns in range(4):
+        for row in pictures.turned:
+            assert torch.equal(row[2 * quarter_turns], pictures.images[0].rot90(quarter_turns, (-2, -1)))
+    assert not torch.equal(pictures.turned[0, 1], pictures.turned[0, 0])
+    *_, pictures = evaluate_autoencoder(averaging_autoencoder, [x], processes=ALONE)
+    assert pictures.turned is None
+
+
 def test_figures_do_not_depend_on_the_batch_size(small_autoencoder):
     x = images()
     whole, _, _ = evaluate_autoencoder(small_autoencoder, [x], processes=ALONE)

@@ -21,7 +21,8 @@ import torch
 from PIL import Image
 
 from eqvae.cli import run
-from eqvae.drawing.exploration import encode_animation, encode_still, kept_html, rows_html, spectra_html
+from eqvae.drawing.exploration import encode_still, kept_html, rows_html, spectra_html
+from eqvae.drawing.pictures import encode_animation
 from eqvae.images import BrokenImageError, Pixels, open_images
 from eqvae.methods import METHODS, Pair
 from eqvae.runs.explore import ExploreConfig, list_pairs, list_pictures, make_views

@@ -51,6 +51,9 @@ class Pictures:
     transforms: tuple[str, ...]
     """Names of the transforms, as figures print them, e.g. "s = 0.5" and "90 degrees"."""
 
+    turned: UInt8[Tensor, "2 angles 3 h w"] | None = None
+    """The first image turned once around, tau o x, and D(tau o E(x)) for the same angles; None: not asked for."""
+
     shows: str = ""
     """Which channels of several are the pictures' colours; empty where all are seen."""
 
@@ -66,6 +69,8 @@ class Pictures:
             zip(self.encoded_transformed, self.decoded_transformed, strict=True)
         ):
             tensors |= {f"encoded_transformed.{index}": encoded, f"decoded_transformed.{index}": decoded}
+        if self.turned is not None:
+            tensors["turned"] = self.turned
         note = {"transforms": json.dumps(self.transforms)}
         write_tensors(path, tensors, note | ({"shows": self.shows} if self.shows else {}))
 
@@ -82,6 +87,7 @@ class Pictures:
                 encoded_transformed=tuple(tensors[f"encoded_transformed.{index}"] for index in range(len(names))),
                 decoded_transformed=tuple(tensors[f"decoded_transformed.{index}"] for index in range(len(names))),
                 transforms=names,
+                turned=tensors.get("turned"),
                 shows=printable(metadata.get("shows", "")),
             )
             found.check()
@@ -95,6 +101,13 @@ class Pictures:
         for each in pictures:
             if each.dtype != torch.uint8 or each.ndim != 4 or each.shape[1] != 3 or len(each) != len(self.images):
                 raise ValueError(f"pictures of shape {tuple(each.shape)} and type {each.dtype}")
+        for each in [] if self.turned is None else [self.turned]:
+            if (
+                each.dtype != torch.uint8
+                or (len(each), each.shape[2:]) != (2, self.images.shape[1:])
+                or 0 in each.shape
+            ):
+                raise ValueError(f"turned pictures of shape {tuple(each.shape)} and type {each.dtype}")
         latents = self.latents
         if not latents.is_floating_point() or latents.ndim != 4 or len(latents) != len(self.images):
             raise ValueError(f"latents of shape {tuple(latents.shape)} and type {latents.dtype}")

@@ -9,7 +9,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Literal
 
 import matplotlib
 import torch
@@ -25,11 +24,6 @@ from eqvae.drawing.pictures import Column, EmbeddedPicture, Grid, draw_grid, emb
 
 WORST_ERROR = 0.5
 """Mean absolute difference of the channels, of 2, that has the error map's brightest colour."""
-
-FRAME_MS = 100
-"""For which an animation shows each frame."""
-
-AnimationFormat = Literal["webp", "gif"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,16 +120,6 @@ def encode_still(picture: Image.Image) -> bytes:
     """Encode a picture as PNG."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def encode_animation(frames: Sequence[Image.Image], kind: AnimationFormat) -> bytes:
-    """Encode pictures of one size as an endless animation."""
-    buffer = io.BytesIO()
-    own = {"quality": 85, "method": 4} if kind == "webp" else {"optimize": False}
-    frames[0].save(
-        buffer, format=kind, save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0, **own
-    )  # fmt: skip
     return buffer.getvalue()
 
 

@@ -29,12 +29,14 @@ from eqvae.drawing.pictures import (
     EmbeddedGrid,
     card_grids,
     embed,
+    embed_animation,
     embed_sheet,
     latent_map_grid,
     picture_groups,
     sample_sheet,
     stages,
     transform_grids,
+    turning_grids,
 )
 from eqvae.drawing.summary import drawing_facts, headline, notes, shared_conditions, training_facts
 from eqvae.drawing.tables import (
@@ -214,6 +216,7 @@ def _picture_section(group: dict[str, Any]) -> dict[str, Any]:
         "names": tuple(group),
         "channel_counts": {item.latents.shape[1] for item in group.values()},
         "latent_maps": embed(latent_map_grid(group), MAX_MAPS),
+        "turning": embed_animation(turning_grids(group), f"A whole turn, {', '.join(group)}: τ∘x, D(τ∘E(x))"),
         "featured": [embed(grid, MAX_DECODINGS) for grid in featured],
         "others": [embed(grid, MAX_DECODINGS) for grid in grids if grid not in featured],
     }

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import torch
@@ -22,6 +22,11 @@ from eqvae.drawing.latent_maps import latent_maps
 from eqvae.drawing.tables import grouped
 from eqvae.errors import UserError
 from eqvae.images import open_picture
+
+FRAME_MS = 100
+"""For which an animation shows each frame."""
+
+AnimationFormat = Literal["webp", "gif"]
 
 SHEET_GAP_PX = 2
 """Between a contact sheet's pictures, and around them."""
@@ -141,6 +146,23 @@ def transform_grids(pictures: Mapping[str, Pictures]) -> list[Grid]:
             columns.append(Column(name=name, formula="D(τ∘E(x))", pictures=decoded))
         grids.append(Grid(title=transform, columns=tuple(columns)))
     return grids
+
+
+def turning_grids(pictures: Mapping[str, Pictures]) -> list[Grid]:
+    """Lay out each angle of a whole turn: tau o x, and D(tau o E(x)) of every autoencoder that was turned alike."""
+    turned = {name: item.turned for name, item in pictures.items() if item.turned is not None}
+    if not turned:
+        return []
+    first = next(iter(turned.values()))
+    alike = {name: frames for name, frames in turned.items() if frames.shape == first.shape}
+
+    def grid(angle: int) -> Grid:
+        here = slice(angle, angle + 1)
+        columns = [Column(name=next(iter(pictures.values())).input_name, formula="τ∘x", pictures=first[0, here])]
+        columns += [Column(name=name, formula="D(τ∘E(x))", pictures=each[1, here]) for name, each in alike.items()]
+        return Grid(title="", columns=tuple(columns))
+
+    return [grid(angle) for angle in range(first.shape[1])]
 
 
 def latent_map_grid(pictures: Mapping[str, Pictures]) -> Grid:
@@ -278,6 +300,26 @@ def embed_picture(
     source = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
     width, height = picture.size
     return EmbeddedPicture(name=name, formula=formula, alt=alt, source=source, width_px=width, height_px=height)
+
+
+def encode_animation(frames: Sequence[Image.Image], kind: AnimationFormat) -> bytes:
+    """Encode pictures of one size as an endless animation."""
+    buffer = io.BytesIO()
+    own = {"quality": 85, "method": 4} if kind == "webp" else {"optimize": False}
+    frames[0].save(
+        buffer, format=kind, save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0, **own
+    )  # fmt: skip
+    return buffer.getvalue()
+
+
+def embed_animation(grids: Sequence[Grid], alt: str) -> EmbeddedPicture | None:
+    """Encode grids as a moving picture for the page; None where there are none."""
+    if not grids:
+        return None
+    frames = [draw_grid(grid) for grid in grids]
+    source = "data:image/webp;base64," + base64.b64encode(encode_animation(frames, "webp")).decode("ascii")
+    width, height = frames[0].size
+    return EmbeddedPicture(name="", alt=alt, source=source, width_px=width, height_px=height)
 
 
 def _transform_title(transform: str) -> str:

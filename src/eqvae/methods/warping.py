@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from eqvae.transforms import Transform
+from eqvae.transforms import Compose, Rotate, Transform
 
 Grid = Float[Tensor, "_ h w 2"]
 """For each place of the result where its value is taken from: (x, y), -1 and 1 at the outer edges of the frame."""
@@ -73,6 +73,12 @@ class Motion(Transform):
         """For example `12.5°` or `shift (0.1, -0.25)`, right and down."""
         parts = [f"shift ({self.right:.3g}, {self.down:.3g})"] if self.right or self.down else []
         return " · ".join([*parts, *([f"{self.degrees:.3g}°"] if self.degrees else [])]) or "identity"
+
+
+def turn(degrees: float) -> Transform:
+    """Rotate by any angle, counter-clockwise: exactly by quarter turns, the rest as `Motion` does."""
+    quarter_turns, rest = divmod(degrees % 360.0, 90.0)
+    return Compose(*([Rotate(int(quarter_turns))] if quarter_turns else []), *([Motion(degrees=rest)] if rest else []))
 
 
 def is_inside(grid: Grid, stride: int) -> Float[Tensor, "_ 1 h2 w2"]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -13,6 +13,7 @@ from eqvae.artifacts.records import Pictures, to_uint8
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, LatentStatistics
 from eqvae.errors import UserError
 from eqvae.images.sizes import ImageSize
+from eqvae.methods.warping import turn
 from eqvae.metrics.measures import CodedBatch, Measure
 from eqvae.metrics.per_image import equivariance_figures, evaluation_transforms, psnr_db, ssim
 from eqvae.runtime.device import Precision, autocast, synchronize
@@ -104,6 +105,7 @@ def evaluate_autoencoder(
     transforms: dict[str, Transform] | None = None,
     perceptual_distance: Callable[[Tensor, Tensor], Tensor] | None = None,
     num_pictures: int = 6,
+    num_angles: int = 0,
     measures: Sequence[Measure] = (),
     on_batch: Callable[[int], None] = lambda num_images: None,
 ) -> tuple[dict[str, float | int], LatentStatistics, Pictures]:
@@ -120,6 +122,7 @@ def evaluate_autoencoder(
     values: dict[str, list[Tensor]] = {}
     moments = LatentMoments()
     pictures: list[Pictures] = []
+    turned: Tensor | None = None
     num_images, num_pictured, coding_sec = 0, 0, 0.0
 
     def encode(x: Tensor) -> Tensor:
@@ -156,6 +159,8 @@ def evaluate_autoencoder(
             count = min(num_pictures - num_pictured, len(x))
             pictures.append(_take_pictures(encode, decode, x[:count], z[:count], reconstructions[:count], transforms))
             num_pictured += count
+        if num_angles and turned is None:
+            turned = _turn(decode, x[:1], z[:1], num_angles)
         num_images += len(x)
         on_batch(len(x))
 
@@ -179,7 +184,8 @@ def evaluate_autoencoder(
         figures = _with_means(figures) | latent_figures(statistics)
     rates = processes.gather(num_images / coding_sec if num_images else 0.0)
     figures |= {"num_images": sum(processes.gather(num_images)), "images_per_sec": sum(rates)}
-    return processes.gather(figures)[0], statistics, _join_pictures(all_pictures, num_pictures)
+    joined = replace(_join_pictures(all_pictures, num_pictures), turned=processes.gather(turned)[0])
+    return processes.gather(figures)[0], statistics, joined
 
 
 def _with_means(figures: dict[str, float | int]) -> dict[str, float | int]:
@@ -225,6 +231,13 @@ def _take_pictures(
         transforms=tuple(str(tau) for tau in pictured.values()),
         shows=describe_shown(x.shape[1]),
     )
+
+
+def _turn(decode: Callable[[Tensor], Tensor], x: Tensor, z: Tensor, num_angles: int) -> Tensor:
+    """Turn one image and its latent once around: tau o x, and D(tau o E(x)) below it."""
+    taus = [turn(360.0 * number / num_angles) for number in range(num_angles)]
+    rows = [[tau(x) for tau in taus], [decode(tau(z)) for tau in taus]]
+    return torch.stack([shown(to_uint8(torch.cat(row))).cpu() for row in rows])
 
 
 def _join_pictures(parts: list[Pictures], num_pictures: int) -> Pictures:

@@ -25,6 +25,9 @@ class DemoConfig:
     """Of the fine-tuning."""
 
 
+NUM_ANGLES = 16
+"""Of the report's moving picture; quarter turns are among them."""
+
 NEXT = """what to type next:
   eqvae explore tiny-kl {run}   # sliders for scale and angle; needs the extra eqvae[explore]
   eqvae finetune tiny-kl --data path/to/images --out runs/eq   # the same on your own pictures"""
@@ -72,11 +75,11 @@ def demo(config: DemoConfig) -> dict[str, float | int] | None:
     ).resolved()
     before, after = config.out / "before", config.out / "after"
     say("1/4  measuring the packaged autoencoder 'tiny-kl' on held-out photographs")
-    evaluate(EvaluateConfig(autoencoder="tiny-kl", data="photos", out=before))
+    evaluate(EvaluateConfig(autoencoder="tiny-kl", data="photos", out=before, num_angles=NUM_ANGLES))
     say(f"2/4  fine-tuning it with EQ-VAE for {config.max_steps} steps on other photographs")
     finetune(training)
     say("3/4  measuring it again")
-    figures = evaluate(EvaluateConfig(autoencoder=str(training.out), data="photos", out=after))
+    figures = evaluate(EvaluateConfig(autoencoder=str(training.out), data="photos", out=after, num_angles=NUM_ANGLES))
     if figures is None:
         return None
     say("4/4  drawing the report")

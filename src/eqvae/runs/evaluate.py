@@ -120,6 +120,9 @@ class EvaluateConfig:
     num_pictures: int = 6
     """How many of the first images to keep for the report."""
 
+    num_angles: int = 0
+    """Of a whole turn of the first image, for the report's moving picture; 0: none."""
+
     precision: Precision = "fp32"
     """`bf16` is faster and moves PSNR by about 0.02 dB."""
 
@@ -156,7 +159,8 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
         UserError: If the input is wrong, or the folder holds another evaluation; nothing is written then.
         Interrupted: If a signal stopped it; nothing is written then.
     """
-    check_ranges(config, ((AT_LEAST_1, ("num_images", "batch_size", "num_pictures")), (NOT_NEGATIVE, ("num_workers",))))
+    at_least_1, not_negative = ("num_images", "batch_size", "num_pictures"), ("num_workers", "num_angles")
+    check_ranges(config, ((AT_LEAST_1, at_least_1), (NOT_NEGATIVE, not_negative)))
     if config.weights in ("ema", "raw"):
         which: WhichWeights = "ema" if config.weights == "ema" else "raw"
         config = replace(config, autoencoder=choose_weights(config.autoencoder, which), weights=None)
@@ -200,6 +204,7 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
             transforms=evaluation_transforms(config.interpolation, config.antialias),
             perceptual_distance=Lpips().to(processes.device) if lpips else None,
             num_pictures=config.num_pictures,
+            num_angles=config.num_angles,
             measures=measures,
             on_batch=progress.advance if progress is not None else lambda num_images: None,
         )

@@ -16,16 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eqvae.drawing.exploration import (
-    AnimationFormat,
-    dark_colors,
-    encode_animation,
-    encode_still,
-    kept_html,
-    rows_html,
-    spectra_html,
-    wrong_html,
-)
+from eqvae.drawing.exploration import dark_colors, encode_still, kept_html, rows_html, spectra_html, wrong_html
+from eqvae.drawing.pictures import AnimationFormat, encode_animation
 from eqvae.errors import UserError
 from eqvae.images import BrokenImageError
 from eqvae.runs.explore_views import Choice, Views
