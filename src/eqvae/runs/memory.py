@@ -1,6 +1,5 @@
 """What `finetune`, `train` and `sample` take of a device's memory: shown by --dry-run, checked before they begin."""
 
-import copy
 import math
 from dataclasses import replace
 from typing import Any
@@ -62,8 +61,8 @@ def finetuning_memory(
         return torch.empty(count, autoencoder.image_channels, *size, device=device)
 
     def begin() -> None:
-        judge = None if discriminator is None else without_values(copy.deepcopy(discriminator), device)
-        trained = without_values(copy.deepcopy(autoencoder), device)
+        judge = None if discriminator is None else without_values(discriminator, device)
+        trained = without_values(autoencoder, device)
         state["all"] = build_state(trained, training, device, discriminator=judge)
         state["all"].step = training.adversarial.discriminator_warmup_steps or 0
         state["loss"] = without_values(loss, device)
@@ -98,7 +97,7 @@ def training_memory(plan: Plan, autoencoder: Autoencoder, processes: Processes) 
         transformer = plan.transformer.build()
 
     def begin() -> None:
-        parts["decoder"] = without_values(copy.deepcopy(autoencoder), device)
+        parts["decoder"] = without_values(autoencoder, device)
         parts["state"] = first_state(without_values(transformer, device), plan, device)
         for network in parts["state"].networks:
             network.gradient_checkpointing = config.gradient_checkpointing
@@ -122,7 +121,7 @@ def training_memory(plan: Plan, autoencoder: Autoencoder, processes: Processes) 
             _learn(parts["state"], batch, config, replace(processes, rank=0, count=1))
 
     def samples() -> None:
-        drawn = without_values(copy.deepcopy(transformer), device)
+        drawn = without_values(transformer, device)
         sampler = SamplerConfig(num_steps=2, precision=config.precision)
         drawer = Drawer(
             generator=Generator(card=card, transformer=drawn), autoencoder=parts["decoder"], config=sampler,
@@ -152,7 +151,7 @@ def sampling_memory(drawer: Drawer, num_images: int) -> Memory:
 
     def samples() -> None:
         def without(generator: Generator) -> Generator:
-            network = without_values(copy.deepcopy(generator.transformer), drawer.device)
+            network = without_values(generator.transformer, drawer.device)
             return replace(generator, transformer=network)
 
         # Dormand-Prince chooses its steps by values.
@@ -160,7 +159,7 @@ def sampling_memory(drawer: Drawer, num_images: int) -> Memory:
         one = replace(
             drawer,
             generator=without(drawer.generator),
-            autoencoder=without_values(copy.deepcopy(drawer.autoencoder), drawer.device),
+            autoencoder=without_values(drawer.autoencoder, drawer.device),
             config=replace(drawer.config, num_steps=2, sampler=sampler),
             weak=without(drawer.weak) if drawer.weak is not None else None,
         )

@@ -6,6 +6,7 @@ kernels take inside is not seen.
 """
 
 import contextlib
+import copy
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,9 +31,9 @@ Module = TypeVar("Module", bound=nn.Module)
 MARGIN = 0.15
 """By so much predictions missed what was measured, at most (docs/scale.md)."""
 
-_KERNELS_BYTES = 100 * 2**20
-"""Parts of PyTorch's libraries that come into a process's memory when its kernels first run: 0.05 GiB with a forward
-pass, as much again with a backward one."""
+_KERNELS_BYTES = 50 * 2**20
+"""Parts of PyTorch's libraries that come into a process's memory when the kernels of a forward pass first run; those of
+a backward pass take as much again."""
 
 FINETUNE_FLAGS = ("--gradient-accumulation-steps", "--precision bf16", "--batch-size", "--image-size")
 TRAIN_FLAGS = ("--gradient-accumulation-steps", "--gradient-checkpointing", "--precision bf16", "--batch-size",
@@ -102,13 +103,19 @@ def measure(device: torch.device, *loaded: nn.Module, **phases: Callable[[], obj
     process_bytes = 0
     if device.type == "cpu":
         held = [tensor for module in loaded for tensor in (*module.parameters(), *module.buffers())]
-        process_bytes = psutil.Process().memory_info().rss + _KERNELS_BYTES - sum(tensor.nbytes for tensor in held)
+        kernels = _KERNELS_BYTES * (2 if count.saw_backward else 1)
+        process_bytes = psutil.Process().memory_info().rss + kernels - sum(tensor.nbytes for tensor in held)
     return Memory(phases=found, unknown=tuple(unknown), process_bytes=process_bytes)
 
 
 def without_values(module: Module, device: torch.device) -> Module:
-    """Make a module's tensors ones without values; to be called in a phase."""
-    return module._apply(lambda tensor: torch.empty_like(tensor, device=device))
+    """Copy a module, with tensors that have no values; to be called in a phase."""
+    copied: dict[int, Any] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        empty = torch.empty_like(tensor, device=device, requires_grad=False)
+        is_parameter = isinstance(tensor, nn.Parameter)
+        copied[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+    return copy.deepcopy(module, copied)
 
 
 @contextlib.contextmanager
@@ -157,6 +164,7 @@ class _Count(TorchDispatchMode):
         super().__init__()
         self._device, self._heap, self._known = device, Heap(), set[int]()
         self._live_bytes = self.peak_bytes = 0
+        self.saw_backward = False
 
     @property
     def taken_bytes(self) -> int:
@@ -164,6 +172,7 @@ class _Count(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         found = function(*arguments, **(options or {}))
+        self.saw_backward |= torch._C._current_graph_task_id() >= 0
         for tensor in tree_leaves(found):
             if isinstance(tensor, Tensor) and tensor.device.type == self._device.type:
                 self._add(tensor.untyped_storage())
