@@ -1,19 +1,17 @@
 """`eqvae finetune --method NAME` for every name, on continuous and discrete autoencoders: runs, stops, resumes."""
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 
-import eqvae.runs.finetune_run as loop
-from eqvae.artifacts.files import read_journal, read_json, read_tensors
+from eqvae.artifacts.files import read_json, read_tensors
 from eqvae.artifacts.names import CHECKPOINT
-from eqvae.errors import Interrupted, UserError
+from eqvae.errors import UserError
 from eqvae.methods import METHODS
 from eqvae.runs.finetune import FinetuneConfig, finetune
 from eqvae.runtime.run_folder import from_flat
+from interruptions import interrupt, train_records
 
 NOT_DISCRETE = {name for name, kind in METHODS.items() if kind.not_discrete}
 
@@ -45,32 +43,11 @@ def configure(pictures: Path, tmp_path: Path):
     return make
 
 
-def train_records(folder: Path) -> list[dict]:
-    """The journal's training records without their times."""
-    records = [record for record in read_journal(folder) if record["kind"] == "train"]
-    times = ("images_per_sec", "training_sec")
-    return [{key: value for key, value in record.items() if key not in times} for record in records]
-
-
-def stop_after(step: int, monkeypatch) -> None:
-    def train_step(state, *arguments):
-        record = real(state, *arguments)
-        if state.step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return record
-
-    real = loop.train_step
-    monkeypatch.setattr(loop, "train_step", train_step)
-
-
-def run_and_resume(configure, new_autoencoder, method: str, monkeypatch) -> None:
+def run_and_resume(configure, new_autoencoder, method: str) -> None:
     """A run at one go, and one that is stopped after two of its four steps: the same journal, weights and moments."""
     whole, parted = configure(method, "whole"), configure(method, "parted")
     finetune(whole, new_autoencoder())
-    with monkeypatch.context() as patch:
-        stop_after(2, patch)
-        with pytest.raises(Interrupted):
-            finetune(parted, new_autoencoder())
+    interrupt(parted, new_autoencoder(), 2)
     finetune(parted, new_autoencoder())
     records = train_records(whole.out)
     assert [record["step"] for record in records] == [1, 2, 3, 4]
@@ -88,16 +65,14 @@ def run_and_resume(configure, new_autoencoder, method: str, monkeypatch) -> None
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_and_resumes_on_a_continuous_autoencoder(configure, small_autoencoder, method, monkeypatch):
-    run_and_resume(configure, type(small_autoencoder), method, monkeypatch)
+def test_every_method_trains_and_resumes_on_a_continuous_autoencoder(configure, small_autoencoder, method):
+    run_and_resume(configure, type(small_autoencoder), method)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in NOT_DISCRETE])
-def test_every_method_trains_and_resumes_on_a_discrete_autoencoder(
-    configure, small_discrete_autoencoder, method, monkeypatch
-):
-    run_and_resume(configure, type(small_discrete_autoencoder), method, monkeypatch)
+def test_every_method_trains_and_resumes_on_a_discrete_autoencoder(configure, small_discrete_autoencoder, method):
+    run_and_resume(configure, type(small_discrete_autoencoder), method)
 
 
 @pytest.mark.parametrize("method", sorted(NOT_DISCRETE))

@@ -1,20 +1,18 @@
 """A run's discriminator: exported beside the autoencoder, loaded by the next run, regularized, on frozen features."""
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 
-import eqvae.runs.finetune_run as loop
-from eqvae.artifacts.files import read_journal, read_json, read_tensors, write_json
+from eqvae.artifacts.files import read_json, read_tensors, write_json
 from eqvae.artifacts.names import CHECKPOINT
-from eqvae.errors import Interrupted, UserError
+from eqvae.errors import UserError
 from eqvae.losses.discriminator_files import load_discriminator, save_discriminator
 from eqvae.losses.discriminators import PatchDiscriminator
 from eqvae.runs.finetune import FinetuneConfig, finetune, plan
 from eqvae.runtime.run_folder import from_flat
+from interruptions import interrupt, train_records
 
 
 @pytest.fixture(scope="module")
@@ -52,29 +50,6 @@ def configure(pictures: Path, tmp_path: Path):
         return from_flat(FinetuneConfig, **defaults | changes)
 
     return make
-
-
-def train_records(folder: Path) -> list[dict]:
-    """The journal's training records without their times."""
-    records = [record for record in read_journal(folder) if record["kind"] == "train"]
-    times = ("images_per_sec", "training_sec")
-    return [{key: value for key, value in record.items() if key not in times} for record in records]
-
-
-def interrupt(config: FinetuneConfig, autoencoder, step: int) -> None:
-    """Run until a SIGTERM."""
-
-    def train_step(state, *arguments):
-        record = real(state, *arguments)
-        if state.step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return record
-
-    real = loop.train_step
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(loop, "train_step", train_step)
-        with pytest.raises(Interrupted):
-            finetune(config, autoencoder)
 
 
 KINDS = {

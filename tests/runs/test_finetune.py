@@ -1,9 +1,7 @@
 """The run as a whole: what it writes, that it resumes bit for bit, how it fails; the watchdog; golden losses."""
 
 import math
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from eqvae.losses.adversarial import Watchdog
 from eqvae.runs.finetune import FinetuneConfig, finetune
 from eqvae.runtime.run_folder import from_flat
 from eqvae.runtime.seeds import generator_for
+from interruptions import interrupt, signal_after, train_records
 
 
 @pytest.fixture
@@ -42,36 +41,6 @@ def configure(photographs: Path, tmp_path: Path):
 def new_autoencoder(small_autoencoder):
     """A factory: each call gives the base again, as loading it from disk would."""
     return lambda: type(small_autoencoder)()
-
-
-def signal_after(monkeypatch, step: int, number: signal.Signals = signal.SIGTERM) -> None:
-    """Let a signal arrive during a step."""
-
-    def train_step(state, *arguments):
-        record = real(state, *arguments)
-        if state.step == step:
-            os.kill(os.getpid(), number)
-        return record
-
-    real = loop.train_step
-    monkeypatch.setattr(loop, "train_step", train_step)
-
-
-def interrupt(config: FinetuneConfig, autoencoder, step: int) -> None:
-    """Run until a SIGTERM."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        signal_after(monkeypatch, step)
-        with pytest.raises(Interrupted, match=f"SIGTERM at step {step}"):
-            finetune(config, autoencoder)
-
-
-def train_records(folder: Path) -> list[dict]:
-    """The journal's training records without their times."""
-    records = [record for record in read_journal(folder) if record["kind"] == "train"]
-    return [
-        {key: value for key, value in record.items() if key not in ("images_per_sec", "training_sec")}
-        for record in records
-    ]
 
 
 # What a run writes --------------------------------------------------------------------------------------------------

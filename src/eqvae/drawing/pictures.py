@@ -156,13 +156,21 @@ def turning_grids(pictures: Mapping[str, Pictures]) -> list[Grid]:
     first = next(iter(turned.values()))
     alike = {name: frames for name, frames in turned.items() if frames.shape == first.shape}
 
-    def grid(angle: int) -> Grid:
-        here = slice(angle, angle + 1)
-        columns = [Column(name=next(iter(pictures.values())).input_name, formula="τ∘x", pictures=first[0, here])]
-        columns += [Column(name=name, formula="D(τ∘E(x))", pictures=each[1, here]) for name, each in alike.items()]
-        return Grid(title="", columns=tuple(columns))
+    input_name = next(iter(pictures.values())).input_name
+    angles = [slice(angle, angle + 1) for angle in range(first.shape[1])]
+    return [
+        turned_grid(first[0, here], {name: each[1, here] for name, each in alike.items()}, input_name)
+        for here in angles
+    ]
 
-    return [grid(angle) for angle in range(first.shape[1])]
+
+def turned_grid(
+    target: UInt8[Tensor, "n 3 h w"], decoded: Mapping[str, UInt8[Tensor, "n 3 _ _"]], input_name: str = "input"
+) -> Grid:
+    """Lay out tau o x beside D(tau o E(x)) of each autoencoder."""
+    columns = [Column(name=input_name, formula="τ∘x", pictures=target)]
+    columns += [Column(name=name, formula="D(τ∘E(x))", pictures=each) for name, each in decoded.items()]
+    return Grid(title="", columns=tuple(columns))
 
 
 def latent_map_grid(pictures: Mapping[str, Pictures]) -> Grid:

@@ -19,7 +19,7 @@ from eqvae.drawing.evaluation_charts import SpectrumChart, SpectrumLine, spectru
 from eqvae.drawing.exploration import Row, Seen, draw_rows, error_map, framed, framed_map
 from eqvae.drawing.folders import Spectrum
 from eqvae.drawing.latent_maps import LatentPainter, latent_painters
-from eqvae.drawing.pictures import Column, Grid, draw_grid
+from eqvae.drawing.pictures import draw_grid, turned_grid
 from eqvae.equivariance import Decoded, decode_pair
 from eqvae.errors import UserError
 from eqvae.images import ImageSource, Pixels, adm_crop, decode_image, to_images
@@ -173,12 +173,8 @@ class Views:
         for number in range(NUM_FRAMES):
             turned = replace(choice, method=None, degrees=choice.degrees + 360.0 * number / NUM_FRAMES)
             pairs = [self._decoded(turned, found, index)[1] for index in range(len(self._models))]
-            columns = [Column(name="input", formula="τ∘x", pictures=self._framed(pairs[0].target))]
-            columns += [
-                Column(name=name, formula="D(τ∘E(x))", pictures=self._framed(pair.decoded))
-                for name, pair in zip(self.names, pairs, strict=True)
-            ]
-            frames.append(draw_grid(Grid(title="", columns=tuple(columns))))
+            decoded = {name: self._framed(pair.decoded) for name, pair in zip(self.names, pairs, strict=True)}
+            frames.append(draw_grid(turned_grid(self._framed(pairs[0].target), decoded)))
         return frames
 
     @torch.inference_mode()
