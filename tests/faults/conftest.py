@@ -15,33 +15,32 @@ import pytest
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results" / "faults"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def counts(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
-    """Figures of a file's tests; those of a full run, or of its parts, go to docs/results/faults/NAME.json."""
+    """Figures of a test, by fault and by what it struck; those of `-m faults` go to docs/results/faults/FILE.json.
+
+    Each entry has its own time and commit, so that a set that was stopped can be gone on with.
+    """
     found: dict[str, Any] = {}
     began_sec = time.monotonic()
     yield found
-    is_full_run = request.config.getoption("markexpr") == "faults"
-    if not found or not is_full_run:
+    if not found or request.config.getoption("markexpr") != "faults":
         return
     commit = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=12"], cwd=RESULTS.parent, capture_output=True, text=True
+        ["git", "describe", "--always", "--abbrev=12", "--dirty"], cwd=RESULTS.parent, capture_output=True, text=True
     )
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    name = request.module.__name__.rpartition(".")[2].removeprefix("test_")
-    path = RESULTS / f"{name}.json"
-    record = json.loads(path.read_text()) if path.exists() else {}
-    if record.get("commit") != commit.stdout.strip():  # else parts of it were run before
-        record = {"duration_sec": 0.0}
-    record |= {
+    origin = {
+        "sec": round(time.monotonic() - began_sec, 1),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit.stdout.strip(),
-        "duration_sec": round(record["duration_sec"] + time.monotonic() - began_sec, 1),
     }
-    for fault, figures in found.items():
-        record[fault] = {**record.get(fault, {}), **figures} if isinstance(figures, dict) else figures
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{request.module.__name__.rpartition('.')[2].removeprefix('test_')}.json"
+    record = json.loads(path.read_text()) if path.exists() else {}
+    for fault, struck in found.items():
+        record.setdefault(fault, {}).update({what: figures | origin for what, figures in struck.items()})
+    path.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -137,8 +137,7 @@ def test_broken_off_at_random_moments(
                 losses.append(f"{moments}: SIGTERM ends with {ended.code}: {ended.said[-2000:]}")
         losses += [f"{moments}: {what}" for what in finish(forks, run, out)]
         shutil.rmtree(out, ignore_errors=True)
-    record = counts.setdefault(number.name, {"seed": SEED})
-    record[command] = {"strikes": num_strikes, "losses": len(losses)}
+    counts[number.name] = {command: {"seed": SEED, "strikes": num_strikes, "losses": len(losses)}}
     assert losses == []
 
 
@@ -160,7 +159,7 @@ def test_no_space_left(forks: Any, straight: Any, tmp_path: Path, counts: dict[s
                 losses.append(f"operation {at} ends with {ended.code}: {ended.said[-2000:]}")
         losses += [f"operation {at}: {what}" for what in finish(forks, run, out)]
         shutil.rmtree(out, ignore_errors=True)
-    counts.setdefault("full_disks", {})[command] = {"writes": num_full, "losses": len(losses)}
+    counts["full_disks"] = {command: {"writes": num_full, "losses": len(losses)}}
     assert losses == []
 
 
@@ -198,7 +197,7 @@ def test_disks_of_every_size(forks: Any, straight: Any, disk: Any, counts: dict[
                 losses.append(f"part {part} ends with {ended.code}: {ended.said[-2000:]}")
         disk("size=1g")
         losses += [f"part {part}: {what}" for what in finish(forks, run, out)]
-    counts.setdefault("small_disks", {})[command] = {"disks": num_full, "losses": len(losses)}
+    counts["small_disks"] = {command: {"disks": num_full, "losses": len(losses)}}
     assert losses == []
 
 
@@ -240,7 +239,7 @@ def test_damaged_files(forks: Any, straight: Any, tmp_path: Path, counts: dict[s
             _remove_if_told(forks, run, out, path)
         losses += [f"damage {number}: {what}" for what in finish(forks, run, out)]
         shutil.rmtree(out, ignore_errors=True)
-    counts.setdefault("damaged_files", {})[command] = {"files": num_damaged, "losses": len(losses)}
+    counts["damaged_files"] = {command: {"files": num_damaged, "losses": len(losses)}}
     assert losses == []
 
 
@@ -341,5 +340,5 @@ def test_the_folder_is_removed(
         losses += [f"{after_sec:.3f} s: {what}" for what in finish(forks, run, out)]
         shutil.rmtree(out, ignore_errors=True)
         shutil.rmtree(tmp_path / "elsewhere", ignore_errors=True)
-    counts.setdefault("removed_folders", {})[command] = {"folders": number + 1, "losses": len(losses)}
+    counts["removed_folders"] = {command: {"folders": number + 1, "losses": len(losses)}}
     assert losses == []

@@ -22,4 +22,4 @@ def test_a_write_that_fails_at_any_byte_leaves_the_former_file(tmp_path: Path, c
         with pytest.raises(OSError):
             write_atomically(path, write)
         assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("file", b"former")]
-    counts["failed_writes"] = 100
+    counts["failed_writes"] = {"file": {"writes": 100}}

@@ -297,13 +297,13 @@ def test_hostile_values(name: str, tmp_path: Path) -> None:
 @pytest.mark.faults
 @pytest.mark.parametrize("name", BYTES)
 def test_damaged_bytes_by_thousands(name: str, tmp_path: Path, counts: dict[str, Any]) -> None:
-    counts[f"bytes of {name}"] = try_bytes(name, tmp_path, 200 if name == "weights" else 1000)
+    counts["damaged_bytes"] = {name: try_bytes(name, tmp_path, 200 if name == "weights" else 1000)}
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("name", JSON)
 def test_hostile_values_by_thousands(name: str, tmp_path: Path, counts: dict[str, Any]) -> None:
-    counts[f"values of {name}"] = try_json(name, tmp_path, 300 if name == "autoencoder" else 500)
+    counts["hostile_values"] = {name: try_json(name, tmp_path, 300 if name == "autoencoder" else 500)}
 
 
 # Known files ---------------------------------------------------------------------------------------------------------

@@ -204,7 +204,7 @@ def test_some_damaged(kind: str, num_inputs: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("kind", "num_inputs"), LONG)
 def test_many_damaged(kind: str, num_inputs: int, tmp_path: Path, counts: dict[str, Any]) -> None:
     try_all(kind, num_inputs, tmp_path / "fenced")
-    counts[f"damaged_{kind}"] = num_inputs
+    counts["damaged"] = {kind: {"inputs": num_inputs}}
 
 
 def test_the_fence_is_closed(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_the_largest_that_are_decoded_stay_below_the_limit(tmp_path: Path, count
             assert decode_image(content, "it").size == (side, side)
 
         in_fence(work, tmp_path / "fenced", max_sec=10 * MAX_SEC)
-    counts["largest_pictures"] = len(kinds)
+    counts["largest"] = {"pictures": {"inputs": len(kinds)}}
 
 
 def shared_hostile() -> list[Path]:
@@ -317,4 +317,4 @@ def test_files_that_got_through_on_the_command_line(
         error = [each for each in capsys.readouterr().err.splitlines() if "warning" not in each.lower()]
         assert (code, "Traceback" in "".join(error)) in ((0, False), (2, False)), (path.name, error)
         assert code == 0 or path.name in error[-1], (path.name, error)
-    counts["hostile_on_the_command_line"] = len(shared_hostile())
+    counts["hostile"] = {"command line": {"inputs": len(shared_hostile())}}

@@ -1,5 +1,9 @@
 """What a processor's heap keeps of what was given back, against what can be worked out by hand."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 
 from eqvae.runtime.heap import Heap
@@ -54,3 +58,38 @@ def test_a_free_end_is_used_again(heap: Heap):
         heap.give_back(block)
     assert heap.take(31 * MIB).start == 0
     assert heap.taken_bytes == 90 * MIB
+
+
+def test_a_fixed_threshold_does_not_move():
+    heap = Heap.giving_back_at_once()
+    heap.give_back(heap.take(4 * MIB))
+    first, _, third = (heap.take(size) for size in (MIB, 64 * KIB, MIB))
+    heap.give_back(first)
+    heap.give_back(third)
+    assert heap.taken_bytes == 64 * KIB
+
+
+HELD = """
+import ctypes, psutil
+from eqvae.runtime.heap import give_back_at_once
+malloc, free = ctypes.CDLL(None).malloc, ctypes.CDLL(None).free
+malloc.restype, malloc.argtypes, free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+if {fixed}:
+    give_back_at_once()
+free(malloc(30 << 20))  # moves a threshold that can move
+before = psutil.Process().memory_info().rss
+places = [(malloc(1 << 20), malloc(60_000)) for _ in range(100)]
+for large, small in places:
+    ctypes.memset(large, 1, 1 << 20)
+for large, small in places:
+    free(large)
+print((psutil.Process().memory_info().rss - before) >> 20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is another one")
+@pytest.mark.parametrize(("fixed", "held_mib"), [(False, 100), (True, 0)])
+def test_malloc_does_as_is_simulated(fixed: bool, held_mib: int):
+    script = HELD.format(fixed=fixed)
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(ended.stdout) == pytest.approx(held_mib, abs=8)

@@ -19,6 +19,7 @@ from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runs.train import first_state
 from eqvae.runs.train_config import Plan
 from eqvae.runs.train_watch import WATCH_BATCH_SIZE
+from eqvae.runtime.heap import Heap
 from eqvae.runtime.memory import Memory, free_bytes, measure, without_values
 from eqvae.runtime.processes import Processes
 from eqvae.runtime.seeds import generator_for
@@ -130,7 +131,8 @@ def training_memory(plan: Plan, autoencoder: Autoencoder, processes: Processes) 
         drawer.images(range(min(config.num_watch_samples, WATCH_BATCH_SIZE)))
 
     memory = measure(
-        device, autoencoder, state=begin, step=step, samples=samples,
+        device, autoencoder, heap=Heap.giving_back_at_once() if config.gradient_checkpointing else None,
+        state=begin, step=step, samples=samples,
         checkpoint=lambda: as_written(parts["state"].tensors()),
     )  # fmt: skip
     if config.shard and processes.count > 1:

@@ -25,6 +25,7 @@ from eqvae.runs.train_cost import describe_plan, training_flops
 from eqvae.runs.train_start import begin_from
 from eqvae.runs.train_watch import WATCH_BATCH_SIZE, SampleWatch, load_reference
 from eqvae.runtime.device import choose_device, matrix_peak_flops_per_sec, place
+from eqvae.runtime.heap import give_back_at_once
 from eqvae.runtime.journal import Journal
 from eqvae.runtime.memory import TRAIN_FLAGS, told_when_full
 from eqvae.runtime.processes import Processes, join_processes
@@ -222,6 +223,8 @@ class Run:
 
     def _share(self) -> nn.Module | None:
         """The learner, compiled where asked for, wrapped where several processes average their gradients."""
+        if self.config.gradient_checkpointing and self.processes.device.type == "cpu":
+            give_back_at_once()  # else the heap keeps half of what was saved in holes (docs/scale.md)
         for network in self.state.networks:
             if self.config.gradient_checkpointing:
                 network.gradient_checkpointing = True

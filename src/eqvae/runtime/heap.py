@@ -2,9 +2,11 @@
 
 As glibc's malloc does it with large blocks: a block of `mmap_threshold` or more is the system's own and goes back at
 once; smaller ones lie on one heap, which could be given back from its end, but for something small of Python's there.
-The threshold grows, up to 32 MiB, to the largest block of its own that was given back.
+The threshold grows, up to 32 MiB, to the largest block of its own that was given back, unless it is fixed.
 """
 
+import contextlib
+import ctypes
 from dataclasses import dataclass, field
 
 _PAGE, _UNIT = 4096, 64
@@ -12,6 +14,16 @@ _SPARE = 2 * _UNIT
 """What malloc looks for beyond a block, so that its begin can be aligned: a block's own hole is too small for it."""
 
 _FIRST_THRESHOLD, _LARGEST_THRESHOLD = 2**17, 2**25
+
+_FIXED_THRESHOLD = 2**18
+_MMAP_THRESHOLD = -3
+"""malloc.h's M_MMAP_THRESHOLD."""
+
+
+def give_back_at_once() -> None:
+    """Fix the threshold low for the rest of this process, if malloc is glibc's: no holes, but fresh pages cost time."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _FIXED_THRESHOLD)
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,8 @@ class Heap:
 
     threshold: int = _FIRST_THRESHOLD
 
+    is_fixed: bool = False
+
     _top: int = 0
     """Beyond it the heap is free."""
 
@@ -44,6 +58,11 @@ class Heap:
 
     _ends: dict[int, int] = field(default_factory=dict)
     """Where the hole begins that ends somewhere."""
+
+    @classmethod
+    def giving_back_at_once(cls) -> "Heap":
+        """Make the heap of a process that called `give_back_at_once`."""
+        return cls(threshold=_FIXED_THRESHOLD, is_fixed=True)
 
     @property
     def taken_bytes(self) -> int:
@@ -72,7 +91,7 @@ class Heap:
         """Give a block back: a hole joins its neighbours."""
         if block.start is None:
             self.mapped_bytes -= block.size
-            if block.size <= _LARGEST_THRESHOLD:
+            if block.size <= _LARGEST_THRESHOLD and not self.is_fixed:
                 self.threshold = max(self.threshold, block.size)
             return
         start, size = block.start, block.size

@@ -81,17 +81,20 @@ class Memory:
             say(f"this may not fit: {said}. These help: {', '.join(flags)}")
 
 
-def measure(device: torch.device, *loaded: nn.Module, **phases: Callable[[], object]) -> Memory:
+def measure(
+    device: torch.device, *loaded: nn.Module, heap: Heap | None = None, **phases: Callable[[], object]
+) -> Memory:
     """Go through phases of a run one after another, on tensors without values; what one leaves behind stays.
 
-    Modules that are `loaded` stand among the phases' tensors, so they don't count as part of the process.
+    Modules that are `loaded` stand among the phases' tensors, so they don't count as part of the process. A run that
+    changes how memory is taken says so by its `heap`.
     """
     found, unknown = dict[str, int](), list[str]()
     with (
         mock.patch.object(nn.Module, "_apply", _apply),
         FakeTensorMode(allow_non_fake_inputs=True),
         _AnyValue(),
-        _Count(device) as count,
+        _Count(device, heap or Heap()) as count,
     ):
         for name, work in phases.items():
             count.peak_bytes = count.taken_bytes
@@ -160,9 +163,9 @@ def _apply(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool 
 class _Count(TorchDispatchMode):
     """Counts the bytes of all storages on a device that come into being, until they go."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, heap: Heap) -> None:
         super().__init__()
-        self._device, self._heap, self._known = device, Heap(), set[int]()
+        self._device, self._heap, self._known = device, heap, set[int]()
         self._live_bytes = self.peak_bytes = 0
         self.saw_backward = False
 
