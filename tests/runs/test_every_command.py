@@ -86,6 +86,17 @@ def test_any_number_of_processes_is_one(forks, made: Path, eight_images: Path, t
     assert (tmp_path / "samples" / "samples.npz").read_bytes() == (made / "samples" / "samples.npz").read_bytes()
 
 
+def test_two_processes_adapt_as_one(forks, made: Path, eight_images: Path, tmp_path: Path):
+    encode = ("encode", "tiny-kl", "--data", eight_images, "--image-size", 64, "--batch-size", 2, *CPU)
+    forks.run(1, (*encode, "--out", tmp_path / "latents"))
+    adapt = ("adapt", made / "run", "--latents", tmp_path / "latents", "--align-steps", 2, *TRAIN)
+    forks.run(1, (*adapt, "--out", tmp_path / "one", "--max-steps", 4))
+    forks.run(2, (*adapt, "--out", tmp_path / "two", "--max-steps", 3))  # into the second stretch
+    forks.run(2, (*adapt, "--out", tmp_path / "two", "--max-steps", 4))
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    assert len(losses(tmp_path / "two")) == 4
+
+
 def test_four_processes_measure_and_finetune_as_one(forks, eight_images: Path, tmp_path: Path):
     score = ("score", eight_images, "--reference", eight_images, "--features", "efficientnet-lite0", *CPU)
     evaluate = ("evaluate", "untrained:tiny-kl", "--data", eight_images, "--image-size", 64, "--batch-size", 2, *CPU)
