@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from eqvae.errors import UserError
+from eqvae.runtime.group_norm import speed_up_group_norms
 
 Precision = Literal["fp32", "bf16"]
 Module = TypeVar("Module", bound=nn.Module)
@@ -48,6 +49,7 @@ def synchronize(device: torch.device) -> None:
 
 def place(module: Module, device: torch.device) -> Module:
     """Move a convolutional model to its device in the channels-last layout, which its kernels prefer."""
+    speed_up_group_norms(module)
     return module.to(device=device).to(memory_format=torch.channels_last)
 
 
