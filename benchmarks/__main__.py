@@ -12,6 +12,7 @@ from benchmarks import (
     evaluate,
     finetune,
     generator,
+    group_norm,
     growth,
     harness,
     long_run,
@@ -37,6 +38,7 @@ IN_TURNS: dict[str, type[harness.Work]] = {
     "score": score.Score,
     "precision-recall": precision_recall.PrecisionRecall,
     "nearest-code": nearest_code.NearestCode,
+    "group-norm": group_norm.GroupNorms,
 }
 """Variants of one piece of work, ours among them."""
 

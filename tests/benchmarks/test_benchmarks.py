@@ -13,6 +13,7 @@ from benchmarks.accelerator import Accelerator
 from benchmarks.encode import Encode
 from benchmarks.finetune import FinetuneStep
 from benchmarks.generator import GeneratorStep
+from benchmarks.group_norm import GroupNorms
 from benchmarks.growth import Growth
 from benchmarks.harness import Operations, Work, measure, table
 from benchmarks.maskgit import MaskgitStep
@@ -32,6 +33,7 @@ SMALLEST: dict[str, Work] = {
     "sample": Sample(recipe="sit-ti-8", batch_size=1, num_steps=2),
     "score": Score(num_images=12, image_size=32),
     "precision-recall": PrecisionRecall(num_images=30),
+    "group-norm": GroupNorms(channels=16, groups=8, image_size=16, repetitions=1),
     "nearest-code": NearestCode(num_images=2, num_tokens=4, num_codes=16, width=8),
 }
 CASES = [(name, way) for name, work in SMALLEST.items() for way in work.ways()]
@@ -47,7 +49,7 @@ def test_a_turn(name: str, way: str, tmp_path: Path, capfd: pytest.CaptureFixtur
     assert turn()["units"] >= 1
 
 
-@pytest.mark.parametrize("name", ["generator", "maskgit", "sample", "nearest-code"])
+@pytest.mark.parametrize("name", ["generator", "maskgit", "sample", "nearest-code", "group-norm"])
 def test_peers_compute_the_same(name: str):
     replace(SMALLEST[name], device="cpu").check()
 
