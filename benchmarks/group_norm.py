@@ -1,4 +1,4 @@
-"""GroupNorm forward and backward in channels-last, against PyTorch's: by default the shape of SD-VAE's widest layers."""
+"""GroupNorm forward and backward in channels-last, against PyTorch's: by default SD-VAE's widest layers."""
 
 from dataclasses import dataclass
 from typing import Any
