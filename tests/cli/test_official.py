@@ -14,6 +14,7 @@ from torch import Tensor
 
 from eqvae.artifacts.files import read_json, read_tensors
 from eqvae.artifacts.names import GENERATOR, weights_name
+from eqvae.autoencoders.presets import PACKAGED
 from eqvae.cli import run
 from eqvae.generators.checkpoints import read_card, write_generator
 from eqvae.generators.families import find_recipe
@@ -135,8 +136,9 @@ def test_the_autoencoders_scaling_factor_is_the_normalization(tmp_path: Path):
     chosen = ["--recipe", "dit-ti-2", "--autoencoder", "tiny-kl"]
     assert run(["convert", f"{tmp_path / 'official.pt'}", f"{tmp_path / 'run'}", *chosen]) == 0
     card = read_card(tmp_path / "run")
-    assert card.scale == pytest.approx((1 / 0.3994938003897636,) * 4)
-    assert card.shift == pytest.approx((0.10151766634316825,) * 4)
+    config = read_json(PACKAGED / "tiny-kl" / "config.json")
+    assert card.scale == pytest.approx((1 / config["scaling_factor"],) * 4)
+    assert card.shift == pytest.approx((config["shift_factor"],) * 4)
 
 
 def test_the_latents_normalization_travels_with_both_sets_of_weights(tmp_path: Path, capsys) -> None:
