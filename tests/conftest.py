@@ -144,15 +144,17 @@ def small_discrete_autoencoder() -> SmallDiscreteAutoencoder:
 
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
-    """A folder of six crops from real photographs, 96 px high."""
-    from eqvae.images import open_images
+    """A folder of six crops from real photographs, 96 px high, whichever are held out."""
+    from PIL import Image
 
-    folder = tmp_path / "photographs"
+    from eqvae.images import data
+
+    folder, home = tmp_path / "photographs", Path(data.__file__).with_name("photographs")
     folder.mkdir()
-    source = open_images("photos")
-    for index in range(6):
-        image = source.read(index % len(source))
-        image.resize((144, 96)).save(folder / f"{index}.png")
+    names = ("astronaut", "coffee", "hubble_deep_field", "motorcycle_left", "motorcycle_right", "china")
+    for index, name in enumerate(names):
+        (path,) = home.glob(f"{name}.*")
+        Image.open(path).convert("RGB").resize((144, 96)).save(folder / f"{index}.png")
     return folder
 
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 WEIGHTS = "autoencoder/diffusion_pytorch_model.safetensors"
 
 # At a low rate: Adam's first steps of the discriminator blow up what differs in the last digits.
-KL = ("untrained:tiny-kl", "--discriminator-warmup-steps", "1", "--image-size", "128", "--learning-rate", "1e-5")
+KL = ("untrained:tiny-kl", "--discriminator-warmup-steps", "1", "--image-size", "128", "--learning-rate", "1e-6")
 ACCUMULATING = ("untrained:tiny-kl", "--adversarial-weight", "0", "--gradient-accumulation-steps", "2",
                 "--image-size", "64", "--max-grad-norm", "0.01")  # fmt: skip
 VQ = ("untrained:tiny-vq", "--codebook", "ema", "--restart-dead-codes", "2", "--adversarial-weight", "0",
