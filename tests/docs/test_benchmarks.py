@@ -16,8 +16,7 @@ def rows(name: str) -> list[dict[str, Any]]:
 
 
 def test_memory_is_predicted_within_15_percent():
-    missed = [row["case"] for row in rows("memory") if row["ratio"] != pytest.approx(1.0, abs=0.15)]
-    assert missed == ["train sit-s-2, batch 16, fp32, checkpointed"]  # the page says so
+    assert [row["case"] for row in rows("memory") if row["ratio"] != pytest.approx(1.0, abs=0.15)] == []
     counts = Counter(row["case"].split()[0] for row in rows("memory"))
     assert counts.keys() == {"finetune", "train", "sample"}
     assert min(counts.values()) >= 3
