@@ -101,13 +101,13 @@ class Pictures:
         for each in pictures:
             if each.dtype != torch.uint8 or each.ndim != 4 or each.shape[1] != 3 or len(each) != len(self.images):
                 raise ValueError(f"pictures of shape {tuple(each.shape)} and type {each.dtype}")
-        for each in [] if self.turned is None else [self.turned]:
-            if (
-                each.dtype != torch.uint8
-                or (len(each), each.shape[2:]) != (2, self.images.shape[1:])
-                or 0 in each.shape
-            ):
-                raise ValueError(f"turned pictures of shape {tuple(each.shape)} and type {each.dtype}")
+        turned = self.turned
+        if turned is not None and (
+            turned.dtype != torch.uint8
+            or (len(turned), turned.shape[2:]) != (2, self.images.shape[1:])
+            or 0 in turned.shape
+        ):
+            raise ValueError(f"turned pictures of shape {tuple(turned.shape)} and type {turned.dtype}")
         latents = self.latents
         if not latents.is_floating_point() or latents.ndim != 4 or len(latents) != len(self.images):
             raise ValueError(f"latents of shape {tuple(latents.shape)} and type {latents.dtype}")
