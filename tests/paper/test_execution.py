@@ -1,5 +1,6 @@
 """Going through plans: each run once, whoever takes it; resumption; tables of what is there."""
 
+import contextlib
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ from eqvae.paper.tables import table5, table8
 from eqvae.runs.reproduce import ReproduceConfig, reproduce
 from eqvae.runtime.processes import Processes
 from eqvae.runtime.run_folder import change_flat
+from eqvae.runtime.signals import stop_on_signals
 
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
 
@@ -114,16 +116,31 @@ def test_sigterm_between_safe_points(plan: Plan, setting: Setting, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) is former
 
 
-def test_sigterm_that_a_library_takes_for_an_error(plan: Plan, setting: Setting, monkeypatch):
+@pytest.mark.parametrize("taken_for", [ValueError, UserError])
+def test_sigterm_that_a_library_takes_for_an_error(plan: Plan, setting: Setting, monkeypatch, taken_for):
     def swallow(run: PlannedRun) -> None:
         try:
             os.kill(os.getpid(), signal.SIGTERM)
         except KeyboardInterrupt:
-            raise ValueError("could not determine the shape of object type") from None
+            raise taken_for("could not determine the shape of object type") from None
 
     monkeypatch.setattr("eqvae.paper.execution.perform", swallow)
     with pytest.raises(Interrupted, match="in run '.*': SIGTERM"):
         execute(plan, setting.root, ALONE)
+
+
+def test_sigterm_that_a_library_swallows_stops_the_next_loop(plan: Plan, setting: Setting, monkeypatch):
+    def swallow(run: PlannedRun) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        with stop_on_signals() as stop:
+            raise Interrupted(f"{stop.signal_name} at step 0")
+
+    monkeypatch.setattr("eqvae.paper.execution.perform", swallow)
+    with pytest.raises(Interrupted, match="in run '.*': SIGTERM at step 0"):
+        execute(plan, setting.root, ALONE)
+    with stop_on_signals() as stop:
+        assert not stop
 
 
 def test_another_run_in_the_folder(plan: Plan, setting: Setting, performed: list[str]):

@@ -227,6 +227,16 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again(configure, new_a
     assert [record["step"] for record in train_records(config.out)] == [1, 2, 3]
 
 
+def test_a_run_whose_checkpoint_was_removed_starts_its_journal_again(configure, new_autoencoder):
+    config = configure()
+    finetune(config, new_autoencoder())
+    (config.out / "metrics.json").unlink()
+    (config.out / CHECKPOINT).unlink()
+    finetune(config, new_autoencoder())
+    steps = [(record["kind"], record["step"]) for record in read_journal(config.out) if "step" in record]
+    assert steps == [("validation", 0), ("train", 1), ("train", 2), ("train", 3), ("validation", 3)]
+
+
 def test_a_signal_after_the_last_step_stops_before_the_export(configure, new_autoencoder, monkeypatch):
     with monkeypatch.context() as patch:
         signal_after(patch, 3)

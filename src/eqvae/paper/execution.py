@@ -222,13 +222,13 @@ def perform_named(run: PlannedRun, asked: StopRequest, do: Callable[[PlannedRun]
     """Do a run, in this process or as told; an error names it."""
     try:
         (do or perform)(run)
-    except UserError as error:
-        raise UserError(f"run '{run.name}': {error}") from None
     except Interrupted as stop:
         raise Interrupted(f"in run '{run.name}': {stop}") from None
     except KeyboardInterrupt:
         raise Interrupted(f"in run '{run.name}': {explain_interruption(asked)}") from None
-    except Exception:
-        if asked:  # compiled code may turn the interruption into an error of its own, as safetensors' reader does
+    except Exception as error:
+        if asked:  # a library may turn the interruption into an error of its own, which we may take for damage
             raise Interrupted(f"in run '{run.name}': {explain_interruption(asked)}") from None
+        if isinstance(error, UserError):
+            raise UserError(f"run '{run.name}': {error}") from None
         raise

@@ -215,7 +215,7 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
         if not processes.is_first:
             return None
         pictures.write(config.out / PICTURES)
-        journal = Journal(config.out, keep_up_to_step=-1)
+        journal = Journal(config.out, keep_up_to_step=0)
         journal.write("data", **source.summary())
         for image in broken:
             journal.write("broken_image", **image._asdict())

@@ -184,7 +184,7 @@ def _score(config: ScoreConfig, stop: StopRequest) -> dict[str, Any] | None:
     (config.out / METRICS).unlink(missing_ok=True)  # it comes back last: whoever finds it finds a whole score
     write_json(config.out / CONFIG, flat(config) | {"command": "score"})
     write_environment(config.out, device=processes.device, seed=config.seed, num_processes=processes.count)
-    journal = Journal(config.out, keep_up_to_step=-1)
+    journal = Journal(config.out, keep_up_to_step=0)
     journal.write("samples", **samples.summary())
     if isinstance(reference, ImageSet):
         journal.write("reference", **reference.summary())

@@ -25,10 +25,16 @@ class Journal:
     """Appends records to `journal.jsonl`; a killed process loses none, a power cut may lose the last ones."""
 
     def __init__(self, folder: Path, *, keep_up_to_step: int | None = None) -> None:
-        """Open a run's journal."""
+        """Open a run's journal, without what a killed session wrote after the step from which it goes on.
+
+        Args:
+            folder: The run's folder.
+            keep_up_to_step: The step; 0 keeps nothing, as a run that begins writes all of it again.
+        """
         self._path = folder / JOURNAL
         if keep_up_to_step is not None and self._path.exists():
-            kept = [record for record in read_journal(folder) if record.get("step", 0) <= keep_up_to_step]
+            goes_on = keep_up_to_step > 0
+            kept = [each for each in read_journal(folder) if goes_on and each.get("step", 0) <= keep_up_to_step]
             text = "".join(json.dumps(record) + "\n" for record in kept)
             write_atomically(self._path, lambda temporary: temporary.write_text(text))
 

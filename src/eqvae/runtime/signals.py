@@ -20,10 +20,15 @@ class StopRequest:
         return self.signal_name is not None
 
 
+_raised: list[StopRequest] = []
+"""Those of the `terminated_by_signal` that we are in. A library may have swallowed what one raised."""
+
+
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
     """Turn the first SIGTERM or SIGINT into a request; a second one acts as usual."""
     request = StopRequest()
+    request.signal_name = next((each.signal_name for each in _raised if each), None)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
@@ -58,11 +63,13 @@ def terminated_by_signal() -> Iterator[StopRequest]:
 
     if threading.current_thread() is threading.main_thread():
         former = signal.signal(signal.SIGTERM, stop)
+    _raised.append(request)
     try:
         yield request
     except KeyboardInterrupt:
         raise Interrupted(explain_interruption(request)) from None
     finally:
+        _raised.remove(request)
         if former is not None:
             signal.signal(signal.SIGTERM, former)
 
