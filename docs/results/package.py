@@ -28,7 +28,7 @@ class Options:
     """Put a run's model into the package."""
 
     preset: Annotated[str, tyro.conf.Positional]
-    """Whose weights they become: `tiny-kl`, `tiny-kl-64` or `tiny-vq`."""
+    """Whose weights they become: `tiny-kl` or `tiny-vq`."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """A finished run of `eqvae finetune`."""

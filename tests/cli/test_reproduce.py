@@ -14,7 +14,7 @@ from eqvae.paper.plan import PlannedRun
 from eqvae.runtime.run_folder import flat
 
 BASES = [
-    "--autoencoder", "tiny-kl-64=untrained:tiny-kl-64", "--autoencoder", "tiny-vq=untrained:tiny-vq",
+    "--autoencoder", "tiny-kl=untrained:tiny-kl", "--autoencoder", "tiny-vq=untrained:tiny-vq",
 ]  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def test_a_dry_run_writes_nothing(arguments, tmp_path: Path, performed: list[str
     assert printed[0].split() == ["run", "state", "for", "FLOPs", "cpu", "hours", "disk"]
     assert not (tmp_path / "root").exists()
     assert performed == []
-    (shared,) = [line for line in printed if "finetune autoencoders/tiny-kl-64+eq " in line]
+    (shared,) = [line for line in printed if "finetune autoencoders/tiny-kl+eq " in line]
     assert "to do  table5,table8" in shared
     count = len(printed) - 3
     total = [f"{2e12 * count:.2e}", f"{count * 2e12 / (1.37e12 * 0.12 * 3600):.3g}", f"{3 * count}", "MB"]
@@ -105,15 +105,15 @@ def test_a_dry_run_knows_what_is_done(arguments, performed: list[str], capsys):
     assert run(arguments("table5", more=(*flags, "--dry-run"))) == 0
     lines = capsys.readouterr().out.splitlines()
     states = {line.split()[1]: line for line in lines[1:-2]}
-    assert " done " in states["autoencoders/tiny-kl-64+eq"]
-    assert " to do " in states["autoencoders/tiny-kl-64+rotation"]
+    assert " done " in states["autoencoders/tiny-kl+eq"]
+    assert " to do " in states["autoencoders/tiny-kl+rotation"]
     assert lines[-2].startswith(f"{sum(' to do ' in line for line in lines[1:-2])} runs to do")
 
 
 @pytest.mark.usefixtures("at_no_cost")
 def test_all_is_all(arguments, capsys):
     assert run(arguments("all", more=("--dry-run", "--seeds", 1))) == 0
-    shared = next(line for line in capsys.readouterr().out.splitlines() if "evaluate evaluations/tiny-kl-64 " in line)
+    shared = next(line for line in capsys.readouterr().out.splitlines() if "evaluate evaluations/tiny-kl " in line)
     assert "table1,table5,table6,table7,table12,figure1,figure2,figure3,figure6" in shared
 
 
@@ -134,7 +134,7 @@ WRONG = [
     (("table5",), ("--reference-data", "no/such"), "no/such"),
     (("table5",), ("--finetune-data", "no/such"), "no/such"),
     (("table5",), ("--autoencoder", "no/such.ckpt"), "no/such.ckpt"),
-    (("table5",), ("--autoencoder", "tiny-kl-64=no/such.ckpt"), "no/such.ckpt"),
+    (("table5",), ("--autoencoder", "tiny-kl=no/such.ckpt"), "no/such.ckpt"),
     (("table5",), ("--autoencoder", "=x"), "NAME=PATH"),
     (("table5",), ("--device", "nonsense"), "nonsense"),
     (("table5",), ("--scale", "paper"), "--finetune-data"),
@@ -172,7 +172,7 @@ def test_a_run_that_fails_is_named(arguments, monkeypatch, capsys):
     monkeypatch.setattr("eqvae.paper.execution.perform", fail)
     assert run(arguments("table5")) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "eqvae: run 'evaluations/tiny-kl-64': the loss became NaN at step 3. Lower --learning-rate"
+    assert last == "eqvae: run 'evaluations/tiny-kl': the loss became NaN at step 3. Lower --learning-rate"
 
 
 def test_what_changed_since(arguments, images: Path, tmp_path: Path, performed: list[str], capsys):

@@ -70,7 +70,7 @@ def test_the_table_and_its_curve(setting: Setting, performed: list[str]):
 
 def test_what_is_frozen_costs_less():
     def flops(**changes: object) -> float:
-        planned = varied(TINY, "tiny-kl-64", "x", polish_steps=0, **changes).run
+        planned = varied(TINY, "tiny-kl", "x", polish_steps=0, **changes).run
         assert planned is not None
         return estimate(planned, TINY).bf16_flops
 

@@ -66,9 +66,9 @@ def test_tables_share_runs():
     assert len(caches) == len({run.config.autoencoder for run in caches})
     alone = [plan_of(TINY, name) for name in ("table5", "table6")]
     shared = {run.name for run in alone[0].runs} & {run.name for run in alone[1].runs}
-    assert {"latents/tiny-kl-64", "evaluations/tiny-kl-64", "autoencoders/tiny-kl-64+eq", "reference"} <= shared
+    assert {"latents/tiny-kl", "evaluations/tiny-kl", "autoencoders/tiny-kl+eq", "reference"} <= shared
     assert {
-        f"generators/dit-ti-2/tiny-kl-64/{kind}seed-{seed}" for kind in ("", "fixed/") for seed in range(3)
+        f"generators/dit-ti-2/tiny-kl/{kind}seed-{seed}" for kind in ("", "fixed/") for seed in range(3)
     } <= shared
 
 
@@ -159,7 +159,7 @@ def test_published_baselines_are_on_their_own_autoencoder():
 def test_one_tiny_generator_stands_once():
     here = [row.here for row in table2(TINY).rows if row.here]
     assert len(here) == len(set(here)) == 6
-    assert "repa-sit-ti-2 on tiny-kl-64+eq" in here
+    assert "repa-sit-ti-2 on tiny-kl+eq" in here
 
 
 def test_rows_over_steps_are_watched():

@@ -9,7 +9,7 @@ from eqvae.autoencoders.layouts import block_types
 PACKAGED = Path(__file__).with_name("weights")
 """Weights that are installed with the package: one diffusers folder for each of `PACKAGED_NAMES`."""
 
-PACKAGED_NAMES = ("tiny-kl", "tiny-kl-64", "tiny-vq")
+PACKAGED_NAMES = ("tiny-kl", "tiny-vq")
 """The demo's, and the bases of `eqvae reproduce --scale tiny`."""
 
 UNTRAINED = "untrained:"
@@ -126,7 +126,6 @@ _SD3_MEDIUM = "stabilityai/stable-diffusion-3-medium-diffusers"
 _ROWS: tuple[tuple[Any, ...], ...] = (
     # name             hub id                                         folder  architecture                stride
     ("tiny-kl",         None,                                          "",    _TINY_KL,                   8),
-    ("tiny-kl-64",      None,                                          "",    _TINY_KL,                   8),
     ("tiny-kl-f2",      None,                                          "",    _TINY_KL_F2,                2),
     ("tiny-vq",         None,                                          "",    _TINY_VQ,                   8),
     ("tiny-vq-f4",      None,                                          "",    _TINY_VQ_F4,                4),

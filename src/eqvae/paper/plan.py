@@ -90,7 +90,7 @@ class PlannedRun:
     """What does it: a command of `eqvae`, or `reference`."""
 
     name: str
-    """Its folder below the plan's root, e.g. `generators/dit-ti-2/tiny-kl-64+eq/seed-0`."""
+    """Its folder below the plan's root, e.g. `generators/dit-ti-2/tiny-kl+eq/seed-0`."""
 
     config: Config
     """Complete; `out` is the folder."""
@@ -191,7 +191,7 @@ class PlannedAutoencoder:
     """An autoencoder to measure and to train generators on: a base, or what becomes of one."""
 
     name: str
-    """In names of runs and rows of tables, e.g. `tiny-kl-64+eq`."""
+    """In names of runs and rows of tables, e.g. `tiny-kl+eq`."""
 
     location: str
     """What `load_autoencoder` takes."""

@@ -258,8 +258,8 @@ TINY = Setting(
     num_validation_images=10_000,
     num_reference_images=10_000,
     num_classes=10,
-    autoencoders={"SD-VAE": "tiny-kl-64", "VQ-GAN": "tiny-vq"},
-    generator_base="tiny-kl-64",
+    autoencoders={"SD-VAE": "tiny-kl", "VQ-GAN": "tiny-vq"},
+    generator_base="tiny-kl",
     finetuning=_TINY_FINETUNING,
     discrete_finetuning=change_flat(
         _TINY_FINETUNING,
