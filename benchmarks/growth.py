@@ -5,7 +5,6 @@ is kept, which other jobs on the machine hardly touch. The exponent is that of t
 quadratic); where it lies far above the first one's, the cost bends. Fixed costs make the first exponent small.
 """
 
-import json
 import math
 import os
 import subprocess
@@ -26,6 +25,7 @@ from benchmarks.harness import cpu_sec
 from benchmarks.machine import describe_machine
 from benchmarks.plain_training import random_cache
 from benchmarks.precision_recall import draw_features, exact_precision_recall
+from eqvae.artifacts.files import write_json
 from eqvae.cli import run as eqvae
 from eqvae.generators.recipes import PUBLISHED_LATENTS
 from eqvae.images import open_images
@@ -203,7 +203,7 @@ def run(name: str, options: Growth) -> None:
             figures["stages"].append(measure(stage, options.times))
             print(row(figures["stages"][-1]), flush=True)
             if options.json is not None:
-                options.json.write_text(json.dumps(figures, indent=2) + "\n")
+                write_json(options.json, figures)
 
 
 def table(figures: dict[str, Any]) -> str:

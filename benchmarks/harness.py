@@ -1,6 +1,5 @@
 """Variants of one piece of work in turns, each in a process of its own: ratios with spread, shares of the peak."""
 
-import json
 import multiprocessing
 import os
 import resource
@@ -18,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.machine import Peaks, describe_machine, measure_peaks, peak_mib
+from eqvae.artifacts.files import write_json
 from eqvae.runtime.device import Precision, choose_device, synchronize
 
 Turn = Callable[[], dict[str, Any]]
@@ -243,8 +243,7 @@ def run(name: str, work: Work) -> None:
     figures = description | measure(work)
     print("\n" + table(figures))
     if work.json is not None:
-        work.json.parent.mkdir(parents=True, exist_ok=True)
-        work.json.write_text(json.dumps(figures, indent=2) + "\n")
+        write_json(work.json, figures)
 
 
 def table(figures: dict[str, Any]) -> str:

@@ -212,5 +212,4 @@ def run(benchmark: str, options: LongRun) -> None:
     row = rows[len(rows) // 2] | {"throughput_ratios": [each["throughput_ratio"] for each in rows]}
     print(row, flush=True)
     if options.json is not None:
-        machine = describe_machine(benchmark, options)
-        write_json(options.json, {**machine, "rows": [row]})
+        write_json(options.json, describe_machine(benchmark, options) | {"rows": [row]})

@@ -117,5 +117,4 @@ def run(benchmark: str, options: Memory) -> None:
             })  # fmt: skip
             print(f"{name:45} {said['memory_gib']:8.2f} {measured_gib:8.2f} {rows[-1]['ratio']:6.2f}", flush=True)
     if options.json is not None:
-        machine = describe_machine(benchmark, options)
-        write_json(options.json, {**machine, "rows": rows})
+        write_json(options.json, describe_machine(benchmark, options) | {"rows": rows})

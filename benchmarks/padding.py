@@ -8,7 +8,6 @@ arXiv:2502.09509 the error |D(tau z) - tau x| is averaged over a frame as wide a
 inside; their quotient is what a border costs. `reconstruction` is the same of D(E(x)).
 """
 
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from benchmarks.machine import describe_machine
 from eqvae import load_autoencoder, set_padding_mode
+from eqvae.artifacts.files import write_json
 from eqvae.autoencoders import Autoencoder
 from eqvae.autoencoders.padding import PaddingMode
 from eqvae.images import adm_crop, open_images, to_images
@@ -72,9 +72,7 @@ def run(benchmark: str, options: Padding) -> None:
     for name, own in figures.items():
         print(f"{name:28}", "  ".join(f"{key} {value:.3f}" for key, value in own.items()))
     if options.json is not None:
-        machine = describe_machine(benchmark, options)
-        content = {"machine": machine, "figures": figures}
-        options.json.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(options.json, describe_machine(benchmark, options) | {"figures": figures})
 
 
 def crops(options: Padding) -> Float[Tensor, "n 3 h w"]:

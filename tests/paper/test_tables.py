@@ -67,9 +67,7 @@ def test_tables_share_runs():
     alone = [plan_of(TINY, name) for name in ("table5", "table6")]
     shared = {run.name for run in alone[0].runs} & {run.name for run in alone[1].runs}
     assert {"latents/tiny-kl", "evaluations/tiny-kl", "autoencoders/tiny-kl+eq", "reference"} <= shared
-    assert {
-        f"generators/dit-ti-2/tiny-kl/{kind}seed-{seed}" for kind in ("", "fixed/") for seed in range(3)
-    } <= shared
+    assert {f"generators/dit-ti-2/tiny-kl/{kind}seed-{seed}" for kind in ("", "fixed/") for seed in range(3)} <= shared
 
 
 def test_table_5_is_about_tau():
