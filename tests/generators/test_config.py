@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from eqvae.errors import UserError
+from eqvae.evidence import curves
+from eqvae.runs import finetune
 from eqvae.runs.train_config import FREE_TO_CHANGE, TrainConfig
 from eqvae.runtime.run_folder import check_same_run, flat, from_flat
 
@@ -85,3 +87,9 @@ def test_resolving_twice_changes_nothing():
 def test_refused_values(options: dict, what: str):
     with pytest.raises(UserError, match=what.replace("-", "[-]")):
         configure(**options).resolved()
+
+
+def test_what_a_resumption_may_change_makes_no_arm_of_its_own():
+    of_fine_tuning = finetune.FREE_TO_CHANGE - {"max_steps", "polish_steps"}
+    assert FREE_TO_CHANGE <= curves.FREE
+    assert of_fine_tuning <= curves._FREE_FOR_TWINS

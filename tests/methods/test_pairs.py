@@ -10,6 +10,7 @@ import torch
 
 from eqvae.equivariance import decode_pair
 from eqvae.errors import UserError
+from eqvae.images.sizes import ImageSize
 from eqvae.losses.reconstruction import l1_distance
 from eqvae.methods import METHODS, Batch, Drawn, Pair, parse_method
 from eqvae.methods.colours import fit_colours
@@ -53,6 +54,13 @@ def loss(autoencoder, x, drawn: Drawn) -> torch.Tensor:
         counts = 1.0 if each.mask is None else each.mask
         total = total + weight * l1_distance(counts * pair.target, counts * pair.decoded)
     return total
+
+
+def test_one_factor_must_leave_whole_cells_of_both_sides(small_autoencoder):
+    stride = small_autoencoder.stride
+    read("se").check(small_autoencoder, image_size=ImageSize(8 * stride, 12 * stride), num_images=1)
+    with pytest.raises(UserError, match="leaves no whole cells of a latent of 9 x 16"):
+        read("se").check(small_autoencoder, image_size=ImageSize(9 * stride, 16 * stride), num_images=1)
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -17,10 +17,11 @@ from eqvae.artifacts.files import read_json
 from eqvae.artifacts.sample_sets import write_sample_set
 from eqvae.errors import UserError
 from eqvae.images import adm_crop, open_images
+from eqvae.images.image_sets import open_reference
 from eqvae.metrics.comparison import check_comparable, score_features
 from eqvae.metrics.statistics import FeatureStatistics, Provenance
 from eqvae.networks.features import load_features
-from eqvae.runs.score import ScoreConfig, score
+from eqvae.runs.score import ScoreConfig, _choose, score
 
 SMALL, LITE = "test_resnet", "efficientnet_lite0"
 
@@ -132,6 +133,16 @@ def test_saved_statistics_give_the_same_figures(config, tmp_path):
 def test_a_part_of_the_images(config):
     figures = score(replace(config, num_images=4, num_reference=6))
     assert (figures["num_samples"], figures["num_reference"]) == (4, 6)
+
+
+@pytest.mark.parametrize("wanted", [1, 5, 7, 11, 12])
+def test_a_part_of_the_reference_is_spread_over_all_of_it(wanted, tmp_path):
+    write_sample_set(tmp_path / "twelve.npz", np.zeros((12, 8, 8, 3), np.uint8))
+    images = open_reference(str(tmp_path / "twelve.npz"), image_size_px=8)
+    chosen = _choose(images, wanted, "--num-reference", spread=True)
+    steps = np.diff([*chosen, 12])
+    assert (len(chosen), chosen[0]) == (wanted, 0)
+    assert steps.max() - steps.min() <= 1  # in a folder of class after class, each class has its share
 
 
 @pytest.mark.slow

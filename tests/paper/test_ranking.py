@@ -95,6 +95,34 @@ def test_every_generator_has_the_same_budget(config, settings):
     assert sorted(each["seed"] for each in configs) == [0, 0, 0, 1, 1, 1]
 
 
+def test_a_size_that_no_generator_has_patches_for(config, settings):
+    with pytest.raises(UserError, match="96 px need patches of 3 for .* Choose an --image-size of"):
+        make_contestants(config("a=untrained:tiny-kl", "b=untrained:tiny-kl", image_size=96), settings)
+
+
+def test_pictures_drawn_again_are_drawn_as_before(config, settings):
+    given = config("codes=untrained:tiny-vq-f4", method=("eq",), equalize=True)
+    _, contestants = make_contestants(given, settings)
+    for each in contestants:
+        drawn = [
+            {name: value for name, value in flat(need.config).items() if name not in ("out", "autoencoder")}
+            for cell in (each.distance, each.equal.distance)
+            for run in cell.runs
+            for need in run.needs
+            if need.command == "sample"
+        ]
+        assert drawn[: len(drawn) // 2] == drawn[len(drawn) // 2 :]
+        assert drawn[0]["guidance_scale"] > 1
+
+
+def test_fewer_images_than_the_scale_takes_are_all_taken(config, images, capsys):
+    setting, _ = make_contestants(config("tiny-kl=untrained:tiny-kl", "other=untrained:tiny-kl"))
+    assert (setting.encoding.num_images, setting.evaluation.num_images) == (None, None)
+    assert setting.num_images == setting.num_validation_images == 12
+    said = capsys.readouterr().err
+    assert f"'{images}' has 12 images, --scale tiny takes 20000: all of them are taken" in said
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

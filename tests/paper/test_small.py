@@ -217,6 +217,12 @@ def test_each_cause_changes_one_thing(twins: Setting, performed: list[str]):
         assert (training.seed, training.resolved().transform.equivariance_probability) == (seed, 0.0)
         assert run.spectrum_of.name.endswith(("+eq", "+eq-seed-1")[seed])
         run.check_saved()
+    from eqvae.paper.cluster import _without_architectures
+
+    for run in Plan.of(table.runs).runs:  # what a cluster is sent says all that the run needs
+        sent = _without_architectures(run)
+        assert flat(sent.resolved()) == flat(run.resolved())
+        assert not any(each.architecture for each in (sent, *sent.needs, sent.deviation_of, sent.spectrum_of) if each)
     (multiplied,) = (label for label in rows if label.startswith("deviation"))
     for label in (multiplied, "EQ-VAE, times the base's factor"):  # all pretended latents have a deviation of 2.5
         assert {flat(run.resolved())["normalization"] for run in rows[label]} == {"fixed:0.4"}

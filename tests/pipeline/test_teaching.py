@@ -91,19 +91,21 @@ def _tokens(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("with_mirrored", [False, True])
 def test_the_token_cache_comes_back_in_bfloat16(tmp_path, with_mirrored):
     tokens, mirrored = _tokens(5, 4, 3), _tokens(5, 4, 3, seed=1) if with_mirrored else None
-    write_teacher_tokens(tmp_path / "tokens.safetensors", tokens, teacher="t", mirrored=mirrored)
-    read = read_teacher_tokens(tmp_path / "tokens.safetensors", teacher="t", num_images=5)
+    write_teacher_tokens(tmp_path / "tokens.safetensors", tokens, teacher="t", weights="w", mirrored=mirrored)
+    read = read_teacher_tokens(tmp_path / "tokens.safetensors", teacher="t", weights="w", num_images=5)
     assert torch.equal(read["tokens"], tokens.bfloat16())
     assert set(read) == ({"tokens", "mirrored"} if with_mirrored else {"tokens"})
 
 
 def test_a_cache_of_something_else_is_refused(tmp_path):
     path = tmp_path / "tokens.safetensors"
-    write_teacher_tokens(path, _tokens(5, 4, 3), teacher="dino")
+    write_teacher_tokens(path, _tokens(5, 4, 3), teacher="dino", weights="first")
     with pytest.raises(UserError, match="tokens of 'dino', not of 'mae'"):
-        read_teacher_tokens(path, teacher="mae", num_images=5)
+        read_teacher_tokens(path, teacher="mae", weights="first", num_images=5)
+    with pytest.raises(UserError, match="tokens of 'dino' with other weights. Remove it"):
+        read_teacher_tokens(path, teacher="dino", weights="second", num_images=5)
     with pytest.raises(UserError, match="tokens of 5 images, the cache has 6"):
-        read_teacher_tokens(path, teacher="dino", num_images=6)
+        read_teacher_tokens(path, teacher="dino", weights="first", num_images=6)
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(UserError, match="truncated"):
-        read_teacher_tokens(path, teacher="dino", num_images=5)
+        read_teacher_tokens(path, teacher="dino", weights="first", num_images=5)

@@ -129,6 +129,8 @@ def test_resuming_is_exact_and_watched_at_every_stretch(configure, data):
     figures = train(straight)
     records = [record for record in read_journal(straight.out) if record["kind"] == "validation"]
     assert [record["step"] for record in records] == [3, 5]
+    (found,) = [record for record in read_journal(straight.out) if record["kind"] == "reference"]
+    assert found["num_images"] == 12
     assert all(record["training_sec"] > 0 and record["fd_efficientnet_lite0"] > 0 for record in records)
     assert figures["fd_efficientnet_lite0"] == records[-1]["fd_efficientnet_lite0"]
     sheets = sorted(path.name for path in (straight.out / "samples").iterdir())
@@ -172,9 +174,26 @@ def test_saved_statistics_as_reference(configure, data, tmp_path):
     assert train(saved)["fd_efficientnet_lite0"] == pytest.approx(figures["fd_efficientnet_lite0"], rel=1e-6)
     other = replace(statistics, provenance=replace(statistics.provenance, features="inception"))
     other.save(tmp_path / "other")
-    with pytest.raises(UserError, match="statistics of inception. Use --features inception"):
+    with pytest.raises(UserError, match="holds features of inception, not of .*. Use --features inception"):
         train(configure("refused", reference=str(tmp_path / "other"), max_steps=1))
+    other = replace(statistics, provenance=replace(statistics.provenance, image_size_px=32))
+    other.save(tmp_path / "smaller")
+    with pytest.raises(UserError, match="is of images of 32 px, the samples have 64 px"):
+        train(configure("refused", reference=str(tmp_path / "smaller"), max_steps=1))
     assert not configure("refused").out.exists()
+
+
+def test_a_longer_run_is_measured_as_before(configure, data, other_data):
+    watched = {"reference": str(data), "num_watch_samples": 4, "watch_steps": 2}
+    train(configure(**watched, max_steps=1))
+    for change, says in (
+        ({"watch_steps": 3}, "--watch-steps 2, not 3"),
+        ({"num_watch_samples": 6}, "--num-watch-samples 4, not 6"),
+        ({"reference": str(other_data)}, "measured its samples against other images than those of"),
+    ):
+        with pytest.raises(UserError, match=says):
+            train(configure(**watched | change, max_steps=2))
+    assert train(configure(**watched, max_steps=2))["num_steps"] == 2
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(configure, tmp_path, data, odd_latents):

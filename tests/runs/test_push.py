@@ -10,6 +10,8 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from eqvae.artifacts.files import read_json
 from eqvae.autoencoders import load_autoencoder
+from eqvae.autoencoders.factors import loading_code
+from eqvae.drawing.model_page import without_local_paths
 from eqvae.errors import UserError
 from eqvae.runs.finetune import FinetuneConfig, finetune
 from eqvae.runs.push import PushConfig, push
@@ -82,9 +84,45 @@ def test_wrong_input_writes_nothing(run: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(HfApi, "create_repo", offline)
     monkeypatch.chdir(tmp_path)
     fails("holds no trained", run=tmp_path)
+    fails("does not exist", run=tmp_path / "new")
     fails("no repository's name", name="a/b/c")
     fails("can't be reached .*--dry-run", name="somebody/mine")
     (tmp_path / "taken").mkdir()
     fails("Write './taken'", name="taken")
     (tmp_path / "taken" / "letter.txt").touch()
     fails("holds no pushed model", name="./taken")
+
+
+def test_where_files_lay_is_nobodys_business(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "latents").mkdir(parents=True)
+    said = {
+        "/home/me/secret/pictures": "pictures",
+        "--data=/home/me/secret/pictures": "--data=pictures",
+        "taesd=~/models/taesd": "taesd=taesd",
+        "runs/latents": "latents",
+        "eq + /home/me/m.py:Mine(p=0.5)": "eq + m.py:Mine(p=0.5)",
+        "stabilityai/sd-vae-ft-ema": "stabilityai/sd-vae-ft-ema",
+        "hf:frgfm/imagewoof/320px:train": "hf:frgfm/imagewoof/320px:train",
+        "https://hub/somebody/mine": "https://hub/somebody/mine",
+    }
+    assert without_local_paths(list(said)) == list(said.values())
+    assert without_local_paths({"/home/me/m.py": "digest", "steps": 3}) == {"m.py": "digest", "steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("config", "lines"),
+    [
+        ({"_class_name": "AutoencoderKL"}, ["from diffusers import AutoencoderKL"]),
+        ({"_class_name": "PooledAutoencoderTiny"}, ["from eqvae.autoencoders.tiny import PooledAutoencoderTiny"]),
+        ({"_class_name": "AutoencoderKL", "padding_mode": "reflect"}, ["from eqvae import set_padding_mode"]),
+    ],
+)
+def test_a_card_says_how_its_model_is_loaded(config, lines):
+    code = loading_code(config, "me/mine")
+    assert set(lines) <= set(code.splitlines())
+    assert ("set_padding_mode(autoencoder" in code) == ("padding_mode" in config)
+    compile(code, "card", "exec")
+    for line in code.splitlines():
+        if line.startswith("from "):
+            exec(line)

@@ -1,5 +1,6 @@
 """What work takes, worked out on tensors without values, against what can be counted by hand; what does not fit."""
 
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -91,3 +92,14 @@ def test_a_device_that_is_full():
 
 def test_this_machine_has_memory():
     assert 2**26 < free_bytes(CPU) < 2**46
+
+
+def test_what_a_container_keeps_of_files_is_free(monkeypatch, tmp_path):
+    monkeypatch.setattr("eqvae.runtime.memory._GROUP", tmp_path)
+    (tmp_path / "memory.max").write_text(f"{2**27}\n")
+    (tmp_path / "memory.current").write_text(f"{2**27 - 2**10}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 123\nactive_file {2**25}\ninactive_file {2**24}\n")
+    own = psutil.Process().memory_info().rss
+    assert free_bytes(CPU) == pytest.approx(2**10 + 2**25 + 2**24 + own, rel=0.1)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_bytes(CPU) > 2**28

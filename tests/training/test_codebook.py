@@ -10,6 +10,7 @@ import torch
 
 from eqvae.artifacts.files import read_journal, read_tensors
 from eqvae.artifacts.names import CHECKPOINT
+from eqvae.autoencoders.channels import load_with_channels
 from eqvae.equivariance import decode_transformed
 from eqvae.errors import UserError
 from eqvae.losses.codebook import CodebookState, Codes
@@ -126,6 +127,17 @@ def test_steps_have_the_gradient_of_equation_5(new_autoencoder, x, transforms, w
     assert record.codebook_usage == (counts > 0).double().mean().item()
     shares = counts[counts > 0] / counts.sum()
     assert record.codebook_perplexity == pytest.approx(math.exp(-(shares * shares.log()).sum().item()), rel=1e-5)
+
+
+@pytest.mark.parametrize("num_channels", [1, 3, 5])
+def test_the_codebook_counts_alike_beside_images_of_any_channels(num_channels):
+    autoencoder = load_with_channels("untrained:tiny-vq", num_channels)
+    x = torch.rand(2, num_channels, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    with torch.no_grad():
+        z = autoencoder.encode(x).mean
+        commitment = autoencoder.quantize(z).commitment_loss.mean() / z[0].numel()
+    record = step(build_state(autoencoder, configure(), CPU), x, configure())
+    assert record.quantization == pytest.approx(commitment.item(), rel=1e-4)
 
 
 def test_micro_batches_are_counted_together(new_autoencoder):

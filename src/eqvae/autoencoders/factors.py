@@ -6,7 +6,7 @@ is right in all of them.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -161,3 +161,16 @@ def _size(values: Sequence[float]) -> str:
 
 def _these(names: Sequence[str]) -> str:
     return ", ".join(name.removesuffix("Pipeline") for name in names)
+
+
+def loading_code(config: Mapping[str, Any], location: str) -> str:
+    """Write the lines of Python that load a model from a hub id or a folder."""
+    name = config["_class_name"]
+    module = "eqvae.autoencoders.tiny" if name == "PooledAutoencoderTiny" else "diffusers"
+    lines = [f"from {module} import {name}"]
+    if config.get("padding_mode") == "reflect":
+        lines.append("from eqvae import set_padding_mode")
+    lines += ["", f'autoencoder = {name}.from_pretrained("{location}")']
+    if config.get("padding_mode") == "reflect":
+        lines.append('set_padding_mode(autoencoder, "reflect")  # its own config can\'t say that')
+    return "\n".join(lines)

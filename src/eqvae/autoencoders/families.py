@@ -96,7 +96,7 @@ class DiffusersAutoencoder(Autoencoder):
     def save(self, folder: Path) -> None:
         """Write `config.json` and the weights as safetensors, each atomically."""
         write_json(folder / CONFIG, json.loads(self.model.to_json_string()))
-        mend = "Take an earlier checkpoint, or a lower --lr"
+        mend = "Take an earlier checkpoint, or a lower --learning-rate"
         check_finite(self.model.state_dict(), source=self.name, mend=mend)
         write_tensors(folder / AUTOENCODER_WEIGHTS, self.model.state_dict(), {"format": "pt"})
 

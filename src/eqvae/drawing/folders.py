@@ -26,7 +26,10 @@ from eqvae.artifacts.records import Pictures
 from eqvae.errors import UserError
 from eqvae.evidence.curves import CARD, autoencoder_name, read_if_there, short_name
 
-CONDITIONS = {"data": None, "image_size": None, "interpolation": None, "antialias": None, "precision": "fp32"}
+CONDITIONS = {
+    "data": None, "image_size": None, "interpolation": None, "antialias": None, "precision": "fp32", "tile": None,
+    "black": None, "white": None,
+}  # fmt: skip
 """Entries of an evaluation's config that must agree before its figures may be compared with another's, and what holds
 for one that does not say. Features are none of them: whatever they decide has their name in its key."""
 

@@ -1,5 +1,6 @@
 """The page of a model on the hub: what it is, its figures and where they come from, how to load it."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from eqvae.artifacts.names import (
     METRICS,
     MODEL_CARD,
 )  # fmt: skip
-from eqvae.autoencoders.factors import pipeline_advice
+from eqvae.autoencoders.factors import loading_code, pipeline_advice
 from eqvae.autoencoders.presets import PRESETS
 from eqvae.drawing.tables import MISSING, markdown_table
 
@@ -27,6 +28,8 @@ _PAPER = (
 
 _BEFORE = "before_"
 
+_WORD_WITH_SLASH = re.compile(r"[^\s=,'\"()\[\]]*/[^\s=,'\"()\[\]]*")
+
 _NO_QUALITY = ("num_", "training_", "images_per_sec", "latent_", _BEFORE)
 """How figures of `metrics.json` begin that measure no quality."""
 
@@ -35,15 +38,14 @@ def autoencoder_page(run: Path, name: str, *, license_name: str | None, pictures
     """Write the page of a fine-tuned autoencoder from what its run recorded."""
     card, metrics = read_json(run / AUTOENCODER / MODEL_CARD), read_json(run / METRICS)
     config = read_json(run / AUTOENCODER / CONFIG)
-    model_class, pipelines = config["_class_name"], [f"\n\n{line}." for line in pipeline_advice(config)]
+    pipelines = [f"\n\n{line}." for line in pipeline_advice(config)]
     measured = {key: value for key, value in metrics.items() if not key.startswith(_NO_QUALITY)}
     rows = [[key, _number(metrics.get(_BEFORE + key)), _number(value)] for key, value in measured.items()]
     data = without_local_paths(card["data"])
     sections = {
         "": f"An autoencoder for latent generative models, fine-tuned from `{without_local_paths(card['base'])}` on "
         f"`{data}` ({card['num_steps']} optimizer steps) {_told_method(card['recipe'])}",
-        "Use": f"```python\nfrom diffusers import {model_class}\n\n"
-        f'autoencoder = {model_class}.from_pretrained("{name}")\n```\n\n'
+        "Use": f"```python\n{loading_code(config, name)}\n```\n\n"
         "Its latents are not those of the base: a generator has to be trained, or adapted, on them. Scaling and shift "
         "factors in `config.json` were measured on them." + "".join(pipelines),
         "Figures": f"Measured by `eqvae` on {metrics.get('num_images', 'some')} images of "
@@ -92,11 +94,24 @@ def generator_page(run: Path, name: str, *, license_name: str | None, pictures: 
 def without_local_paths(value: Any) -> Any:
     """Keep names and hub ids, and of local paths only the end: where a file lay is nobody's business."""
     if isinstance(value, Mapping):
-        return {key: without_local_paths(each) for key, each in value.items()}
+        return {_without_places(key): without_local_paths(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [without_local_paths(each) for each in value]
-    is_local = isinstance(value, str) and value.startswith(("/", "~", "..", "./"))
-    return Path(value).name if is_local else value
+    return _without_places(value) if isinstance(value, str) else value
+
+
+def _without_places(text: str) -> str:
+    """Cut a path, or each in a command, a `NAME=PATH` or a mixture of methods."""
+    return _end(text) if _is_local(text) else _WORD_WITH_SLASH.sub(lambda word: _end(word[0]), text)
+
+
+def _end(path: str) -> str:
+    return Path(path).name or path if _is_local(path) else path
+
+
+def _is_local(path: str) -> bool:
+    """Whether it can be no hub id: by how it begins, or since its folder is here."""
+    return path.startswith(("/", "~", "../", "./")) or ("/" in path and Path(path).parent.is_dir())
 
 
 def _page(

@@ -27,13 +27,14 @@ TIMING = ("compile", "gradient_checkpointing", "gradient_accumulation_steps", "s
 
 FREE = frozenset(
     {"command", "out", "latents", "seed", "device", "max_steps", "log_every", "sample_every", "checkpoint_every",
-     "dry_run", "data", "autoencoder", "cache_teacher", "posthoc_ema", "old_latents", *MEASURE, *TIMING}
+     "keep_every", "keep_last", "dry_run", "data", "autoencoder", "cache_teacher", "posthoc_ema", "old_latents",
+     "reference_image_column", "reference_fingerprint", *MEASURE, *TIMING}
 )  # fmt: skip
 """Fields that do not decide which arm a run belongs to. The latents' fingerprint does, rather than their folder."""
 
 _FREE_FOR_TWINS = frozenset(
     {"seed", "autoencoder", "out", "device", "num_workers", "log_every", "validate_every", "checkpoint_every",
-     "tensorboard", "dry_run", "compile", "num_statistics_images"}
+     "keep_every", "keep_last", "watch", "tensorboard", "dry_run", "compile", "num_statistics_images"}
 )  # fmt: skip
 """Fields of a fine-tuning in which autoencoders of one recipe may differ; what it began from is told by its weights."""
 

@@ -145,7 +145,9 @@ def write_generator(folder: Path, card: GeneratorCard, weights: Mapping[Weights,
 
     def fill(part: Path) -> None:
         for which, state in weights.items():
-            check_finite(state, source="The trained generator", mend="Take an earlier checkpoint, or a lower --lr")
+            check_finite(
+                state, source="The trained generator", mend="Take an earlier checkpoint, or a lower --learning-rate"
+            )
             write_tensors(part / weights_name(which), state, digest=True)
         write_json(part / GENERATOR_CARD, card)
 

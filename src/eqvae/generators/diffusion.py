@@ -15,6 +15,7 @@ from torch import Tensor
 
 from eqvae.errors import UserError
 from eqvae.generators.protocol import Coupling, LatentSpecification, Loss, Objective, Predict, drop_labels
+from eqvae.runtime.device import widest_float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +186,8 @@ class GaussianDiffusion:
 
     def _on(self, device: torch.device) -> dict[str, Tensor]:
         if device not in self._tables_on:  # kept: a copy at each step would make an accelerator wait
-            tables = self._tables | {"timesteps": self.timesteps}
+            tables = {name: table.to(widest_float(device)) for name, table in self._tables.items()}
+            tables["timesteps"] = self.timesteps
             self._tables_on[device] = {name: table.to(device) for name, table in tables.items()}
         return self._tables_on[device]
 

@@ -1,7 +1,7 @@
 """Sets of 8-bit images that are scored: an `.npz` in ADM's layout, a folder, any DATA. None is ever held whole."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -47,7 +47,9 @@ class NpzImages:
         """Say the same as a record."""
         return {"name": printable(self.name), "num_images": len(self)}
 
-    def batches(self, indices: range, *, batch_size: int, num_workers: int) -> Iterator[UInt8[Tensor, "n k h w"]]:
+    def batches(
+        self, indices: Sequence[int], *, batch_size: int, num_workers: int
+    ) -> Iterator[UInt8[Tensor, "n k h w"]]:
         del num_workers
         num_bytes = int(np.prod(self.shape[1:]))
         with reading(self.path), open_array(self.path, IMAGES_KEY) as (file, *_):
@@ -85,7 +87,9 @@ class SourceImages:
         """Say the same as a record."""
         return self.source.summary()
 
-    def batches(self, indices: range, *, batch_size: int, num_workers: int) -> Iterator[UInt8[Tensor, "n k h w"]]:
+    def batches(
+        self, indices: Sequence[int], *, batch_size: int, num_workers: int
+    ) -> Iterator[UInt8[Tensor, "n k h w"]]:
         parts = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
         for batch in encoding_batches(self.source, image_size_px=self.image_size, parts=parts, num_workers=num_workers):
             if batch.broken and not self._cropped:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
-from eqvae.artifacts.files import read_tensors, write_tensors
+from eqvae.artifacts.files import fingerprint, read_tensors, write_tensors
 from eqvae.errors import UserError
 from eqvae.generators.repa import RepaConfig
 from eqvae.images import ImageSize, ImageSource, adm_crop, open_images
@@ -92,7 +92,7 @@ def _stored(
     tokens: TeacherTokens, teacher: Teacher, name: str, cache: LatentCache, processes: Processes
 ) -> TeacherTokens:
     """Read all tokens from the file beside the latents; the first process writes it where it is not there yet."""
-    rows, columns = teacher.grid
+    (rows, columns), weights = teacher.grid, fingerprint(teacher.state_dict().items())
     path = cache.folder / f"teacher-{name.replace('/', '-')}-{rows}x{columns}.safetensors"
     if processes.is_first and not path.exists():
         kinds = (False, True) if cache.index.has_mirrored else (False,)
@@ -105,9 +105,11 @@ def _stored(
                     parts.append(tokens.tokens(indices, flags).bfloat16().cpu())
                     progress.advance(len(indices))
                 computed.append(torch.cat(parts))
-        write_teacher_tokens(path, computed[0], teacher=name, mirrored=computed[1] if len(computed) > 1 else None)
+        mirrored = computed[1] if len(computed) > 1 else None
+        write_teacher_tokens(path, computed[0], teacher=name, weights=weights, mirrored=mirrored)
     processes.wait()
-    return replace(tokens, teacher=None, stored=read_teacher_tokens(path, teacher=name, num_images=len(cache)))
+    stored = read_teacher_tokens(path, teacher=name, weights=weights, num_images=len(cache))
+    return replace(tokens, teacher=None, stored=stored)
 
 
 def write_teacher_tokens(
@@ -115,19 +117,22 @@ def write_teacher_tokens(
     tokens: Float[Tensor, "num tokens channels"],
     *,
     teacher: str,
+    weights: str,
     mirrored: Float[Tensor, "num tokens channels"] | None = None,
 ) -> None:
-    """Write a teacher's tokens of all images beside their latents, in bfloat16."""
+    """Write a teacher's tokens of all images beside their latents, in bfloat16; `weights` is its fingerprint."""
     named = {"tokens": tokens} if mirrored is None else {"tokens": tokens, "mirrored": mirrored}
     stored = {name: value.bfloat16() for name, value in named.items()}
-    write_tensors(path, stored, {"teacher": teacher}, digest=True)
+    write_tensors(path, stored, {"teacher": teacher, "weights": weights}, digest=True)
 
 
-def read_teacher_tokens(path: Path, *, teacher: str, num_images: int) -> dict[str, Tensor]:
+def read_teacher_tokens(path: Path, *, teacher: str, weights: str, num_images: int) -> dict[str, Tensor]:
     """Read what `write_teacher_tokens` wrote."""
     tensors, metadata = read_tensors(path)
     if metadata.get("teacher") != teacher or "tokens" not in tensors:
         raise UserError(f"'{path}' holds tokens of '{metadata.get('teacher')}', not of '{teacher}'", "Remove it")
+    if metadata.get("weights") != weights:
+        raise UserError(f"'{path}' holds tokens of '{teacher}' with other weights", "Remove it")
     if len(tensors["tokens"]) != num_images:
         raise UserError(
             f"'{path}' holds tokens of {len(tensors['tokens'])} images, the cache has {num_images}", "Remove it"

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
+from eqvae.images.sizes import ImageSize
 from eqvae.methods.protocol import Batch, Drawn, Pair
 from eqvae.methods.registry import method
 
@@ -26,9 +27,9 @@ class Blend(Pair):
     """s is uniform between this and `high`; the source's 0.5 unless given."""
     high: float = 0.5
 
-    def check(self, autoencoder: Autoencoder, *, image_size_px: int, num_images: int) -> None:
+    def check(self, autoencoder: Autoencoder, *, image_size: ImageSize, num_images: int) -> None:
         """Refuse an image without a neighbour."""
-        super().check(autoencoder, image_size_px=image_size_px, num_images=num_images)
+        super().check(autoencoder, image_size=image_size, num_images=num_images)
         if num_images % 2:
             raise UserError(
                 f"--method blend takes images in pairs, and a part of the batch holds {num_images}",

@@ -7,6 +7,7 @@ from torch import Tensor, arange
 
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
+from eqvae.images.sizes import ImageSize
 from eqvae.methods.protocol import Batch, Drawn, Pair
 from eqvae.methods.registry import method
 from eqvae.methods.spectra import dct, inverse_dct
@@ -27,13 +28,13 @@ class Dsm(Pair):
     k: tuple[int, ...] = (0, 8, 10, 12)
     """How many of the 15 diagonals are masked; one is drawn for each step; the source's values."""
 
-    def check(self, autoencoder: Autoencoder, *, image_size_px: int, num_images: int) -> None:
+    def check(self, autoencoder: Autoencoder, *, image_size: ImageSize, num_images: int) -> None:
         """Refuse latents that can't be cut into blocks."""
-        super().check(autoencoder, image_size_px=image_size_px, num_images=num_images)
-        side = image_size_px // autoencoder.stride
-        if side % _BLOCK:
+        super().check(autoencoder, image_size=image_size, num_images=num_images)
+        rows, columns = (side_px // autoencoder.stride for side_px in image_size)
+        if rows % _BLOCK or columns % _BLOCK:
             raise UserError(
-                f"--method dsm cuts latents into blocks of 8 x 8 cells, and {side} x {side} can't be cut",
+                f"--method dsm cuts latents into blocks of 8 x 8 cells, and {rows} x {columns} can't be cut",
                 f"Use an --image-size that is a multiple of {_BLOCK * autoencoder.stride}",
             )
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
+from eqvae.images.sizes import ImageSize
 from eqvae.methods.protocol import Encoded, Term
 from eqvae.methods.registry import method
 
@@ -28,14 +29,14 @@ class Lcr(Term):
     threshold: float = 0.75
     window: int = 2
 
-    def check(self, autoencoder: Autoencoder, *, image_size_px: int, num_images: int) -> None:
+    def check(self, autoencoder: Autoencoder, *, image_size: ImageSize, num_images: int) -> None:
         """Refuse latents that can't be cut into windows, and those of one channel, which have no correlation."""
-        super().check(autoencoder, image_size_px=image_size_px, num_images=num_images)
-        side, channels = image_size_px // autoencoder.stride, autoencoder.latent_channels
-        if side < self.window or channels < 2:
+        super().check(autoencoder, image_size=image_size, num_images=num_images)
+        (rows, columns), channels = (px // autoencoder.stride for px in image_size), autoencoder.latent_channels
+        if min(rows, columns) < self.window or channels < 2:
             raise UserError(
                 f"--method lcr needs windows of {self.window} x {self.window} cells and two channels at least, and "
-                f"the latent has {channels} of {side} x {side}",
+                f"the latent has {channels} of {rows} x {columns}",
                 "Use a larger --image-size, or another method",
             )
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError, nearest_name
+from eqvae.images.sizes import ImageSize
 from eqvae.methods.protocol import Batch, Drawn, Method, Pair, Term, show
 from eqvae.methods.registry import find_method, parameter_types, read_value
 
@@ -107,14 +108,14 @@ class Mixture:
         autoencoder: Autoencoder,
         *,
         named: Collection[str],
-        image_size_px: int,
+        image_size: ImageSize,
         num_images: int,
         freeze_encoder: bool,
     ) -> None:
         """Refuse what does not go together; what is not named is there by default, and does no harm."""
         for _, method in self.methods():
             if method.name in named:
-                method.check(autoencoder, image_size_px=image_size_px, num_images=num_images)
+                method.check(autoencoder, image_size=image_size, num_images=num_images)
         for _, term in self.terms:
             if freeze_encoder and not term.trains_decoder:
                 raise UserError(

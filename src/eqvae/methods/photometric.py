@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from eqvae.autoencoders.protocol import Autoencoder
+from eqvae.images.sizes import ImageSize
 from eqvae.methods.colours import draw_colours, fit_colours, map_colours
 from eqvae.methods.protocol import Batch, Drawn, Pair
 from eqvae.methods.registry import method
@@ -28,9 +29,9 @@ class Photometric(Pair):
     """1: brightness and contrast in [0.7, 1.3], saturation in [0.05, 1.5], hue within 45 degrees, each drawn half of
     the time; the source's ranges."""
 
-    def check(self, autoencoder: Autoencoder, *, image_size_px: int, num_images: int) -> None:
+    def check(self, autoencoder: Autoencoder, *, image_size: ImageSize, num_images: int) -> None:
         """Refuse what has no colours."""
-        super().check(autoencoder, image_size_px=image_size_px, num_images=num_images)
+        super().check(autoencoder, image_size=image_size, num_images=num_images)
         self.check_rgb(autoencoder)
 
     def act(self, batch: Batch) -> Drawn:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, Posterior
 from eqvae.errors import UserError
+from eqvae.images.sizes import ImageSize
 from eqvae.runtime.processes import ALONE, Processes
 from eqvae.transforms import IDENTITY, Draw
 
@@ -176,9 +177,9 @@ class Method(ABC):
         given = ", ".join(f"{name}={show(value)}" for name, value in values.items())
         return f"{show(self.name)}({given})" if given else show(self.name)
 
-    def check(self, autoencoder: Autoencoder, *, image_size_px: int, num_images: int) -> None:
+    def check(self, autoencoder: Autoencoder, *, image_size: ImageSize, num_images: int) -> None:
         """Refuse an autoencoder, or `num_images` of a process's micro-batch, that the method can't work with."""
-        del image_size_px, num_images
+        del image_size, num_images
         if self.not_discrete and isinstance(autoencoder, DiscreteAutoencoder):
             raise UserError(
                 f"--method {self.name} makes no sense for '{autoencoder.name}', which is discrete: {self.not_discrete}",

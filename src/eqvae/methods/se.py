@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
+from eqvae.images.sizes import ImageSize
 from eqvae.methods.protocol import Batch, Drawn, Pair, show
 from eqvae.methods.registry import method
 from eqvae.transforms import Interpolation, Scale
@@ -28,22 +29,26 @@ class Se(Pair):
     interpolation: Interpolation = "bilinear"
     """How images and latents are shrunk."""
 
-    def check(self, autoencoder: Autoencoder, *, image_size_px: int, num_images: int) -> None:
+    def check(self, autoencoder: Autoencoder, *, image_size: ImageSize, num_images: int) -> None:
         """Refuse images that no factor shrinks to whole cells."""
-        super().check(autoencoder, image_size_px=image_size_px, num_images=num_images)
-        side = image_size_px // autoencoder.stride
-        if all(side % k for k in self.k):
+        super().check(autoencoder, image_size=image_size, num_images=num_images)
+        rows, columns = (side_px // autoencoder.stride for side_px in image_size)
+        if not self._whole(rows, columns):
             raise UserError(
-                f"--method se(k={show(self.k)}) leaves no whole cells of a latent of {side} x {side}",
+                f"--method se(k={show(self.k)}) leaves no whole cells of a latent of {rows} x {columns}",
                 "Choose another k or --image-size",
             )
 
     def smallest_side(self, latent_side: int) -> int:
         """See `Pair`."""
-        return latent_side // max((k for k in self.k if latent_side % k == 0), default=1)
+        return latent_side // max(self._whole(latent_side), default=1)
 
     def act(self, batch: Batch) -> Drawn:
         """Draw the factor."""
-        k = batch.choose([k for k in self.k if not any(side % k for side in batch.latent_size)])
+        k = batch.choose(self._whole(*batch.latent_size))
         scale = Scale(Fraction(1, k), Fraction(1, k), self.interpolation)
         return Drawn(image=scale, latent=scale, weight=self.weight, plain_weight=1.0, name=str(scale))
+
+    def _whole(self, *sides: int) -> list[int]:
+        """The factors that leave whole cells of all sides."""
+        return [k for k in self.k if not any(side % k for side in sides)]

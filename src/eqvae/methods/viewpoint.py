@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 
 from eqvae.autoencoders.protocol import Autoencoder
+from eqvae.images.sizes import ImageSize
 from eqvae.methods.protocol import Batch, Drawn, Pair
 from eqvae.methods.registry import method
 from eqvae.methods.views import read_views
@@ -27,12 +28,12 @@ class Viewpoint(Pair):
     strength: float = 1.0
     """1: a homography that moves places by up to about a fifth of the side."""
 
-    def check(self, autoencoder: Autoencoder, *, image_size_px: int, num_images: int) -> None:
+    def check(self, autoencoder: Autoencoder, *, image_size: ImageSize, num_images: int) -> None:
         """Refuse views of another size before anything is written."""
-        super().check(autoencoder, image_size_px=image_size_px, num_images=num_images)
+        super().check(autoencoder, image_size=image_size, num_images=num_images)
         if self.views is not None:
             self.check_rgb(autoencoder)
-            read_views(self.views, [0], image_size_px=image_size_px, stride=autoencoder.stride)
+            read_views(self.views, [0], image_size_px=image_size.width, stride=autoencoder.stride)
 
     def act(self, batch: Batch) -> Drawn:
         """Draw the homography, or which scenes are seen."""

@@ -184,7 +184,8 @@ def evaluate_autoencoder(
         figures = _with_means(figures) | latent_figures(statistics)
     rates = processes.gather(num_images / coding_sec if num_images else 0.0)
     figures |= {"num_images": sum(processes.gather(num_images)), "images_per_sec": sum(rates)}
-    joined = replace(_join_pictures(all_pictures, num_pictures), turned=processes.gather(turned)[0])
+    turned = next((each for each in processes.gather(turned) if each is not None), None)
+    joined = replace(_join_pictures(all_pictures, num_pictures), turned=turned)
     return processes.gather(figures)[0], statistics, joined
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, final
@@ -175,7 +175,7 @@ def compute_statistics(
     extractor: FeatureExtractor,
     images: ImageSet,
     *,
-    indices: range,
+    indices: Sequence[int],
     device: torch.device,
     processes: Processes,
     precision: Precision = "fp32",

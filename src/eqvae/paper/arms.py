@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from eqvae.artifacts.names import STATISTICS
 from eqvae.autoencoders.protocol import Autoencoder
+from eqvae.errors import UserError
+from eqvae.generators.families import PATCH_SIZES
 from eqvae.images.sizes import square_px
 from eqvae.methods import parse_method
 from eqvae.methods.transform_config import TransformConfig
@@ -205,8 +207,15 @@ class Arm:
         setting = self.setting
         if self.family == "maskgit":
             return f"maskgit-{setting.sizes['maskgit']}"
-        patch_size = square_px(setting.encoding.image_size) // self.autoencoder.stride // setting.tokens_per_side
-        return f"{self.family}-{setting.sizes[self.size]}-{max(patch_size, 1)}"
+        cell_px = self.autoencoder.stride * setting.tokens_per_side
+        patch_size = max(square_px(setting.encoding.image_size) // cell_px, 1)
+        if patch_size not in PATCH_SIZES:
+            raise UserError(
+                f"images of {setting.encoding.image_size} px need patches of {patch_size} for "
+                f"{setting.tokens_per_side} x {setting.tokens_per_side} tokens of '{self.autoencoder.name}'",
+                f"Choose an --image-size of {', '.join(str(cell_px * size) for size in PATCH_SIZES)}",
+            )
+        return f"{self.family}-{setting.sizes[self.size]}-{patch_size}"
 
     @property
     def title(self) -> str:
@@ -269,12 +278,11 @@ def sample_set(setting: Setting, trained: PlannedRun, config: SampleConfig, *, s
 
 
 def redrawn(arm: Arm, decoder: PlannedAutoencoder) -> tuple[PlannedRun, ...]:
-    """The scores of what an arm's generators draw, as in training, with decoders that were trained further."""
+    """The scores of what an arm's generators draw as they were measured, with decoders that were trained further."""
     setting, template = arm.setting, arm.setting.training[arm.family]
-    config = replace(
-        setting.sampling[arm.family], num_samples=template.num_watch_samples, num_steps=template.watch_steps,
-        guidance_scale=1.0,
-    )  # fmt: skip
+    config = setting.sampling[arm.family]
+    if config.guidance_scale == 1.0:  # else their distances were sample sets'
+        config = replace(config, num_samples=template.num_watch_samples, num_steps=template.watch_steps)
     decoders = [each for each in decoder.all_seeds for _ in setting.seeds]
     statistics, scores = reference(setting), []
     for own, run in zip(decoders, arm.trained, strict=True):

@@ -112,9 +112,15 @@ def _resources(ray: Any, device: str, processes_per_run: int) -> dict[str, int]:
 
 
 def _without_architectures(run: PlannedRun) -> PlannedRun:
-    """Leave out what only estimates read: networks are no message to send."""
-    scaled_as = None if run.scaled_as is None else _without_architectures(run.scaled_as)
-    return replace(run, architecture=None, needs=(), scaled_as=scaled_as)
+    """Leave out what only estimates and the order of runs read: networks are no message to send."""
+
+    def lean(other: PlannedRun | None) -> PlannedRun | None:
+        return None if other is None else replace(other, architecture=None, needs=())
+
+    return replace(
+        run, architecture=None, needs=tuple(filter(None, map(lean, run.needs))), scaled_as=lean(run.scaled_as),
+        deviation_of=lean(run.deviation_of), spectrum_of=lean(run.spectrum_of),
+    )  # fmt: skip
 
 
 def _raise_its_own(ray: Any, ref: Any, run: PlannedRun) -> None:

@@ -1,5 +1,6 @@
 """Figures 1 to 8 of the paper: the runs that each needs, and how it is drawn from them."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,6 +73,7 @@ def figure1(setting: Setting) -> FigureItem:
         latents = folder / "latents.png"
         files = [write_grid(latent_map_grid(group), numbered(latents, index)) for index, group in enumerate(groups)]
         for family, (without, with_eq) in curves.items():
+            shutil.rmtree(folder / family, ignore_errors=True)  # of fewer seeds, perhaps
             compare(CompareConfig(runs=tuple(run.folder for run in (*without, *with_eq)), out=folder / family))
             files += sorted((folder / family).glob("*.png"))
         return files

@@ -21,6 +21,7 @@ from eqvae.latents.cache import MEASURED, LatentCache
 from eqvae.runs import train as training
 from eqvae.runs.train_config import TrainConfig
 from eqvae.runtime.device import Precision
+from eqvae.runtime.journal import say_once
 from eqvae.runtime.run_folder import flat_fields, from_flat
 
 _KEPT = (
@@ -138,6 +139,8 @@ def adapt(config: AdaptConfig) -> dict[str, Any] | None:
 
 def training_config(config: AdaptConfig) -> TrainConfig:
     """Say it as `eqvae train` has it: RUN's recipe and settings, and what was given."""
+    if config.align_steps >= config.max_steps:
+        say_once(f"all {config.max_steps} steps are --align-steps: only the first and last layers are trained")
     card = read_card(config.run)
     if card.kind.unadaptable:
         raise UserError(f"'{config.run}' can't be adapted: {card.kind.unadaptable}", "Train one on the new latents")

@@ -23,6 +23,7 @@ from eqvae.drawing.pictures import draw_grid, turned_grid
 from eqvae.equivariance import Decoded, decode_pair
 from eqvae.errors import UserError
 from eqvae.images import ImageSource, Pixels, adm_crop, decode_image, to_images
+from eqvae.images.sizes import ImageSize
 from eqvae.methods import Batch, Drawn, Pair
 from eqvae.methods.warping import Motion
 from eqvae.metrics.per_image import equivariance_error, psnr_db
@@ -197,7 +198,7 @@ class Views:
             return Acted(Drawn(image=tau, latent=tau, name=str(tau)), found.x[:1], z[:1])
         pair = self.pairs[choice.method]
         count = 1 if _takes(pair, autoencoder, self.image_size_px) else 2
-        pair.check(autoencoder, image_size_px=self.image_size_px, num_images=count)
+        pair.check(autoencoder, image_size=ImageSize.of(self.image_size_px), num_images=count)
         batch = Batch(
             x=found.x[:count],
             stride=autoencoder.stride,
@@ -264,7 +265,7 @@ def _formulas(choice: Choice) -> Formulas:
 def _takes(pair: Pair, autoencoder: Autoencoder, image_size_px: int) -> bool:
     """Whether a single image will do."""
     try:
-        pair.check(autoencoder, image_size_px=image_size_px, num_images=1)
+        pair.check(autoencoder, image_size=ImageSize.of(image_size_px), num_images=1)
     except UserError:
         return False
     return True

@@ -26,8 +26,8 @@ def check_sizes(
     sizes = sum(config.sizes(stride), ())
     for size in sizes:
         check_image_size(size, stride)
-    for side_px in sorted({side for size in sizes for side in size}):
-        training.check_autoencoder(autoencoder, image_size_px=side_px, num_processes=num_processes)
+    for size in sorted(set(sizes)):
+        training.check_autoencoder(autoencoder, image_size=size, num_processes=num_processes)
     shortest_px = min(map(min, sizes))
     smallest_px = training.mixture().smallest_side(shortest_px // stride) * stride
     smallest_cells = min(smallest_px, min(config.validation_size) // 4) // stride  # validation scales by quarters

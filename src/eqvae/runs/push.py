@@ -70,6 +70,8 @@ def push(config: PushConfig) -> str:
     Raises:
         UserError: If the run has not finished, the name is taken or none, or the hub can't be reached.
     """
+    if not config.run.is_dir():
+        raise UserError(f"The folder '{config.run}' does not exist", "Check the path")
     is_local = config.name.startswith(_LOCAL)
     folder = config.run / "hub" if config.dry_run else Path(config.name).expanduser()
     if not is_local:

@@ -9,7 +9,7 @@ import tyro
 
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
-from eqvae.images.sizes import square_px
+from eqvae.images.sizes import ImageSize, square_px
 from eqvae.methods import parse_method
 from eqvae.paper.arms import Arm, by_method, distance_key, equalized, evaluations, method_text, redrawn
 from eqvae.paper.cells import arm_cell, gfid_cell, runs_of
@@ -148,7 +148,9 @@ def _of_methods(config: RankConfig, setting: Setting, base: PlannedAutoencoder, 
         assert autoencoder.run is not None
         tuning = autoencoder.run.config
         assert isinstance(tuning, FinetuneConfig)
-        tuning.training.check_autoencoder(on_meta(base.architecture), image_size_px=square_px(tuning.image_size))
+        tuning.training.check_autoencoder(
+            on_meta(base.architecture), image_size=ImageSize.of(square_px(tuning.image_size))
+        )
         resolved = method_text(tuning)
         if resolved in known:
             raise UserError(f"--method '{text}' and '{known[resolved]}' are the same ({resolved})", "Leave out one")

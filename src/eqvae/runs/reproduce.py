@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -12,6 +12,7 @@ from eqvae.errors import UserError, nearest_name
 from eqvae.evidence.curves import short_name
 from eqvae.images import open_images
 from eqvae.images.image_sets import open_reference
+from eqvae.images.sources import Split
 from eqvae.paper.causes import CAUSES, causes
 from eqvae.paper.cells import TableItem
 from eqvae.paper.cheaper import COST, cost
@@ -24,6 +25,7 @@ from eqvae.paper.results import write_item
 from eqvae.paper.setting import ScaleName, Setting
 from eqvae.paper.settings import SETTINGS
 from eqvae.paper.tables import TABLES
+from eqvae.runtime.journal import say
 
 ALL = "all"
 
@@ -151,12 +153,27 @@ def make_setting(
         finetune_data=config.finetune_data,
         validation_data=config.validation_data,
     )
+    setting = _with_as_many_as_there_are(setting, settings[config.scale])
     for given in autoencoders:
         name, location = split_name(given)
         setting = replace(setting, bases={**setting.bases, name: describe_base(name, location)})
         if name not in (*setting.autoencoders.values(), setting.generator_base, *setting.extra):
             setting = replace(setting, extra=(*setting.extra, name))
     return replace(setting.with_all("device", config.device), root=config.out)
+
+
+def _with_as_many_as_there_are(setting: Setting, scale: Setting) -> Setting:
+    """Take all images of data that the user named where they are fewer than the scale's own."""
+    splits: dict[str, Split] = {"encoding": "train", "evaluation": "evaluation"}
+    for name, split in splits.items():
+        own = getattr(setting, name)
+        if own.num_images is None or own.data == getattr(scale, name).data:
+            continue
+        if (found := len(open_images(own.data, split=split))) < own.num_images:
+            say(f"'{own.data}' has {found} images, --scale {scale.name} takes {own.num_images}: all of them are taken")
+            counted: dict[str, Any] = {"num_images" if name == "encoding" else "num_validation_images": found}
+            setting = replace(setting, **counted | {name: replace(own, num_images=None)})
+    return setting
 
 
 def make_items(names: Sequence[str], setting: Setting) -> tuple[Item, ...]:

@@ -1,5 +1,6 @@
 """`eqvae score`: samples and a reference in, `metrics.json` out. FID, sFID, KID, Inception Score, precision, recall."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -248,18 +249,18 @@ def _expected(config: ScoreConfig, samples: ImageSet, extractor: FeatureExtracto
     )
 
 
-def _choose(images: ImageSet, wanted: int | None, flag: str, *, spread: bool) -> range:
+def _choose(images: ImageSet, wanted: int | None, flag: str, *, spread: bool) -> Sequence[int]:
     """Choose the first images, or as many at equal distances: a folder tree begins with one class."""
     if wanted is None:
         return range(len(images))
     if wanted > len(images):
         raise UserError(f"{flag} {wanted} asks for more than the {len(images)} images of '{images.name}'")
-    return range(0, len(images), len(images) // wanted)[:wanted] if spread else range(wanted)
+    return [index * len(images) // wanted for index in range(wanted)] if spread else range(wanted)
 
 
 def read_reference(
     images: ImageSet,
-    indices: range,
+    indices: Sequence[int],
     config: Any,
     extractor: FeatureExtractor,
     processes: Processes,
@@ -274,7 +275,7 @@ def read_reference(
 
 def _read(
     images: ImageSet,
-    indices: range,
+    indices: Sequence[int],
     title: str,
     config: Any,
     extractor: FeatureExtractor,

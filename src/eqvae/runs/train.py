@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from eqvae.artifacts.files import write_json
+from eqvae.artifacts.files import read_journal, write_json
 from eqvae.artifacts.names import METRICS, SNAPSHOTS
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Autoencoder
@@ -23,7 +23,7 @@ from eqvae.generators.transformer import Transformer
 from eqvae.runs.train_config import FREE_TO_CHANGE, Batches, Plan, TrainConfig, make_plan
 from eqvae.runs.train_cost import describe_plan, training_flops
 from eqvae.runs.train_start import begin_from
-from eqvae.runs.train_watch import WATCH_BATCH_SIZE, SampleWatch, load_reference
+from eqvae.runs.train_watch import WATCH_BATCH_SIZE, Reference, SampleWatch, load_reference
 from eqvae.runtime.device import choose_device, matrix_peak_flops_per_sec, place
 from eqvae.runtime.heap import give_back_at_once
 from eqvae.runtime.journal import Journal
@@ -84,6 +84,8 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
         )
     _check_memory(plan, autoencoder, processes)
     reference = load_reference(config, plan.cache.index, processes)
+    if reference is not None:
+        _check_measure(folder, config, reference)
     card = plan.card(decoder_fingerprint)
     transformer = plan.transformer.build(generator=generator_for(config.seed, _WEIGHTS))
     alignment = dict[str, float]()
@@ -95,15 +97,14 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     identity = {"latents_fingerprint": fingerprint}
     if decoder_fingerprint != fingerprint:  # trained further than the latents' own
         identity["decoder_fingerprint"] = decoder_fingerprint
+    if reference is not None:
+        identity["reference_fingerprint"] = reference.statistics.provenance.fingerprint
     with (
         # Figures of a run that is made longer are not figures of this one.
         folder.hold(config, processes, seed=config.seed, anew=(METRICS,), **identity),
         stop_on_signals() as stop,
     ):
-        if processes.is_first and reference is not None and reference.found is not None:
-            Journal(config.out).write("reference", **reference.found)
-        if processes.is_first and alignment:
-            Journal(config.out).write("alignment", **alignment)
+        found = {"reference": reference.found if reference is not None else None, "alignment": alignment}
         run = Run(
             config=config,
             processes=processes,
@@ -121,6 +122,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
                 processes=processes,
             ),
             stop=stop,
+            found={kind: record for kind, record in found.items() if record},
         )
         with told_when_full(TRAIN_FLAGS):
             figures = run.train()
@@ -139,6 +141,18 @@ def _check_memory(plan: Plan, autoencoder: Autoencoder, processes: Processes) ->
     if not is_beyond_doubt(num_parameters, image_px * (num_kept + WATCH_BATCH_SIZE / 8), processes.device):
         memory = training_memory(plan, autoencoder, processes)
         memory.check_fits(processes.device, TRAIN_FLAGS, num_processes=processes.count)
+
+
+def _check_measure(folder: RunFolder, config: TrainConfig, reference: Reference) -> None:
+    """Refuse to go on with another measure of the samples: a curve is of one."""
+    if folder.saved is None or not any("num_samples" in record for record in read_journal(config.out)):
+        return
+    folder.check_same(config, FREE_TO_CHANGE - {"features", "num_watch_samples", "watch_steps"})
+    if folder.saved.get("reference_fingerprint") not in (None, reference.statistics.provenance.fingerprint):
+        raise UserError(
+            f"'{config.out}' measured its samples against other images than those of '{config.reference}'",
+            "Give the same --reference, or another --out",
+        )
 
 
 def first_state(transformer: Backbone, plan: Plan, device: torch.device) -> GeneratorState:
@@ -168,6 +182,8 @@ class Run:
     watch: Callable[[int], dict[str, float | int]]
     """Samples from the exported weights after a step, draws pictures, and measures what it was asked to."""
     stop: StopRequest
+    found: Mapping[str, Mapping[str, Any]]
+    """Records for the journal of what was found before the first step."""
     loop: Loop[TrainingBatch] = field(init=False)
     shared: nn.Module | None = field(init=False, default=None)
     """The learner as all processes train it; a discriminator's and its generator's gradients are averaged otherwise."""
@@ -198,7 +214,10 @@ class Run:
         """Go on from the checkpoint where there is one, take all steps that are left, and write the final figures."""
         config, state, loop = self.config, self.state, self.loop
         loop.resume()
-        loop.journal = Journal(config.out, keep_up_to_step=state.step) if self.processes.is_first else None
+        if self.processes.is_first:
+            loop.journal = Journal(config.out, keep_up_to_step=state.step)
+            for kind, record in self.found.items():
+                loop.journal.write(kind, **record)
         self.shared = self._share()
         if state.step < config.max_steps:
             peak = matrix_peak_flops_per_sec(self.processes.device, config.precision) * self.processes.count

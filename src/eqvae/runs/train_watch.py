@@ -10,14 +10,13 @@ from torch import Tensor
 
 from eqvae.artifacts.names import CONTACT_SHEETS, contact_sheet_name
 from eqvae.autoencoders.protocol import Autoencoder
-from eqvae.errors import UserError
 from eqvae.generators.checkpoints import Generator
 from eqvae.images.image_sets import open_reference
-from eqvae.images.sources import announce_channels, counted
+from eqvae.images.sources import announce_channels
 from eqvae.latents.index import CacheIndex
-from eqvae.metrics.comparison import kernel_distance
+from eqvae.metrics.comparison import check_comparable, kernel_distance
 from eqvae.metrics.frechet import FeatureMoments, frechet_distance
-from eqvae.metrics.statistics import FeatureStatistics, compute_statistics, holds_statistics
+from eqvae.metrics.statistics import FeatureStatistics, Provenance, compute_statistics, holds_statistics
 from eqvae.networks.features import FeatureExtractor, load_features, metric_key
 from eqvae.runs.train_config import TrainConfig
 from eqvae.runtime.device import place
@@ -121,17 +120,12 @@ def load_reference(config: TrainConfig, index: CacheIndex, processes: Processes)
     path, found = Path(config.reference).expanduser(), None
     if holds_statistics(path):
         statistics = FeatureStatistics.load(path)
-        if (name := statistics.provenance.features) != extractor.name:
-            raise UserError(
-                f"--reference '{path}' holds statistics of {name}",
-                f"Use --features {name}, or write others with 'eqvae score --save-reference'",
-            )
-        if (has := statistics.provenance.num_channels) != index.image_channels:
-            raise UserError(
-                f"--reference '{path}' holds statistics of images of {counted(has, 'channel')}, and the latents' "
-                f"images have {index.image_channels}",
-                "Write others with 'eqvae score --save-reference'",
-            )
+        samples = Provenance(
+            data=str(config.latents), fingerprint="", features=extractor.name,
+            weights_fingerprint=extractor.weights_fingerprint, image_size_px=index.image_size().written(),
+            num_channels=index.image_channels, precision="fp32",
+        )  # fmt: skip
+        check_comparable(samples=samples, reference=statistics.provenance)
     else:
         images = open_reference(
             config.reference, image_size_px=index.image_size(), image_column=config.reference_image_column,

@@ -28,14 +28,20 @@ def choose_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError, ImportError) as error:
         first_line = str(error).splitlines()[0]
         raise UserError(f"device '{name}' can't be used here ({first_line})", "Try --device auto") from None
+    # Convolutions in fp32 would be rounded to TF32, which has no more digits than a measure can spare.
+    torch.backends.cudnn.allow_tf32 = False
     return device
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """The floating-point type with the most digits: MPS has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager:
     """Compute convolutions and matrix products in bfloat16 where asked for."""
     if precision == "fp32":
-        # cuDNN would round convolutions to TF32, which has no more digits than a measure can spare.
-        return torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
+        return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 

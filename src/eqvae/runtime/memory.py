@@ -131,15 +131,21 @@ def told_when_full(flags: Sequence[str]) -> Iterator[None]:
         raise UserError(f"the device's memory is full ({reason})", f"These help: {', '.join(flags)}") from None
 
 
+_GROUP = Path("/sys/fs/cgroup")
+"""What Linux says of the group of processes that this one is in, a container's say."""
+
+
 def free_bytes(device: torch.device) -> int:
     """Ask how much memory is free, in bytes: of an accelerator, or of the machine and this process's group in it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     own = psutil.Process().memory_info().rss  # what this process has counts as free: it is part of what it will take
     available = psutil.virtual_memory().available + own
-    limit, used = (Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current"))
+    limit, used, kinds = (_GROUP / name for name in ("memory.max", "memory.current", "memory.stat"))
     if limit.exists() and limit.read_text().strip().isdigit():
-        available = min(available, int(limit.read_text()) - int(used.read_text()) + own)
+        sizes = dict(line.split() for line in kinds.read_text().splitlines())
+        cached = int(sizes["active_file"]) + int(sizes["inactive_file"])  # of files: the system gives it back
+        available = min(available, int(limit.read_text()) - int(used.read_text()) + cached + own)
     return available
 
 

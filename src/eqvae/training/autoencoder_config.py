@@ -8,6 +8,7 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.errors import UserError
+from eqvae.images.sizes import ImageSize
 from eqvae.losses.adversarial import AdversarialConfig
 from eqvae.losses.codebook import CodebookConfig
 from eqvae.losses.reconstruction import ReconstructionConfig
@@ -52,6 +53,8 @@ _METHOD_HELP = f"""What shapes the latents: NAME(parameter=value):NUMBER, joined
 each step: a pair's number is its share of the steps, what is left over is Equation 1, and without numbers pairs share
 alike. A term is added in each step: its number is its weight. Pairs: {names_of(Pair)}; terms: {names_of(Term)}; or
 FILE.py:CLASS. For example 'eq', 'eq + vf:0.1', 'detok(gamma=1.5) + esm'; parameters and sources: docs/methods.md."""
+
+_PAPERS_SIZE = ImageSize(256, 256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,12 +222,14 @@ class AutoencoderTraining:
             return self.transform
         return self.transform.resolved()
 
-    def check_autoencoder(self, autoencoder: Autoencoder, *, image_size_px: int = 256, num_processes: int = 1) -> None:
+    def check_autoencoder(
+        self, autoencoder: Autoencoder, *, image_size: ImageSize = _PAPERS_SIZE, num_processes: int = 1
+    ) -> None:
         """Refuse what the autoencoder does not have, or what the methods can't work with."""
         self.mixture().check(
             autoencoder,
             named={part.method.name for part in parse_method(self.method)},
-            image_size_px=image_size_px,
+            image_size=image_size,
             num_images=self.batch_size // (self.gradient_accumulation_steps * num_processes),
             freeze_encoder=self.freeze_encoder,
         )

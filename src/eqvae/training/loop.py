@@ -14,6 +14,7 @@ from torch import Tensor
 from eqvae.artifacts.files import read_journal, to_plain, write_json
 from eqvae.artifacts.names import CHECKPOINT, DIVERGED
 from eqvae.errors import Interrupted, NotFiniteError, UserError
+from eqvae.runtime.device import widest_float
 from eqvae.runtime.journal import Journal, say
 from eqvae.runtime.processes import Processes
 from eqvae.runtime.signals import StopRequest
@@ -226,7 +227,8 @@ class Loop(Generic[Batch]):
 
     def _means(self, figures: Figures) -> dict[str, Any]:
         """Average a step's tensors over processes, which have equal parts of the batch."""
-        tensors = {name: value.double() for name, value in figures.items() if isinstance(value, Tensor)}
+        wide = widest_float(self.processes.device)
+        tensors = {name: value.to(wide) for name, value in figures.items() if isinstance(value, Tensor)}
         if not tensors:
             return dict(figures)
         means = self.processes.average(torch.stack(list(tensors.values()))).tolist()
