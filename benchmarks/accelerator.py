@@ -69,6 +69,9 @@ def run(name: str, options: Accelerator) -> None:
         options: As given.
     """
     del name
+    from benchmarks.__main__ import IN_TURNS  # which lists this one too
+
+    names = {kind: each for each, kind in IN_TURNS.items()}
     began_sec = time.monotonic()
     for case, work in (SMALLEST if options.rehearse else CASES).items():
         path = options.out / f"{case.replace(', ', '-')}.json"
@@ -79,7 +82,8 @@ def run(name: str, options: Accelerator) -> None:
             print(f"{spent_sec:.0f} s are spent: '{case}' and what follows are left for the next call")
             return
         try:
-            measure_and_write(case, replace(work, device=options.device, threads=options.threads, json=path))
+            work = replace(work, device=options.device, threads=options.threads, json=path)
+            measure_and_write(names[type(work)], work, case=case)
         except SystemExit as error:  # the next case may do
             options.out.mkdir(parents=True, exist_ok=True)
             (options.out / f"{path.stem}.failed.json").write_text(json.dumps({"case": case, "error": str(error)}))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.encode import write_photographs
 from benchmarks.harness import Turn, Variant, Work
 from benchmarks.machine import ROOT, git
 
@@ -28,8 +29,8 @@ class Evaluate(Work):
     autoencoder: str = "tiny-kl"
     """What is evaluated."""
 
-    data: str = "photos"
-    """On what."""
+    data: str | None = None
+    """On what; None: squares out of the built-in photographs."""
 
     image_size: int = 128
     """Side of the images, in px."""
@@ -54,8 +55,9 @@ class Evaluate(Work):
     def prepare(self, sources: Path, folder: Path) -> Turn:
         """Run the command from these sources."""
         numbers = itertools.count()
+        data = self.data or str(write_photographs(folder / "photographs", self.num_images))
         flags = {
-            "data": self.data, "image-size": self.image_size, "num-images": self.num_images, "device": self.device,
+            "data": data, "image-size": self.image_size, "num-images": self.num_images, "device": self.device,
             "features": "efficientnet-lite0",
         }  # fmt: skip
         words = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
@@ -64,7 +66,7 @@ class Evaluate(Work):
             out = folder / f"evaluation-{next(numbers)}"
             command = [sys.executable, "-m", "eqvae", "evaluate", self.autoencoder, "--all", "--out", str(out), *words]
             environment = os.environ | {"PYTHONPATH": str(sources)}
-            subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
             return {"units": self.num_images}
 
         return take_turn

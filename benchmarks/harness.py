@@ -132,6 +132,16 @@ def serve(work: Work, name: str, connection: Connection) -> None:
             connection.send({"sec": sec, "cpu_sec": busy_sec, "peak_mib": peak_mib(device), **said})
 
 
+_ATEN = torch.ops.aten
+_FORMULAS = flop_registry | {
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: flop_registry[_ATEN._scaled_dot_product_flash_attention],
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        _ATEN._scaled_dot_product_flash_attention_backward
+    ],
+}
+"""PyTorch's, and what it has no formula for."""
+
+
 class Operations(TorchDispatchMode):
     """Counts the operations of matrix products, convolutions and attention by PyTorch's formulas.
 
@@ -141,8 +151,14 @@ class Operations(TorchDispatchMode):
     count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        formula = _FORMULAS.get(func._overloadpacket)
+        if formula is None:  # in inference mode, composite ones come whole
+            with self:
+                out = func.decompose(*args, **(kwargs or {}))
+            if out is not NotImplemented:
+                return out
         out = func(*args, **(kwargs or {}))
-        if (formula := flop_registry.get(func._overloadpacket)) is not None:
+        if formula is not None:
             self.count += formula(*args, **(kwargs or {}), out_val=out)
         return out
 
@@ -234,13 +250,13 @@ def compare(peer: Worker, other: Worker) -> dict[str, Any]:
     return ratios
 
 
-def run(name: str, work: Work) -> None:
-    """Measure, print the table, and write the figures where asked."""
+def run(name: str, work: Work, **more: str) -> None:
+    """Measure, print the table, and write the figures where asked, with what more is known of them."""
     description = describe_machine(name, work)
     print(
         f"{description['machine']['device']}, {work.threads} threads, load {description['machine']['load_average']:.1f}"
     )
-    figures = description | measure(work)
+    figures = description | more | measure(work)
     print("\n" + table(figures))
     if work.json is not None:
         write_json(work.json, figures)

@@ -52,7 +52,7 @@ def flags_table(command: str) -> str:
         values = values if isinstance(values, str) else " ".join(values)
         name = f"`{action.option_strings[-1]}`" if action.option_strings else f"`{values}`"
         shown = f"`{values}`" if action.option_strings and "," in values else ""
-        meaning = " ".join(meaning.split()).replace("|", "\\|")
+        meaning = re.sub(r"(`[^`]*`)|\|", lambda found: found[1] or "\\|", " ".join(meaning.split()))
         default = f"`{default}`" if default and default != "required" else default
         rows.append(f"| {name} | {meaning} {shown} | {default} |".replace("  ", " "))
     return "\n".join(["| flag | what it does | default |", "|---|---|---|", *rows]) if rows else ""
@@ -85,8 +85,13 @@ SECTIONS = {
     "eqvae.transforms": "Transformations",
     "eqvae.equivariance": "The objective",
     "eqvae.autoencoders": "Autoencoders",
+    "eqvae.methods": "Methods of one's own",
     "eqvae.metrics": "Measures",
     "eqvae.runs": "Commands",
+    "eqvae.training": "Groups of a fine-tuning's settings",
+    "eqvae.losses": "Groups of its losses' settings",
+    "eqvae.generators": "Groups of a generator's settings",
+    "eqvae.images": "Groups of what pixels mean",
     "eqvae.errors": "Errors",
 }
 
@@ -95,11 +100,14 @@ def public_names() -> str:
     """Write one block of mkdocstrings for each public name, by the part of the package that it is from."""
     import eqvae
 
+    homes = {name: eqvae._HOME[name] for name in eqvae.__all__}
+    lost = [name for name, home in homes.items() if not f"{home}.".startswith(tuple(f"{each}." for each in SECTIONS))]
+    if lost:
+        raise ValueError(f"no section of docs/api.md has {', '.join(lost)}")
     lines = []
     for package, title in SECTIONS.items():
         lines += [f"## {title}", ""]
-        for name in eqvae.__all__:
-            home = eqvae._HOME[name]
+        for name, home in homes.items():
             if home == package or home.startswith(f"{package}."):
                 has_page = name.endswith("Config")  # its fields are the flags, which stand on the command's page
                 lines += [f"::: {home}.{name}", "    options:", f"      members: {'false' if has_page else 'null'}", ""]

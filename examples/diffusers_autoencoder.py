@@ -12,10 +12,30 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from eqvae.transforms import TransformSampler
+
+
+class Loss(nn.Module):
+    """The loss as a module: what accelerate wraps has to be what is called, or processes don't share gradients."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae, self.sampler = vae, TransformSampler()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode, transform, decode, compare."""
+        posterior = self.vae.encode(x).latent_dist
+        z = posterior.sample()
+        # --------------------------------------------------------------------------------------------------------
+        tau = self.sampler.draw(z.shape[-2:]).tau
+        z, target = tau(z), tau(x)
+        # --------------------------------------------------------------------------------------------------------
+        reconstruction = self.vae.decode(z).sample
+        return F.l1_loss(reconstruction, target) + 1e-6 * posterior.kl().mean() / x[0].numel()
 
 
 def main(model: str, pictures: str, out: str, num_steps: int = 1000, size_px: int = 64) -> None:
@@ -25,20 +45,12 @@ def main(model: str, pictures: str, out: str, num_steps: int = 1000, size_px: in
     optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-4, betas=(0.5, 0.9))
     crops = transforms.Compose([transforms.RandomCrop(size_px), transforms.ToTensor(), transforms.Normalize(0.5, 0.5)])
     loader = DataLoader(datasets.ImageFolder(pictures, crops), batch_size=4, shuffle=True, drop_last=True)
-    vae, optimizer, loader = accelerator.prepare(vae, optimizer, loader)
-    sampler = TransformSampler()
+    loss_of, optimizer, loader = accelerator.prepare(Loss(vae), optimizer, loader)
 
     step = 0
     while step < num_steps:
         for x, _ in loader:
-            posterior = accelerator.unwrap_model(vae).encode(x).latent_dist
-            z = posterior.sample()
-            # ----------------------------------------------------------------------------------------------------
-            tau = sampler.draw(z.shape[-2:]).tau
-            z, target = tau(z), tau(x)
-            # ----------------------------------------------------------------------------------------------------
-            reconstruction = accelerator.unwrap_model(vae).decode(z).sample
-            loss = F.l1_loss(reconstruction, target) + 1e-6 * posterior.kl().mean() / x[0].numel()
+            loss = loss_of(x)
             optimizer.zero_grad()
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(vae.parameters(), 1.0)
@@ -47,7 +59,7 @@ def main(model: str, pictures: str, out: str, num_steps: int = 1000, size_px: in
             if step == num_steps:
                 break
 
-    vae = accelerator.unwrap_model(vae).eval()
+    vae.eval()
     vae.register_to_config(scaling_factor=1 / latent_deviation(vae, loader), shift_factor=0.0)
     if accelerator.is_main_process:
         vae.save_pretrained(out)

@@ -1,10 +1,15 @@
 """The idea and its equations: with the identity they are the plain formulas, and all of them train."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from eqvae import TransformSampler, build_autoencoder, decode_transformed, eq_vae_loss, equivariance_loss
 from eqvae.equivariance import explicit_loss, vae_loss
+from eqvae.errors import UserError
 from eqvae.transforms import IDENTITY, Compose, Rotate
 
 
@@ -157,3 +162,37 @@ def test_three_lines_train(small_autoencoder, x, noise):
         optimizer.step()
         optimizer.zero_grad()
     assert vae_loss(small_autoencoder, x, noise).mean().item() < 0.97 * before
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bits_are_enough(dtype):
+    autoencoder = build_autoencoder("tiny-kl", seed=0).to(dtype)
+    x = torch.ones(1, 3, 256, 256, dtype=dtype)
+    loss = eq_vae_loss(autoencoder, x, TransformSampler(), torch.Generator().manual_seed(0))
+    assert loss.dtype == torch.float32 and bool(loss.isfinite().all())
+
+
+def test_a_compiled_codebook_counts():
+    """In a process of its own, as a user's: here, types are checked, and a wrapper has another."""
+    script = """
+import torch
+from eqvae import TransformSampler, UserError, build_autoencoder, eq_vae_loss
+autoencoder, x, sampler = build_autoencoder("tiny-vq", seed=0), torch.rand(2, 3, 32, 32), TransformSampler()
+compiled = torch.compile(autoencoder, backend="eager")
+losses = [eq_vae_loss(each, x, sampler, torch.Generator().manual_seed(0)) for each in (autoencoder, compiled)]
+torch.testing.assert_close(*losses)
+try:
+    eq_vae_loss(torch.nn.DataParallel(autoencoder), x, sampler)
+except UserError as error:
+    print(error)
+"""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("DataParallel is no eqvae.Autoencoder. Wrap a module whose forward")
+
+
+def test_what_fails_far_from_here_is_refused(small_autoencoder, x):
+    sampler = TransformSampler()
+    with pytest.raises(UserError, match="images of 63 x 64 px have no whole cells of 4 px. Use 64 x 64"):
+        eq_vae_loss(small_autoencoder, x[..., 1:, :], sampler)

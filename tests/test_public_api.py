@@ -39,6 +39,7 @@ push(PushConfig(run=out / "eq", name="./model", license="mit"))
 def test_public_names_can_be_imported():
     for name in eqvae.__all__:
         assert getattr(eqvae, name) is not None
+    assert set(eqvae.__all__) <= set(dir(eqvae))
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = eqvae.nonsense
 

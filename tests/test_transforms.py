@@ -6,6 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 import torch.nn.functional as F
+from jaxtyping import TypeCheckError
 
 from eqvae.transforms import IDENTITY, PRESETS, ROTATIONS, Compose, Rotate, Scale, TransformSampler, evaluation_scales
 
@@ -123,6 +124,34 @@ def test_draws_follow_the_generator_alone():
     assert one == two
 
 
+def test_the_default_type_does_not_show():
+    expected = draws(TransformSampler(), count=20)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert draws(TransformSampler(), count=20) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_float64_stays_exact():
+    z = torch.rand(1, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(Scale(Fraction(1, 2), Fraction(3, 4)), z)
+
+
+def test_a_step_compiles():
+    sampler, generator = TransformSampler(), torch.Generator().manual_seed(0)
+    x = torch.rand(2, 3, 32, 32)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        tau = sampler.draw((8, 8), generator).tau
+        return (tau(F.avg_pool2d(x, 4)) - F.avg_pool2d(tau(x), 4)).square().mean()
+
+    expected = [loss(x) for _ in range(6)]
+    generator.manual_seed(0)
+    compiled = torch.compile(loss, backend="eager")
+    torch.testing.assert_close([compiled(x) for _ in range(6)], expected)
+
+
 def test_the_number_of_values_drawn_does_not_depend_on_the_branch():
     plain, always = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
     TransformSampler(equivariance_probability=0.0).draw((8, 8), plain)
@@ -131,10 +160,14 @@ def test_the_number_of_values_drawn_does_not_depend_on_the_branch():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"equivariance_probability": 1.5}, {"min_scale": 0.0}, {"rotation_probability": -1.0}]
-)
+    "wrong",
+    [
+        {"equivariance_probability": 1.5}, {"min_scale": 0.0}, {"rotation_probability": -1.0}, {"scale": "isotropc"},
+        {"scale": None}, {"interpolation": "nearest"},
+    ],
+)  # fmt: skip
 def test_values_out_of_range_are_refused(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+    with pytest.raises((ValueError, TypeCheckError), match=next(iter(wrong))):  # the tests check types as well
         TransformSampler(**wrong)
 
 

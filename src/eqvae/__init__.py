@@ -176,6 +176,11 @@ except PackageNotFoundError:  # run from a checkout that was not installed
     __version__ = "0+unknown"
 
 
+def __dir__() -> list[str]:
+    """List the public names, those too that are not imported yet."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> object:
     """Import a public name on first use."""
     if name not in _HOME:

@@ -63,9 +63,33 @@ def decode_transformed(
 
     Returns:
         Both images and what lay between, on one graph.
+
+    Raises:
+        UserError: If the images have no whole latent cells, or `autoencoder` is wrapped in what is none.
     """
+    _check(autoencoder, x)
     posterior = autoencoder.encode(x)
-    return decode_pair(autoencoder, x, posterior, posterior.sample(noise), Drawn(image=tau, latent=tau))
+    drawn = Drawn(image=tau, latent=tau, name=str(tau))
+    return decode_pair(autoencoder, x, posterior, posterior.sample(noise), drawn)
+
+
+def _check(autoencoder: Autoencoder, x: Float[Tensor, "n k h w"]) -> None:
+    """Refuse what would fail far from here, or be left out in silence."""
+    if not isinstance(_compiled_from(autoencoder), Autoencoder):
+        raise UserError(
+            f"{type(autoencoder).__name__} is no eqvae.Autoencoder",
+            "Wrap a module whose forward computes the loss, and call that",
+        )
+    height, width = x.shape[-2:]
+    stride = autoencoder.stride
+    if height % stride or width % stride or not min(height, width):
+        fitting = " x ".join(str(max(round(side / stride), 1) * stride) for side in (height, width))
+        raise UserError(f"images of {height} x {width} px have no whole cells of {stride} px", f"Use {fitting}")
+
+
+def _compiled_from(autoencoder: Autoencoder) -> Any:
+    """Look behind torch.compile."""
+    return getattr(autoencoder, "_orig_mod", autoencoder)
 
 
 def decode_pair(
@@ -77,9 +101,10 @@ def decode_pair(
 ) -> Decoded:
     """Decode what a pair makes of latents, D(b(z)), beside what it makes of images, a(x): EQ-VAE's has a = b = tau."""
     latents = drawn.latent(z)
-    if isinstance(autoencoder, DiscreteAutoencoder):
-        quantized = autoencoder.quantize(latents)
-        decoded = autoencoder.decode_quantized(quantized.z_q)
+    discrete = _compiled_from(autoencoder)
+    if isinstance(discrete, DiscreteAutoencoder):
+        quantized = discrete.quantize(latents)
+        decoded = discrete.decode_quantized(quantized.z_q)
     else:
         quantized, decoded = None, autoencoder.decode(latents)
     target = drawn.image(x)
@@ -141,8 +166,10 @@ def eq_vae_loss(
     **terms: Any,
 ) -> Float[Tensor, " n"]:
     """Equation 7: Equation 5 with tau drawn, or Equation 1 in the plain branch; `terms` as there."""
+    _check(autoencoder, x)
     draw = sampler.draw((x.shape[-2] // autoencoder.stride, x.shape[-1] // autoencoder.stride), generator)
     x = draw.before(x)
     shape = (len(x), autoencoder.latent_channels, *(side // autoencoder.stride for side in x.shape[-2:]))
-    noise = torch.randn(shape, generator=generator).to(x.device)
+    device = generator.device if generator is not None else "cpu"
+    noise = torch.randn(shape, generator=generator, dtype=torch.float32, device=device).to(x.device, x.dtype)
     return equivariance_loss(autoencoder, x, draw.tau, noise, **terms)

@@ -14,13 +14,14 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Interpolation = Literal["bicubic", "bilinear"]
+ScaleKind = Literal["isotropic", "anisotropic", "none"]
 
 
 class Transform(ABC):
@@ -63,15 +64,17 @@ class Scale(Transform):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Resize; see `Transform`."""
-        height, width = x.shape[-2] * self.vertical, x.shape[-1] * self.horizontal
-        if height.denominator != 1 or width.denominator != 1 or min(height, width) < 1:
+        # In whole numbers, which torch.compile can follow.
+        height, more_rows = divmod(x.shape[-2] * self.vertical.numerator, self.vertical.denominator)
+        width, more_columns = divmod(x.shape[-1] * self.horizontal.numerator, self.horizontal.denominator)
+        if more_rows or more_columns or min(height, width) < 1:
             raise ValueError(f"{self} does not map a grid of {x.shape[-2]} x {x.shape[-1]} to a whole grid")
-        size = (int(height), int(width))
-        if size == tuple(x.shape[-2:]):
+        if (height, width) == tuple(x.shape[-2:]):
             return x
         # Under autocast, and for 16-bit latents, the weights of the kernel would lose digits: resize in float32.
+        exact = x if x.dtype == torch.float64 else x.float()
         resized = F.interpolate(
-            x.float(), size=size, mode=self.interpolation, antialias=self.antialias, align_corners=False
+            exact, size=(height, width), mode=self.interpolation, antialias=self.antialias, align_corners=False
         )
         return resized.to(x.dtype)
 
@@ -148,7 +151,7 @@ class TransformSampler:
     """Probability of the equivariance branch; otherwise tau is the identity (Equation 7). The paper's `p_alpha` is
     the probability of the plain branch."""
 
-    scale: Literal["isotropic", "anisotropic", "none"] = "isotropic"
+    scale: ScaleKind = "isotropic"
     """`S(s, s)`, `S(sx, sy)`, or no scaling (Table 5)."""
 
     min_scale: float = 0.25
@@ -168,28 +171,34 @@ class TransformSampler:
     code."""
 
     def __post_init__(self) -> None:
-        """Check the ranges.
+        """Check the values.
 
         Raises:
-            ValueError: If a probability or the smallest scale is outside its range.
+            ValueError: If a probability or the smallest scale is outside its range, or a word is not known.
         """
+        for name, known in (("scale", get_args(ScaleKind)), ("interpolation", get_args(Interpolation))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but it is one of {', '.join(known)}")
         for name in ("equivariance_probability", "rotation_probability", "low_resolution_probability"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is {getattr(self, name)}, but a probability lies in [0, 1]")
         if not 0.0 < self.min_scale < 1.0:
             raise ValueError(f"min_scale is {self.min_scale}, but a scale lies strictly between 0 and 1")
 
+    @torch.compiler.disable
     def draw(self, latent_size: tuple[int, int], generator: torch.Generator | None = None) -> Draw:
         """Draw the branch and the transformation of one step (Equations 6 and 7).
 
         Args:
             latent_size: Height and width of the latent, in cells.
-            generator: Source of the randomness; the same number of values is drawn whatever the branch.
+            generator: Source of the randomness, on any device; the same number of values is drawn whatever the branch.
 
         Returns:
             The branch and its transformations.
         """
-        branch, resolution, turn, vertical, horizontal = torch.rand(5, generator=generator).tolist()
+        device = generator.device if generator is not None else "cpu"
+        drawn = torch.rand(5, generator=generator, dtype=torch.float32, device=device)
+        branch, resolution, turn, vertical, horizontal = drawn.tolist()
         if self.scale == "isotropic":
             horizontal = vertical
         if branch < self.equivariance_probability:

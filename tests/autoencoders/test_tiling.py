@@ -72,6 +72,12 @@ def test_tiles_are_left_with_the_context(convolutional):
     assert not {"encode", "decode"} & convolutional.__dict__.keys()
     with in_tiles(convolutional, None):
         assert "encode" not in convolutional.__dict__
+    own = convolutional.encode
+    convolutional.encode = lambda x: own(x)  # compiled, say
+    wrapper = convolutional.encode
+    with in_tiles(convolutional, 16), in_tiles(convolutional, 16):
+        assert convolutional.encode is not wrapper
+    assert convolutional.encode is wrapper
 
 
 def test_a_network_that_sees_everything_is_blended(capsys):

@@ -81,6 +81,15 @@ def test_operations_are_counted():
     assert operations.count == 2 * 2 * (2 * 5 * 3 * 9 * 64)  # the pass itself, and the weight's gradient
 
 
+def test_operations_of_composite_functions_are_counted_in_inference_too():
+    x, layer = torch.randn(2, 3, 8, 8), torch.nn.Conv2d(3, 5, 3, padding=1)
+    query = torch.randn(2, 4, 16, 8)
+    with torch.inference_mode(), Operations() as operations:
+        layer(x)
+        torch.nn.functional.scaled_dot_product_attention(query, query, query)
+    assert operations.count == 2 * (2 * 5 * 3 * 9 * 64) + 2 * (2 * 2 * 4 * 16 * 16 * 8)
+
+
 @pytest.mark.slow
 def test_how_a_stage_grows(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     growth.run("growth", Growth(only=("open a folder", "read a cache once"), times=10, json=tmp_path / "growth.json"))

@@ -166,3 +166,33 @@ def test_the_examples_take_nothing_but_the_transforms():
     for path in set(EXAMPLES.glob("*.py")) - {EXAMPLES / "adapt_diffusers.py"}:  # which is about more
         imported = {line for line in path.read_text().splitlines() if line.startswith(("from eqvae", "import eqvae"))}
         assert imported == {"from eqvae.transforms import TransformSampler"}, path
+
+
+@pytest.mark.slow
+def test_processes_share_gradients(pictures: Path, tmp_path: Path):
+    from eqvae import load_autoencoder
+
+    load_autoencoder("untrained:tiny-kl").save(tmp_path / "base")
+    (tmp_path / "two.py").write_text(f"""
+import importlib.util
+import torch
+
+specification = importlib.util.spec_from_file_location("example", {str(EXAMPLES / "diffusers_autoencoder.py")!r})
+example = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(example)
+made = []
+begin = example.Loss.__init__
+example.Loss.__init__ = lambda self, vae: (begin(self, vae), made.append(vae))[0]
+example.main({str(tmp_path / "base")!r}, {str(pictures)!r}, {str(tmp_path / "eq")!r}, 2)
+own = torch.cat([each.detach().flatten() for each in made[0].parameters()])
+parts = [torch.zeros_like(own) for _ in range(2)]
+torch.distributed.all_gather(parts, own)
+assert torch.equal(*parts), float((parts[0] - parts[1]).abs().max())
+""")
+    (pictures / "other").symlink_to(pictures / "any")  # two processes take eight pictures a step
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0",
+         str(tmp_path / "two.py")], capture_output=True, text=True, timeout=300, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

@@ -5,6 +5,7 @@ import pytest
 from eqvae.drawing.folders import read_folders
 from eqvae.drawing.tables import (
     METRICS,
+    Metric,
     card_columns,
     distances,
     figure_table,
@@ -79,3 +80,16 @@ def test_distances_that_are_no_numbers_are_none(write_evaluation):
 def test_cards_hold_six_figures(full_evaluations):
     labels = [metric.label for metric in card_columns(read(*full_evaluations))]
     assert labels == ["rFID", "PSNR", "Rotation error", "Scale error", "Intrinsic dimension", "iFID"]
+
+
+def test_the_two_ways_to_interpolate_are_two_columns(write_evaluation):
+    folder = write_evaluation("both", **{"ifid": 5.0, "ifid_authors": 7.0, f"i{OTHER}_authors": 30.0})
+    labels = [metric.label for metric in distances(read(folder), "i")]
+    assert labels == ["iFID", "iFID, authors' code", "iFD (efficientnet-lite0), authors' code"]
+
+
+def test_unbiased_distances_below_zero_change_by_a_difference():
+    distance = Metric(key="kid", label="KID", digits=4)
+    assert distance.show_change(-0.0001, 0.0010) == "+0.0011"
+    assert distance.show_change(0.0010, 0.0005) == "\N{MINUS SIGN}50%"
+    assert distance.show_change(0.0, 0.0005) == ""

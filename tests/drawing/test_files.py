@@ -2,13 +2,21 @@
 
 import shutil
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 
 import numpy as np
 import pandas
 import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
 
 from eqvae.artifacts.files import write_json
 from eqvae.drawing import read_folders, write_figures
+from eqvae.drawing.charts import in_legend
+from eqvae.drawing.figures import _distinct
+from eqvae.drawing.pictures import Sheet, read_sheet
+from eqvae.sampling.draw import contact_sheet
 
 
 def test_every_figure_gets_a_file(tmp_path, two_evaluations, run_folder):
@@ -85,3 +93,33 @@ def test_lines_of_a_journal_that_are_no_records_are_left_out(tmp_path, run_folde
     (again,) = read_folders([run_folder])[1]
     assert again.records("train") == run.records("train")
     assert len(write_figures([run_folder], tmp_path / "figures")) == 3
+
+
+def test_names_that_fold_to_one_make_two_files():
+    taken = Counter[str]()
+    assert [_distinct(name, taken) for name in ("stages_a", "stages_A", "stages_b", "stages_a")] == [
+        "stages_a", "stages_A_2", "stages_b", "stages_a_3"
+    ]  # fmt: skip
+
+
+def test_a_legend_shows_names_as_they_are():
+    axes = Figure().add_subplot()
+    for name in ("_a", r"b$\frac$"):
+        axes.plot([0, 1], [0, 1], label=in_legend(name))
+    labels = [text.get_text() for text in axes.legend().get_texts()]
+    assert labels == ["\u200b_a", r"b\$\frac\$"]
+    axes.figure.canvas.draw()
+
+
+@pytest.mark.parametrize("size_px", [16, 32, 64, 256])
+def test_a_cropped_sheet_keeps_the_names_of_its_rows(tmp_path, size_px):
+    images = torch.zeros(100, 3, size_px, size_px, dtype=torch.uint8)
+    names = [f"golden retriever {row}" for row in range(10)]
+    contact_sheet(images, tmp_path / "sheet.png", row_names=names)
+    whole = np.array(Image.open(tmp_path / "sheet.png").convert("RGB"))
+    strip = whole[:, 10 * (size_px + 2) + 2 :]
+    cropped = np.array(read_sheet(Sheet(label="", path=tmp_path / "sheet.png", cell_px=size_px)))
+    factor = max(round(340 / (cropped.shape[1])), 1)
+    shown = cropped[::factor, ::factor]
+    rows = min(len(shown), len(strip))
+    assert np.array_equal(shown[:rows, -strip.shape[1] :], strip[:rows])

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from eqvae.artifacts.files import read_json
 from eqvae.errors import UserError
 from eqvae.losses.reconstruction import ReconstructionLoss
 from eqvae.methods import METHODS, Mixture, parse_method, table
-from eqvae.methods.registry import summary
+from eqvae.methods.protocol import show
+from eqvae.methods.registry import read_value, summary
 from eqvae.runtime.run_folder import flat, from_flat
 from eqvae.training.autoencoder_config import AutoencoderTraining
 from eqvae.training.autoencoder_state import build_state
@@ -286,3 +288,23 @@ def test_a_pair_whose_sizes_do_not_meet_is_one_line(tmp_path, small_autoencoder)
     x = torch.zeros(2, 3, 64, 64)
     with pytest.raises(UserError, match=r"'half' .* makes \(2, 3, 64, 32\) of the image and \(2, 3, 64, 64\)"):
         train_step(state, x, config, ReconstructionLoss("none", 1.0), config.mixture())
+
+
+@pytest.mark.parametrize(
+    ("annotation", "text", "value"),
+    [
+        (tuple[int, ...], "[1, 2]", (1, 2)), (list[int], "[1, 2]", [1, 2]), (Sequence[float], "[1, 2]", (1.0, 2.0)),
+        (tuple[int, float], "[1, 2]", (1, 2.0)),
+    ],
+)  # fmt: skip
+def test_lists_of_ones_own_method(annotation, text, value):
+    found = read_value(annotation, text)
+    assert found == value and list(map(type, found)) == list(map(type, value))
+    assert read_value(annotation, show(found)) == value
+
+
+def test_types_that_no_text_has():
+    with pytest.raises(ValueError, match="2 values"):
+        read_value(tuple[int, float], "[1, 2, 3]")
+    with pytest.raises(UserError, match="no text is a .*Mapping.*. Use bool, int"):
+        read_value(Mapping[str, int], "a")

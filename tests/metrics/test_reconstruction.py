@@ -1,10 +1,12 @@
 """PSNR and SSIM on 8-bit images."""
 
 import numpy as np
+import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from eqvae.metrics.per_image import MAX_PSNR_DB, psnr_db, ssim
+from eqvae.errors import UserError
+from eqvae.metrics.per_image import MAX_PSNR_DB, _check_pictures, psnr_db, ssim
 
 
 def noisy_pair():
@@ -19,6 +21,15 @@ def test_psnr_agrees_with_scikit_image():
     ours = psnr_db(torch.from_numpy(clean), torch.from_numpy(noisy))
     theirs = [peak_signal_noise_ratio(a, b, data_range=255) for a, b in zip(clean, noisy, strict=True)]
     assert np.allclose(ours.numpy(), theirs, atol=1e-4)
+
+
+def test_pictures_of_another_kind_are_refused():
+    picture = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+    _check_pictures(picture, picture)
+    with pytest.raises(UserError, match="images are float32. Give uint8"):
+        _check_pictures(picture, picture.float())
+    with pytest.raises(UserError, match="shapes .2, 3, 16, 16. and .1, 3, 16, 16."):
+        _check_pictures(picture, picture[:1])
 
 
 def test_ssim_agrees_with_scikit_image():

@@ -240,6 +240,37 @@ def test_nobody_else_reaches_the_page(page: Page):
             socket.create_connection((own, port), timeout=2)
 
 
+def post(page: Page, where: str, body: bytes, **headers: str) -> str:
+    """Ask for something; the answer's code stands before its text."""
+    request = urllib.request.Request(f"{page.address}gradio_api/{where}", body, headers=headers)
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return f"{answer.status} {answer.read().decode()}"
+    except urllib.error.HTTPError as error:
+        return f"{error.code} {error.read().decode()}"
+
+
+@quiet
+def test_only_what_was_dropped_in_is_read(page: Page, tmp_path: Path):
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (90, 70), "orange").save(secret)
+    file = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
+    values = ["chelsea.webp", file, 16, 0, 0, 0, "sliders (tau)", 0]
+    for number in range(8):
+        body = json.dumps({"fn_index": number, "data": values}).encode()
+        answer = post(page, "run/predict", body, **{"Content-Type": "application/json"})
+        assert not answer.startswith("200") or "figure" not in answer, answer[:300]
+
+
+@quiet
+def test_another_page_can_send_nothing(page: Page):
+    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.txt"\r\n\r\nhello\r\n--x--\r\n'
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert post(page, "upload", body, **kind, Origin=page.address.rstrip("/")).startswith("200")
+    for foreign in ({"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
+        assert post(page, "upload", body, **kind, **foreign) == "403 asked by another page"
+
+
 MOVE = """
 const [selector, value, target] = arguments, done = arguments[arguments.length - 1];
 const input = document.querySelector(selector), box = document.querySelector(target), began = performance.now();

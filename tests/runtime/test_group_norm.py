@@ -44,3 +44,16 @@ def test_elsewhere_it_is_pytorchs_own():
         assert type(found.grad_fn).__name__ == "NativeGroupNormBackward0"
     with torch.no_grad():
         assert layer[2](narrow.to(memory_format=torch.channels_last)).grad_fn is None
+
+
+def test_a_gradient_has_a_gradient():
+    torch.manual_seed(0)
+    theirs = nn.GroupNorm(8, 16)
+    ours = copy.deepcopy(theirs)
+    speed_up_group_norms(ours)
+    penalties = []
+    for layer in (theirs, ours):
+        x = torch.linspace(-1, 2, 2 * 16 * 64).view(2, 16, 8, 8).to(memory_format=torch.channels_last).requires_grad_()
+        (gradient,) = torch.autograd.grad(layer(x).square().sum() + layer(x).pow(3).sum(), x, create_graph=True)
+        penalties.append(torch.autograd.grad(gradient.square().sum(), [x, layer.weight]))
+    torch.testing.assert_close(penalties[1], penalties[0], rtol=1e-4, atol=1e-5)

@@ -55,7 +55,7 @@ class _Source(NamedTuple):
     which: WhichWeights | None
 
 
-def load_autoencoder(name: str) -> Autoencoder:
+def load_autoencoder(name: str | Path) -> Autoencoder:
     """Load an autoencoder in fp32, in evaluation mode, on the CPU.
 
     Args:
@@ -73,8 +73,8 @@ def load_autoencoder(name: str) -> Autoencoder:
         UserError: If there is no such autoencoder, or its files are truncated, hold code or numbers that are not
             finite, or do not fit exactly.
     """
-    stem, which = split_weights(name)
-    source, name = _Source(name, which), stem
+    stem, which = split_weights(str(name))
+    source, name = _Source(str(name), which), stem
     if name.startswith(UNTRAINED):
         return build_autoencoder(name.removeprefix(UNTRAINED), seed=0)
     path = Path(name).expanduser()

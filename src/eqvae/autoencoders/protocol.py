@@ -158,6 +158,8 @@ class Autoencoder(nn.Module, ABC):
     def encoder_parameters(self) -> Iterator[nn.Parameter]:
         """Yield the parameters that latents depend on: those under `encoder` and `quant_conv`, in every family's names.
 
+        A class whose encoder has another name overrides this, which all the rest follows.
+
         Yields:
             Parameters.
         """
@@ -171,10 +173,9 @@ class Autoencoder(nn.Module, ABC):
         Yields:
             Parameters.
         """
-        codes = self.codebook if isinstance(self, DiscreteAutoencoder) else None
-        for name, parameter in self.named_parameters():
-            if not _is_encoders(name) and parameter is not codes:
-                yield parameter
+        own = {id(parameter) for parameter in self.encoder_parameters()}
+        own |= {id(self.codebook)} if isinstance(self, DiscreteAutoencoder) else set()
+        yield from (parameter for parameter in self.parameters() if id(parameter) not in own)
 
     def num_parameters(self) -> int:
         """Count the parameters of encoder and decoder."""
@@ -186,8 +187,11 @@ class Autoencoder(nn.Module, ABC):
 
     def encoder_fingerprint(self) -> str:
         """Digest of the weights that latents and tokens depend on; training the decoder alone does not change it."""
-        codes = self.codebook if isinstance(self, DiscreteAutoencoder) else None
-        own = {name for name, parameter in self.named_parameters() if parameter is codes}
+        kept = {id(parameter) for parameter in self.encoder_parameters()}
+        if not kept:  # none, or under names that nobody told us
+            return self.fingerprint()
+        kept |= {id(self.codebook)} if isinstance(self, DiscreteAutoencoder) else set()
+        own = {name for name, parameter in self.named_parameters() if id(parameter) in kept}
         named = sorted((k, v) for k, v in self.state_dict().items() if k in own or _is_encoders(k))
         return fingerprint([*named, *padding_identity(self)])
 

@@ -61,11 +61,14 @@ def in_tiles(autoencoder: Autoencoder, tile_px: int | None) -> Iterator[None]:
         mean, log_variance = stacked.chunk(2, dim=1)
         return Posterior(mean=mean, log_variance=log_variance)
 
-    autoencoder.encode, autoencoder.__dict__[decode] = encode, decoder  # type: ignore[method-assign]
+    own = autoencoder.__dict__
+    former = {name: own[name] for name in ("encode", decode) if name in own}  # compiled ones, say
+    own |= {"encode": encode, decode: decoder}
     try:
         yield
     finally:
-        del autoencoder.__dict__["encode"], autoencoder.__dict__[decode]
+        del own["encode"], own[decode]
+        own |= former
 
 
 def check_tile(tile_px: int | None, stride: int) -> None:

@@ -84,6 +84,11 @@ def autoencoder_colors(names: Sequence[str]) -> dict[str, str]:
     return dict(zip(names, cycle(AUTOENCODER_COLORS), strict=False))
 
 
+def in_legend(name: str) -> str:
+    """Write a name so that matplotlib leaves it as it is: no mathematics, and no `_` that hides it."""
+    return ("\u200b" if name.startswith("_") else "") + name.replace("$", r"\$")
+
+
 def add_legend(chart: Figure, axes: Axes) -> None:
     """Name above a chart what is drawn in it, in as many columns as there is room for; the figure grows by that."""
     names = axes.get_legend_handles_labels()[1]

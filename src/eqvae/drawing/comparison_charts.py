@@ -10,7 +10,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from eqvae.drawing.charts import INK, PAPER_STYLE, add_legend, autoencoder_colors, marks, page_chart, paper_chart
+from eqvae.drawing.charts import (
+    INK,
+    PAPER_STYLE,
+    add_legend,
+    autoencoder_colors,
+    in_legend,
+    marks,
+    page_chart,
+    paper_chart,
+)
 from eqvae.drawing.tables import MISSING
 from eqvae.evidence.arms import ArmComparison, RunComparison
 from eqvae.evidence.speed_up import SeedCurves, SpeedUp
@@ -151,7 +160,7 @@ def _draw_arm(axes: Axes, curves: SeedCurves, scale: float, name: str, color: st
         axes.fill_between(positions, least, most, color=color, alpha=0.14, linewidth=0)
         for own_positions, own_values in zip(curves.positions / scale, curves.values, strict=True):
             axes.plot(own_positions, own_values, color=color, alpha=0.45, linewidth=0.7)
-    axes.plot(positions, values, **marks(color, len(positions)), linewidth=2.0, label=name, zorder=4)
+    axes.plot(positions, values, **marks(color, len(positions)), linewidth=2.0, label=in_legend(name), zorder=4)
 
 
 def _mark_speed_up(axes: Axes, found: SpeedUp, scale: float) -> None:
@@ -182,7 +191,8 @@ def _draw_speed_ups(axes: Axes, found: Sequence[SpeedUp], color: str, label: str
         high = [entry.interval.high or 1e6 if entry.interval else np.nan for entry in exact]
         axes.fill_between(levels, low, high, color=color, alpha=0.14, linewidth=0)
     axes.plot(
-        levels, [entry.ratio for entry in exact], **marks(color, len(levels)), linewidth=2.0, label=label, zorder=4,
+        levels, [entry.ratio for entry in exact], **marks(color, len(levels)), linewidth=2.0,
+        label=None if label is None else in_legend(label), zorder=4,
     )  # fmt: skip
     for bound, marker in TRIANGLES.items():
         marked = [entry for entry in found if entry.bound == bound]

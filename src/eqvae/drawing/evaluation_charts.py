@@ -24,6 +24,7 @@ from eqvae.drawing.charts import (
     LETTER_POINTS,
     WIDE_SIZE_INCHES,
     autoencoder_colors,
+    in_legend,
     marks,
     page_chart,
     paper_chart,
@@ -256,7 +257,7 @@ def _draw_bars(chart: DistanceChart, small: bool, axes: Axes) -> None:
         centres, heights = zip(*((centre, max(value, 0.0)) for centre, value in places), strict=True)
         axes.bar(
             centres, heights, width=0.88 * width, facecolor=bars.color, edgecolor="white", linewidth=0.0,
-            hatch=HATCHES[bars.color], label=bars.name, zorder=2,
+            hatch=HATCHES[bars.color], label=in_legend(bars.name), zorder=2,
         )  # fmt: skip
         for centre, value in places:
             axes.annotate(
@@ -288,11 +289,11 @@ def _draw_lines(chart: SpectrumChart, small: bool, axes: Axes) -> None:
                 interpolate=True, color=line.color, alpha=0.14, linewidth=0,
             )  # fmt: skip
         look = marks(line.color, len(spectrum.frequency))
-        axes.plot(spectrum.frequency, spectrum.latent_db, **look, linewidth=2.0, label=line.name, zorder=4)
+        axes.plot(spectrum.frequency, spectrum.latent_db, **look, linewidth=2.0, label=in_legend(line.name), zorder=4)
     for line in chart.entries[:1] if shared else chart.entries:
         axes.plot(
             line.spectrum.frequency, line.spectrum.image_db, color=INK if shared else line.color, linewidth=1.4,
-            linestyle=DASHES, label="image" if shared else f"image, cells of {line.name}", zorder=3,
+            linestyle=DASHES, label=in_legend("image" if shared else f"image, cells of {line.name}"), zorder=3,
         )  # fmt: skip
     axes.set_xlim(0.0, 0.5)
     axes.set_ylim(*chart.range_db)

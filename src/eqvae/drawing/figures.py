@@ -2,8 +2,9 @@
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,12 +72,12 @@ def write_figures(folders: Sequence[Path], out: Path) -> list[Path]:
     PDF, with what is drawn as CSV. A run that has not logged anything yet has no curves and gets no file.
     """
     contents = read_folders(folders)
-    written = []
+    written, taken = [], Counter[str]()
     for name, picture in _figure_pictures(contents):
-        written.append(out / f"{name}.png")
+        written.append(out / f"{_distinct(name, taken)}.png")
         write_atomically(written[-1], partial(picture.save, format="png"))
     for chart in _figure_charts(contents):
-        written += chart.write(out)
+        written += replace(chart, name=_distinct(chart.name, taken)).write(out)
     return written
 
 
@@ -132,6 +133,13 @@ def _panels_rows(panels: Sequence[Panel]) -> list[dict[str, Any]]:
         for series in panel.series
         for step, value in zip(series.steps, series.values, strict=True)
     ]
+
+
+def _distinct(name: str, taken: Counter[str]) -> str:
+    """Number what has the name of another file, on file systems too for which large and small letters are one."""
+    taken[name.casefold()] += 1
+    count = taken[name.casefold()]
+    return name if count == 1 else f"{name}_{count}"
 
 
 def _file_name(title: str) -> str:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy import ndarray
 
-from eqvae.drawing.charts import ACCENT, BASE, INK, PAPER_STYLE, SIZE_INCHES, add_legend, marks, page_chart
+from eqvae.drawing.charts import ACCENT, BASE, INK, PAPER_STYLE, SIZE_INCHES, add_legend, in_legend, marks, page_chart
 from eqvae.drawing.folders import FineTuning, Training
 from eqvae.drawing.tables import (
     DISTANCE,
@@ -331,7 +331,13 @@ def _draw_series(axes: Axes, series: Series) -> None:
         strong = np.unique(np.linspace(0, last, MAX_POINTS).astype(np.int64))
         look = marks(series.color, len(strong)) if series.name else {"color": series.color}
         axes.plot(series.steps[light], series.values[light], color=series.color, alpha=0.28, linewidth=0.9)
-        axes.plot(series.steps[strong], smooth(series.values)[strong], **look, linewidth=2.0, label=series.name or None)
+        axes.plot(
+            series.steps[strong],
+            smooth(series.values)[strong],
+            **look,
+            linewidth=2.0,
+            label=in_legend(series.name) if series.name else None,
+        )
     else:
         marker = "o" if len(series.steps) <= 20 else ""
         axes.plot(series.steps, series.values, color=series.color, linewidth=2.0, marker=marker, markersize=4)

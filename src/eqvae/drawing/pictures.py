@@ -28,6 +28,9 @@ FRAME_MS = 100
 
 AnimationFormat = Literal["webp", "gif"]
 
+SHEET_SIDE = 10
+"""Columns of a sheet with rows of classes."""
+
 SHEET_GAP_PX = 2
 """Between a contact sheet's pictures, and around them."""
 
@@ -259,8 +262,16 @@ def read_sheet(sheet: Sheet) -> Image.Image:
         raise UserError(f"'{sheet.path}' is no readable picture ({error})", "Remove it or write it again") from None
     if sheet.cell_px is not None:
         count = max(round(SIDE_PX / sheet.cell_px), LEAST_COUNT)
-        side = count * (sheet.cell_px + SHEET_GAP_PX) + SHEET_GAP_PX
-        picture = picture.crop((0, 0, min(side, picture.width), min(side, picture.height)))
+        cell_px = sheet.cell_px + SHEET_GAP_PX
+        side, height = count * cell_px + SHEET_GAP_PX, min(count * cell_px + SHEET_GAP_PX, picture.height)
+        # To the right of a sheet's pictures, as many as there are rows at most, stand the rows' names.
+        end = min(SHEET_SIDE, (picture.width - SHEET_GAP_PX) // cell_px) * cell_px + SHEET_GAP_PX
+        names = picture.crop((end, 0, picture.width, height))
+        shown = picture.crop((0, 0, min(side, end), height))
+        picture = Image.new("RGB", (shown.width + names.width, height), "white")
+        picture.paste(shown)
+        if names.width:
+            picture.paste(names, (shown.width, 0))
     return _enlarged(picture, max(round(SIDE_PX / picture.width), 1))
 
 

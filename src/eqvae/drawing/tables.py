@@ -58,7 +58,10 @@ class Metric:
     def show_change(self, before: float, after: float) -> str:
         """Print a change: in percent where lower is better (errors), else, and in dB, as a difference."""
         if self.better == "lower" and self.unit != "dB":
-            return with_minus_sign(f"{100 * (after / before - 1):+.0f}%") if before else ""
+            if before > 0:
+                return with_minus_sign(f"{100 * (after / before - 1):+.0f}%")
+            if before == 0:
+                return ""
         return with_minus_sign(f"{after - before:+.{self.digits}f} {self.unit}".strip())
 
     def improves(self, before: float, after: float) -> bool | None:
@@ -142,8 +145,9 @@ INCEPTION = (
 
 COUNT = Metric(key="num_samples", label="Samples", better="neither", digits=0)
 
-DISTANCE = re.compile(r"([ri])(fid|fd_[a-z0-9_]+?)(?:_(?:rotation|scale)(?:_[0-9.]+)?)?")
-"""Keys of Frechet distances: of reconstructions (r) or interpolations (i), plain or after a transformation."""
+DISTANCE = re.compile(r"([ri])(fid|fd_[a-z0-9_]+?)(_authors)?(?:_(?:rotation|scale)(?:_[0-9.]+)?)?")
+"""Keys of Frechet distances: of reconstructions (r) or interpolations (i), these as the paper or as its authors' code
+has them, plain or after a transformation."""
 
 OTHER_FEATURES = re.compile(r"(fd|kd|precision|recall)_(?!std_)(.+)")
 """Keys of scores by other features, which bear their names."""
@@ -183,12 +187,15 @@ def distances(evaluations: Sequence[Evaluation], kind: Literal["r", "i"]) -> tup
     for item in evaluations:
         for key, value in item.metrics.items():
             match = DISTANCE.fullmatch(key)
-            if match is None or match[1] != kind or finite(value) is None or kind + match[2] in found:
+            if match is None or match[1] != kind or finite(value) is None:
                 continue
-            plain, is_fid = kind + match[2], match[2] == "fid"
+            plain, is_fid = kind + match[2] + (match[3] or ""), match[2] == "fid"
+            if plain in found:
+                continue
             slug = match[2].removeprefix("fd_")
             features = "inception" if is_fid else features_name(slug, [item.config.get("features")])
             label = f"{kind}FID" if is_fid else f"{kind}FD ({features})"
+            label += ", authors' code" if match[3] else ""
             digits = FID.digits if is_fid else digits_for([other.metrics.get(plain) for other in evaluations])
             found[plain] = Distance(key=plain, label=label, digits=digits, features=features)
     return tuple(found.values())

@@ -76,10 +76,10 @@ class LatentCache:
         self.shapes = index.all_shapes()
 
     @classmethod
-    def open(cls, folder: Path, *, normalization: str = MEASURED) -> "LatentCache":
+    def open(cls, folder: Path | str, *, normalization: str = MEASURED) -> "LatentCache":
         """Open a cache and check all that is cheap to check: the index, the files' sizes and headers."""
-        index = read_index(folder)
-        shards = []
+        folder = Path(folder)
+        index, shards = read_index(folder), []
         for entry in index.shards:
             try:
                 shard = Shard(folder / entry.file)

@@ -54,8 +54,9 @@ class FeatureDistance(nn.Module):
 
 
 def l1_distance(target: Float[Tensor, "n k h w"], decoded: Float[Tensor, "n k h w"]) -> Float[Tensor, " n"]:
-    """Absolute differences of two images, summed over their values."""
-    return (target - decoded).abs().flatten(1).sum(1)
+    """Absolute differences of two images, summed over their values: more than 16 bits hold."""
+    wide = torch.promote_types(decoded.dtype, torch.float32)
+    return (target.to(wide) - decoded.to(wide)).abs().flatten(1).sum(1)
 
 
 def _unit(feature: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:

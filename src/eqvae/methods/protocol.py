@@ -249,7 +249,7 @@ class Term(Method):
 
 def show(value: Any) -> str:
     """Print a parameter's value as `--method` reads it: the same value, and no longer than it has to be."""
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return f"[{', '.join(map(show, value))}]"
     if isinstance(value, bool) or value is None:
         return str(value).lower()

@@ -4,7 +4,7 @@ import contextlib
 import importlib.util
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -93,8 +93,8 @@ def read_value(annotation: Any, text: str) -> object:
             with contextlib.suppress(ValueError):
                 return read_value(option, text)
         raise ValueError(" or ".join(map(_called, options)))
-    if origin is tuple:
-        return tuple(read_value(options[0], part.strip()) for part in text.strip("[]").split(","))
+    if origin in (tuple, list, Sequence):
+        return _read_values(annotation, [part.strip() for part in text.strip("[]").split(",")])
     words: dict[Any, dict[str, object]] = {bool: {"true": True, "false": False}, type(None): {"none": None}}
     known = {str(option): option for option in options} if origin is Literal else words.get(annotation)
     if known is not None:
@@ -105,9 +105,22 @@ def read_value(annotation: Any, text: str) -> object:
         value = annotation(text)
     except ValueError:
         raise ValueError(_called(annotation)) from None
+    except TypeError:
+        raise UserError(f"no text is a {annotation}", "Use bool, int, float, str, Path, Literal, or tuples") from None
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("a finite number")
     return value
+
+
+def _read_values(annotation: Any, parts: Sequence[str]) -> object:
+    """Read a list, a tuple of any length, or one whose values have each their own type."""
+    origin, kinds = get_origin(annotation), get_args(annotation)
+    if origin is not tuple or kinds[1:] == (...,):
+        kinds = kinds[:1] * len(parts)
+    if len(kinds) != len(parts):
+        raise ValueError(f"{len(kinds)} values")
+    values = [read_value(kind, part) for kind, part in zip(kinds, parts, strict=True)]
+    return values if origin is list else tuple(values)
 
 
 def _called(annotation: Any) -> str:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping
 
+import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from eqvae.errors import UserError
 from eqvae.transforms import ROTATIONS, Interpolation, Transform, evaluation_scales
 
 MAX_PSNR_DB = 100.0
@@ -57,6 +59,16 @@ def equivariance_figures(
     return figures
 
 
+def _check_pictures(images: Tensor, reconstructions: Tensor) -> None:
+    """Refuse images in [-1, 1], of which figures would look fine and be wrong, and sizes that broadcast."""
+    for each in (images, reconstructions):
+        if each.dtype != torch.uint8:
+            raise UserError(f"images are {str(each.dtype).removeprefix('torch.')}", "Give uint8, 0 ... 255")
+    if images.shape != reconstructions.shape:
+        shapes = f"{tuple(images.shape)} and {tuple(reconstructions.shape)}"
+        raise UserError(f"images have the shapes {shapes}", "Give as many of one size")
+
+
 def psnr_db(images: UInt8[Tensor, "n k h w"], reconstructions: UInt8[Tensor, "n k h w"]) -> Float[Tensor, " n"]:
     """Peak signal-to-noise ratio of each image (Section C.2).
 
@@ -67,6 +79,7 @@ def psnr_db(images: UInt8[Tensor, "n k h w"], reconstructions: UInt8[Tensor, "n 
     Returns:
         Decibels, at most `MAX_PSNR_DB`.
     """
+    _check_pictures(images, reconstructions)
     from torchmetrics.functional.image import peak_signal_noise_ratio  # takes seconds: no `--help` waits for it
 
     values = peak_signal_noise_ratio(
@@ -85,6 +98,7 @@ def ssim(images: UInt8[Tensor, "n k h w"], reconstructions: UInt8[Tensor, "n k h
     Returns:
         At most 1.
     """
+    _check_pictures(images, reconstructions)
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     values = structural_similarity_index_measure(

@@ -150,7 +150,7 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
 
     Args:
         config: What to measure, and on what.
-        autoencoder: What `config.autoencoder` names, where it is loaded already.
+        autoencoder: What `config.autoencoder` names, where it is loaded already; it is moved to the device.
 
     Returns:
         The figures of `metrics.json`; None in all processes but the first.
@@ -174,7 +174,7 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
     check_tile(config.tile, autoencoder.stride)
     check_reflection(padding_mode_of(autoencoder), min(size) // (4 * autoencoder.stride))
     source = source.read_as(Pixels(channels=autoencoder.image_channels, range=config.value_range))
-    fingerprint = autoencoder.fingerprint()
+    fingerprint, was_training = autoencoder.fingerprint(), autoencoder.training
     _check_same_evaluation(folder, config, fingerprint)
     batches = _cut(config, source)
     processes = join_processes(device)
@@ -208,6 +208,7 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
             measures=measures,
             on_batch=progress.advance if progress is not None else lambda num_images: None,
         )
+    autoencoder.train(was_training)
     broken = [image for images in processes.gather(own_broken) for image in images]
     if broken:
         check_broken(source.name, len(source), len(broken), broken[0])

@@ -47,7 +47,7 @@ class ExploreConfig:
     """Offer this pair too, as `finetune --method` has it: `eq(transforms=anisotropic)`; may be given repeatedly."""
 
     port: int = 7860
-    """Of 127.0.0.1, where nobody else can reach it; 0: any free one."""
+    """Of 127.0.0.1, which no other machine can reach; 0: any free one."""
 
     open_browser: bool = True
     """Open the page in the standard browser."""

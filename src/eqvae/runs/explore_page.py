@@ -1,7 +1,8 @@
 """The page of `eqvae explore`: its controls, and its server, which this machine alone reaches.
 
 Nothing is sent or fetched: the library's statistics, fonts and links are off, the browser is told to load from nowhere
-else, and requests under another host's name are refused, so that no page on the web can ask through the user's browser.
+else, and requests under another host's name or from another page are refused, so that no page on the web can ask
+through the user's browser.
 """
 
 import contextlib
@@ -130,9 +131,10 @@ def _app(views: Views) -> Any:
     from fastapi import FastAPI
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app, blocks = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), _blocks(views)
+    blocks.has_launched = True  # from then on, files of an event must be uploaded ones; `launch` alone would set it
     gradio.mount_gradio_app(
-        app, _blocks(views), path="/", server_name=LOOPBACK, footer_links=[], run_history=False, ssr_mode=False,
+        app, blocks, path="/", server_name=LOOPBACK, footer_links=[], run_history=False, ssr_mode=False,
         pwa=False, enable_monitoring=False, mcp_server=False, max_file_size="256mb",
         css=f"{CSS}.dark {{{dark_colors()}}}",
         theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
@@ -145,13 +147,25 @@ def _app(views: Views) -> Any:
 Message = MutableMapping[str, Any]
 
 
+def _is_from_elsewhere(scope: Message) -> bool:
+    """Whether another page asks: a browser names it, and sends a form's upload without asking us first."""
+    headers = dict(scope["headers"])
+    origin, host = headers.get(b"origin"), headers.get(b"host", b"")
+    return origin not in (None, b"http://" + host) or headers.get(b"sec-fetch-site") == b"cross-site"
+
+
 class _WithPolicy:
-    """Tells the browser, with every answer, to load nothing from elsewhere."""
+    """Answers this page alone, and tells the browser, with every answer, to load nothing from elsewhere."""
 
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
         self.app = app
 
     async def __call__(self, scope: Message, receive: Any, send: Callable[[Message], Awaitable[None]]) -> None:
+        if scope["type"] == "http" and _is_from_elsewhere(scope):
+            await send({"type": "http.response.start", "status": 403, "headers": []})
+            await send({"type": "http.response.body", "body": b"asked by another page"})
+            return
+
         async def send_with_policy(message: Message) -> None:
             if message["type"] == "http.response.start":
                 own = [(b"content-security-policy", POLICY.encode()), (b"referrer-policy", b"no-referrer")]
@@ -214,9 +228,9 @@ def _sliders(views: Views) -> list[Any]:
     """In the order of `Choice`."""
     import gradio
 
-    step = 1.0 / views.num_cells
+    cells = views.num_cells
     return [
-        gradio.Slider(step, 1.0, value=1.0, step=step, label="scale, whole cells", elem_id="scale"),
+        gradio.Slider(1, cells, value=cells, step=1, label=f"scale, cells of {cells}", elem_id="scale"),
         gradio.Slider(-180, 180, value=0, step=1, label="angle, degrees", elem_id="angle"),
         gradio.Slider(-0.5, 0.5, value=0.0, step=0.01, label="shift to the right, widths", elem_id="right"),
         gradio.Slider(-0.5, 0.5, value=0.0, step=0.01, label="shift down, heights", elem_id="down"),
@@ -237,10 +251,12 @@ def _answering(views: Views, show: Callable[[Choice], Any], wrong: Callable[[str
     """Turn the controls' values into a choice, and what is wrong with it into a line on the page."""
 
     def answer(*values: Any) -> Any:
-        name, file, scale, degrees, right, down, pair, draw = values
+        name, file, cells, degrees, right, down, pair, draw = values
+        if None in (cells, degrees, right, down, draw):
+            return wrong("A number is missing. Give one, or move the slider")
         choice = Choice(
             picture=Path(file) if file else name,
-            num_cells=round(scale * views.num_cells),
+            num_cells=min(max(int(cells), 1), views.num_cells),
             degrees=float(degrees),
             right=float(right),
             down=float(down),

@@ -25,7 +25,6 @@ from eqvae.paper.results import write_item
 from eqvae.paper.setting import ScaleName, Setting
 from eqvae.paper.settings import SETTINGS
 from eqvae.paper.tables import TABLES
-from eqvae.runtime.journal import say
 
 ALL = "all"
 
@@ -163,14 +162,13 @@ def make_setting(
 
 
 def _with_as_many_as_there_are(setting: Setting, scale: Setting) -> Setting:
-    """Take all images of data that the user named where they are fewer than the scale's own."""
+    """Take all images of data that the user named where they are fewer than the scale's own; each run says how many."""
     splits: dict[str, Split] = {"encoding": "train", "evaluation": "evaluation"}
     for name, split in splits.items():
         own = getattr(setting, name)
         if own.num_images is None or own.data == getattr(scale, name).data:
             continue
         if (found := len(open_images(own.data, split=split))) < own.num_images:
-            say(f"'{own.data}' has {found} images, --scale {scale.name} takes {own.num_images}: all of them are taken")
             counted: dict[str, Any] = {"num_images" if name == "encoding" else "num_validation_images": found}
             setting = replace(setting, **counted | {name: replace(own, num_images=None)})
     return setting

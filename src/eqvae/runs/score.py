@@ -148,7 +148,7 @@ def _score(config: ScoreConfig, stop: StopRequest) -> dict[str, Any] | None:
     samples = open_samples(config.samples)
     sample_indices = _choose(samples, config.num_images, "--num-images", spread=False)
     reference = _open(config, samples)
-    reference_indices = range(0)
+    reference_indices: Sequence[int] = range(0)
     if isinstance(reference, ImageSet):
         reference_indices = _choose(reference, config.num_reference, "--num-reference", spread=True)
         check_enough(reference.name, len(reference_indices), config.num_neighbours)

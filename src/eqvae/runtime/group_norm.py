@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 _WIDE = {torch.float32: 8, torch.bfloat16: 16}
 """Channels of a group from which on PyTorch's kernel is as fast."""
@@ -44,17 +43,23 @@ class _Normalize(torch.autograd.Function):
     def forward(context: Any, x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float) -> Tensor:
         count, channels, height, width = x.shape
         y, mean, rstd = torch.native_group_norm(x, weight, bias, count, channels, height * width, num_groups, eps)
-        context.save_for_backward(x, weight, mean, rstd)
+        context.save_for_backward(x, weight, mean, rstd, bias)
+        context.num_groups, context.eps = num_groups, eps
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """With y = weight (x - mean) rstd + bias: dx = a dy + b x + c, where a, b, c are numbers for each channel.
 
         b and c hold what the mean and the deviation contribute, from two sums over a group: dy weight x, dy weight.
         """
-        x, weight, mean, rstd = context.saved_tensors
+        x, weight, mean, rstd, bias = context.saved_tensors
+        if torch.is_grad_enabled():  # for a gradient of the gradient
+            again = nn.functional.group_norm(x, context.num_groups, weight, bias, context.eps)
+            given = (x, weight, bias)
+            needed = [each for each, is_needed in zip(given, context.needs_input_grad, strict=False) if is_needed]
+            found = iter(torch.autograd.grad(again, needed, gradients, create_graph=True))
+            return *(next(found) if is_needed else None for is_needed in context.needs_input_grad[:3]), None, None
         dy = gradients[0].contiguous(memory_format=torch.channels_last)
         count, channels, height, width = x.shape
         groups, area = mean.shape[1], height * width

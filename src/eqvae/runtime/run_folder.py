@@ -71,6 +71,8 @@ class RunFolder:
 
         A folder in which a command was refused, or killed, before its first result is nobody's.
         """
+        if not isinstance(path, Path):
+            raise UserError(f"out is {path!r}, no pathlib.Path", f"Give Path({path!r})")
         saved = None
         if (path / CONFIG).is_file():
             saved = read_json(path / CONFIG)

@@ -233,6 +233,11 @@ class AutoencoderTraining:
             num_images=self.batch_size // (self.gradient_accumulation_steps * num_processes),
             freeze_encoder=self.freeze_encoder,
         )
+        if self.freeze_encoder and next(autoencoder.encoder_parameters(), None) is None:
+            raise UserError(
+                f"--freeze-encoder finds no parameters of an encoder in '{autoencoder.name}'",
+                "Call its encoder 'encoder', or override Autoencoder.encoder_parameters",
+            )
         if isinstance(autoencoder, DiscreteAutoencoder):
             return
         for flag, asked in (("--codebook ema", self.codes.codebook == "ema"),
