@@ -26,14 +26,15 @@ def counts(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
     yield found
     if not found or request.config.getoption("markexpr") != "faults":
         return
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=12", "--dirty"], cwd=RESULTS.parent, capture_output=True, text=True
+    commit, changes = (
+        subprocess.run(["git", *question], cwd=RESULTS.parents[2], capture_output=True, text=True).stdout.strip()
+        for question in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--", "src", "tests"))
     )
     origin = {
         "sec": round(time.monotonic() - began_sec, 1),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
+        "commit": commit + ("-dirty" if changes else ""),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{request.module.__name__.rpartition('.')[2].removeprefix('test_')}.json"
