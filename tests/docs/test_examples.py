@@ -191,7 +191,7 @@ assert torch.equal(*parts), float((parts[0] - parts[1]).abs().max())
 """)
     (pictures / "other").symlink_to(pictures / "any")  # two processes take eight pictures a step
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0",
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
          str(tmp_path / "two.py")], capture_output=True, text=True, timeout=300, check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"},
     )  # fmt: skip
