@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, Posterior, Quantized
+from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder, Posterior, Quantized, check_images, uncompiled
 from eqvae.errors import UserError
 from eqvae.losses.reconstruction import l1_distance
 from eqvae.methods.explicit import explicit_loss as explicit_loss
@@ -63,33 +63,10 @@ def decode_transformed(
 
     Returns:
         Both images and what lay between, on one graph.
-
-    Raises:
-        UserError: If the images have no whole latent cells, or `autoencoder` is wrapped in what is none.
     """
-    _check(autoencoder, x)
+    check_images(autoencoder, x)
     posterior = autoencoder.encode(x)
-    drawn = Drawn(image=tau, latent=tau, name=str(tau))
-    return decode_pair(autoencoder, x, posterior, posterior.sample(noise), drawn)
-
-
-def _check(autoencoder: Autoencoder, x: Float[Tensor, "n k h w"]) -> None:
-    """Refuse what would fail far from here, or be left out in silence."""
-    if not isinstance(_compiled_from(autoencoder), Autoencoder):
-        raise UserError(
-            f"{type(autoencoder).__name__} is no eqvae.Autoencoder",
-            "Wrap a module whose forward computes the loss, and call that",
-        )
-    height, width = x.shape[-2:]
-    stride = autoencoder.stride
-    if height % stride or width % stride or not min(height, width):
-        fitting = " x ".join(str(max(round(side / stride), 1) * stride) for side in (height, width))
-        raise UserError(f"images of {height} x {width} px have no whole cells of {stride} px", f"Use {fitting}")
-
-
-def _compiled_from(autoencoder: Autoencoder) -> Any:
-    """Look behind torch.compile."""
-    return getattr(autoencoder, "_orig_mod", autoencoder)
+    return decode_pair(autoencoder, x, posterior, posterior.sample(noise), Drawn(image=tau, latent=tau, name=str(tau)))
 
 
 def decode_pair(
@@ -101,8 +78,7 @@ def decode_pair(
 ) -> Decoded:
     """Decode what a pair makes of latents, D(b(z)), beside what it makes of images, a(x): EQ-VAE's has a = b = tau."""
     latents = drawn.latent(z)
-    discrete = _compiled_from(autoencoder)
-    if isinstance(discrete, DiscreteAutoencoder):
+    if isinstance(discrete := uncompiled(autoencoder), DiscreteAutoencoder):
         quantized = discrete.quantize(latents)
         decoded = discrete.decode_quantized(quantized.z_q)
     else:
@@ -139,8 +115,7 @@ def equivariance_loss(
         x: Images, RGB in [-1, 1].
         tau: The transformation; with the identity this is Equation 1.
         noise: Standard normal numbers in the latent's shape.
-        reconstruction_loss: L_rec for each image, summed over its values as in LDM; L1 alone unless given, see
-            `eqvae.losses.reconstruction.ReconstructionLoss` for the perceptual distance.
+        reconstruction_loss: L_rec for each image, summed over its values as in LDM; `ReconstructionLoss` is perceptual.
         kl_weight: lambda_reg of a Gaussian encoder.
         codebook_weight: Per value, of the loss that pulls codes to latents.
         commitment_weight: Per value, of the loss that pulls latents to codes.
@@ -166,10 +141,9 @@ def eq_vae_loss(
     **terms: Any,
 ) -> Float[Tensor, " n"]:
     """Equation 7: Equation 5 with tau drawn, or Equation 1 in the plain branch; `terms` as there."""
-    _check(autoencoder, x)
+    check_images(autoencoder, x)
     draw = sampler.draw((x.shape[-2] // autoencoder.stride, x.shape[-1] // autoencoder.stride), generator)
     x = draw.before(x)
     shape = (len(x), autoencoder.latent_channels, *(side // autoencoder.stride for side in x.shape[-2:]))
-    device = generator.device if generator is not None else "cpu"
-    noise = torch.randn(shape, generator=generator, dtype=torch.float32, device=device).to(x.device, x.dtype)
-    return equivariance_loss(autoencoder, x, draw.tau, noise, **terms)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float32, device=getattr(generator, "device", "cpu"))
+    return equivariance_loss(autoencoder, x, draw.tau, noise.to(x), **terms)

@@ -56,4 +56,4 @@ def test_a_gradient_has_a_gradient():
         x = torch.linspace(-1, 2, 2 * 16 * 64).view(2, 16, 8, 8).to(memory_format=torch.channels_last).requires_grad_()
         (gradient,) = torch.autograd.grad(layer(x).square().sum() + layer(x).pow(3).sum(), x, create_graph=True)
         penalties.append(torch.autograd.grad(gradient.square().sum(), [x, layer.weight]))
-    torch.testing.assert_close(penalties[1], penalties[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(penalties[1], penalties[0], rtol=2e-3, atol=1e-3)

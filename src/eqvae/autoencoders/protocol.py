@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -287,3 +288,21 @@ class DiscreteAutoencoder(Autoencoder):
             Images, nominally in [-1, 1] but not clamped.
         """
         return self.decode_quantized(look_up(tokens, self.codebook))
+
+
+def uncompiled(autoencoder: Autoencoder) -> Any:
+    """Look behind torch.compile."""
+    return getattr(autoencoder, "_orig_mod", autoencoder)
+
+
+def check_images(autoencoder: Autoencoder, x: Float[Tensor, "n k h w"]) -> None:
+    """Refuse images without whole latent cells, and an autoencoder wrapped in what is none."""
+    if not isinstance(uncompiled(autoencoder), Autoencoder):
+        raise UserError(
+            f"{type(autoencoder).__name__} is no eqvae.Autoencoder",
+            "Wrap a module whose forward computes the loss, and call that",
+        )
+    (height, width), stride = x.shape[-2:], autoencoder.stride
+    if height % stride or width % stride or not min(height, width):
+        fitting = " x ".join(str(max(round(side / stride), 1) * stride) for side in (height, width))
+        raise UserError(f"images of {height} x {width} px have no whole cells of {stride} px", f"Use {fitting}")

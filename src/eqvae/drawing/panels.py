@@ -270,9 +270,8 @@ def _step_panels(records: Sequence[dict[str, Any]], quantity: Quantity) -> list[
     if quantity.is_noisy and equivariance and plain:
         branches = {"plain branch": (plain, BASE), "equivariance branch": (equivariance, ACCENT)}
     found = {name: _read_series(of_branch, quantity.key, color) for name, (of_branch, color) in branches.items()}
-    series = tuple(
-        replace(item, name=name, is_noisy=quantity.is_noisy) for name, item in found.items() if item is not None
-    )
+    drawn = ((name, item) for name, item in found.items() if item is not None)
+    series = tuple(replace(item, name=name, is_noisy=quantity.is_noisy) for name, item in drawn)
     if not any(item.values.any() for item in series):
         return []
     return [Panel(title=quantity.title, summary=_summary(series[-1]), y_label=quantity.y_label, series=series)]
@@ -331,13 +330,8 @@ def _draw_series(axes: Axes, series: Series) -> None:
         strong = np.unique(np.linspace(0, last, MAX_POINTS).astype(np.int64))
         look = marks(series.color, len(strong)) if series.name else {"color": series.color}
         axes.plot(series.steps[light], series.values[light], color=series.color, alpha=0.28, linewidth=0.9)
-        axes.plot(
-            series.steps[strong],
-            smooth(series.values)[strong],
-            **look,
-            linewidth=2.0,
-            label=in_legend(series.name) if series.name else None,
-        )
+        look |= {"linewidth": 2.0, "label": in_legend(series.name)}
+        axes.plot(series.steps[strong], smooth(series.values)[strong], **look)
     else:
         marker = "o" if len(series.steps) <= 20 else ""
         axes.plot(series.steps, series.values, color=series.color, linewidth=2.0, marker=marker, markersize=4)

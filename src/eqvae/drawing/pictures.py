@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
+import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
@@ -261,17 +262,11 @@ def read_sheet(sheet: Sheet) -> Image.Image:
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"'{sheet.path}' is no readable picture ({error})", "Remove it or write it again") from None
     if sheet.cell_px is not None:
-        count = max(round(SIDE_PX / sheet.cell_px), LEAST_COUNT)
         cell_px = sheet.cell_px + SHEET_GAP_PX
-        side, height = count * cell_px + SHEET_GAP_PX, min(count * cell_px + SHEET_GAP_PX, picture.height)
-        # To the right of a sheet's pictures, as many as there are rows at most, stand the rows' names.
+        side = max(round(SIDE_PX / sheet.cell_px), LEAST_COUNT) * cell_px + SHEET_GAP_PX
+        # To the right of the pictures stand the rows' names, which stay.
         end = min(SHEET_SIDE, (picture.width - SHEET_GAP_PX) // cell_px) * cell_px + SHEET_GAP_PX
-        names = picture.crop((end, 0, picture.width, height))
-        shown = picture.crop((0, 0, min(side, end), height))
-        picture = Image.new("RGB", (shown.width + names.width, height), "white")
-        picture.paste(shown)
-        if names.width:
-            picture.paste(names, (shown.width, 0))
+        picture = Image.fromarray(np.delete(np.asarray(picture)[:side], np.s_[min(side, end) : end], axis=1))
     return _enlarged(picture, max(round(SIDE_PX / picture.width), 1))
 
 
@@ -287,10 +282,8 @@ def draw_stages(sheets: Sequence[Sheet]) -> Image.Image:
     pictures = [read_sheet(sheet) for sheet in sheets]
     gap, size = max(pictures[0].width // 24, 8), max(pictures[0].width // 22, 13)
     font = _font(size)
-    widths = [
-        max(picture.width, int(font.getlength(sheet.label)) + 1)
-        for sheet, picture in zip(sheets, pictures, strict=True)
-    ]
+    pairs = list(zip(sheets, pictures, strict=True))
+    widths = [max(picture.width, int(font.getlength(sheet.label)) + 1) for sheet, picture in pairs]
     top, height = 2 * gap + size, max(item.height for item in pictures)
     page = Image.new("RGB", (sum(widths) + gap * (len(widths) + 1), top + height + gap), "white")
     draw, x = ImageDraw.Draw(page), gap

@@ -182,7 +182,7 @@ class Run:
     watch: Callable[[int], dict[str, float | int]]
     """Samples from the exported weights after a step, draws pictures, and measures what it was asked to."""
     stop: StopRequest
-    found: Mapping[str, Mapping[str, Any]]
+    found: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Records for the journal of what was found before the first step."""
     loop: Loop[TrainingBatch] = field(init=False)
     shared: nn.Module | None = field(init=False, default=None)
