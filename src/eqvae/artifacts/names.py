@@ -53,6 +53,10 @@ RANKING = "ranking"
 # Samples.
 SAMPLE_SET = "samples.npz"
 SAMPLE_SHEET = "samples.png"
+SHEET_SIDE = 10
+"""Columns of a contact sheet, and rows of classes."""
+SHEET_GAP_PX = 2
+"""Between a contact sheet's pictures, and around them."""
 SAMPLE_PARTS = "parts"
 """Folder of what is drawn before the set is whole; it goes when it is."""
 

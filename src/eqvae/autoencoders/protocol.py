@@ -174,9 +174,13 @@ class Autoencoder(nn.Module, ABC):
         Yields:
             Parameters.
         """
-        own = {id(parameter) for parameter in self.encoder_parameters()}
-        own |= {id(self.codebook)} if isinstance(self, DiscreteAutoencoder) else set()
+        own = self._of_latents()
         yield from (parameter for parameter in self.parameters() if id(parameter) not in own)
+
+    def _of_latents(self) -> set[int]:
+        """Which parameters latents and tokens depend on, by identity: the encoder's, and the codes."""
+        codes = [self.codebook] if isinstance(self, DiscreteAutoencoder) else []
+        return {id(parameter) for parameter in (*self.encoder_parameters(), *codes)}
 
     def num_parameters(self) -> int:
         """Count the parameters of encoder and decoder."""
@@ -188,10 +192,9 @@ class Autoencoder(nn.Module, ABC):
 
     def encoder_fingerprint(self) -> str:
         """Digest of the weights that latents and tokens depend on; training the decoder alone does not change it."""
-        kept = {id(parameter) for parameter in self.encoder_parameters()}
-        if not kept:  # none, or under names that nobody told us
+        if next(self.encoder_parameters(), None) is None:  # none, or under names that nobody told us
             return self.fingerprint()
-        kept |= {id(self.codebook)} if isinstance(self, DiscreteAutoencoder) else set()
+        kept = self._of_latents()
         own = {name for name, parameter in self.named_parameters() if id(parameter) in kept}
         named = sorted((k, v) for k, v in self.state_dict().items() if k in own or _is_encoders(k))
         return fingerprint([*named, *padding_identity(self)])

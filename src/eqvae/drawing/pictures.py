@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from eqvae.artifacts.names import SAMPLE_SHEET
+from eqvae.artifacts.names import SAMPLE_SHEET, SHEET_GAP_PX, SHEET_SIDE
 from eqvae.artifacts.records import Pictures
 from eqvae.drawing.folders import Evaluation, SampleSet, Training
 from eqvae.drawing.latent_maps import latent_maps
@@ -28,12 +28,6 @@ FRAME_MS = 100
 """For which an animation shows each frame."""
 
 AnimationFormat = Literal["webp", "gif"]
-
-SHEET_SIDE = 10
-"""Columns of a sheet with rows of classes."""
-
-SHEET_GAP_PX = 2
-"""Between a contact sheet's pictures, and around them."""
 
 SIDE_PX = 340
 """About what one of three sheets has on a desk; smaller ones are enlarged by whole factors."""

@@ -225,12 +225,12 @@ _TINY_FINETUNING = from_flat(
     FinetuneConfig, autoencoder="", out=_TEMPLATE,
     data=_CIFAR_TRAIN, validation_data=_CIFAR_TEST,
     image_size=64,  # of pictures of 32 px: as smooth at the scale of a pixel as a photograph is at 256 px
-    batch_size=16, learning_rate=5e-4, lr_scheduler="cosine",  # as the continuous base, docs/results/cifar10
+    batch_size=16, learning_rate=5e-4, lr_scheduler="cosine",  # as the autoencoders of docs/results/cifar10
     adam_beta1=0.5, adam_beta2=0.99,
     ema_decay=0.99,  # for some hundred steps
     transforms="paper", equivariance_probability=0.5, min_scale=0.25,
     resolution_weighting="equal",  # "area" leaves the error of scale where it was, docs/log.md
-    perceptual="efficientnet-lite0", perceptual_weight=0.3,  # as the base was trained
+    perceptual="efficientnet-lite0", perceptual_weight=0.3,  # as those
     # At a scale of 0.25 the 64 px are 16 px, and PatchGAN sees no fewer than 24.
     adversarial_weight=0.0,
     kl_weight=1e-6,

@@ -33,8 +33,8 @@ class Journal:
         """
         self._path = folder / JOURNAL
         if keep_up_to_step is not None and self._path.exists():
-            goes_on = keep_up_to_step > 0
-            kept = [each for each in read_journal(folder) if goes_on and each.get("step", 0) <= keep_up_to_step]
+            written = read_journal(folder) if keep_up_to_step > 0 else []
+            kept = [record for record in written if record.get("step", 0) <= keep_up_to_step]
             text = "".join(json.dumps(record) + "\n" for record in kept)
             write_atomically(self._path, lambda temporary: temporary.write_text(text))
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from eqvae.artifacts.channels import shown
 from eqvae.artifacts.files import write_atomically
+from eqvae.artifacts.names import SHEET_GAP_PX, SHEET_SIDE
 from eqvae.artifacts.records import to_uint8
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.errors import UserError, printable
@@ -42,7 +43,7 @@ _FOREIGN = {
 }
 """Flags that would change nothing, by how a generator draws."""
 
-_SHEET_SIDE, _GAP_PX, _MAX_NAME = 10, 2, 24
+_MAX_NAME = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +153,7 @@ class Drawer:
     def row_names(self, indices: Sequence[int]) -> list[str] | None:
         """Name the class of each row of a contact sheet, where each shows one and the classes have names."""
         names, labels = self.generator.card.class_names, self.labels(indices).tolist()
-        rows = [labels[start : start + _SHEET_SIDE] for start in range(0, len(labels), _SHEET_SIDE)]
+        rows = [labels[start : start + SHEET_SIDE] for start in range(0, len(labels), SHEET_SIDE)]
         if names is None or any(len(set(row)) > 1 for row in rows):
             return None
         return [names[row[0]] for row in rows]
@@ -261,16 +262,16 @@ def contact_sheet(
     images: UInt8[Tensor, "n k h w"],
     path: Path,
     *,
-    num_columns: int = _SHEET_SIDE,
+    num_columns: int = SHEET_SIDE,
     row_names: Sequence[str] | None = None,
 ) -> None:
     """Draw images side by side, and to the right of each row its name; grey ones as a grey picture."""
     from torchvision.utils import make_grid
 
-    grid = make_grid(shown(images).cpu(), nrow=num_columns, padding=_GAP_PX, pad_value=255)
+    grid = make_grid(shown(images).cpu(), nrow=num_columns, padding=SHEET_GAP_PX, pad_value=255)
     picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
     if row_names is not None:
-        picture = _with_names(picture, images.shape[-2] + _GAP_PX, row_names)
+        picture = _with_names(picture, images.shape[-2] + SHEET_GAP_PX, row_names)
     picture = picture.convert("L") if images.shape[1] == 1 else picture
     write_atomically(path, lambda temporary: picture.save(temporary, format="png"))
 
@@ -280,21 +281,23 @@ def _with_names(sheet: Image.Image, row_px: int, names: Sequence[str]) -> Image.
     font = ImageFont.load_default(min(max(row_px // 3, 9), 20))
     shown = [printable(name[:_MAX_NAME]) for name in names]
     width = max(int(font.getlength(name)) for name in shown)
-    wide = Image.new("RGB", (sheet.width + width + 4 * _GAP_PX, sheet.height), "white")
+    wide = Image.new("RGB", (sheet.width + width + 4 * SHEET_GAP_PX, sheet.height), "white")
     wide.paste(sheet)
     draw = ImageDraw.Draw(wide)
     for row, name in enumerate(shown):
-        draw.text((sheet.width + _GAP_PX, _GAP_PX + row * row_px + row_px // 2), name, "black", font, anchor="lm")
+        draw.text(
+            (sheet.width + SHEET_GAP_PX, SHEET_GAP_PX + row * row_px + row_px // 2), name, "black", font, anchor="lm"
+        )
     return wide
 
 
 def sheet_indices(num_samples: int, num_classes: int) -> list[int]:
     """Choose the images of a contact sheet: with balanced labels, a row for each of the first classes."""
-    num_rows = min(num_classes, _SHEET_SIDE) if num_classes > 1 else 0
-    by_class = [row + num_classes * column for row in range(num_rows) for column in range(_SHEET_SIDE)]
+    num_rows = min(num_classes, SHEET_SIDE) if num_classes > 1 else 0
+    by_class = [row + num_classes * column for row in range(num_rows) for column in range(SHEET_SIDE)]
     if by_class and max(by_class) < num_samples:
         return by_class
-    return list(range(min(num_samples, _SHEET_SIDE**2)))
+    return list(range(min(num_samples, SHEET_SIDE**2)))
 
 
 def _latents_and_process(card: GeneratorCard) -> tuple[Any, ...]:
