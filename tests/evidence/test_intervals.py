@@ -4,47 +4,28 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eqvae.evidence.intervals import (
-    common_cells,
-    mean_difference,
-    nested_difference,
-    percentile_interval,
-    resample,
-    resample_nested,
-)
+from eqvae.evidence.intervals import common_cells, mean_difference, nested_difference, percentile_interval, resample
 
 
-@pytest.mark.parametrize("num_seeds", [2, 3, 5])
-def test_few_paired_seeds_are_drawn_in_every_way(num_seeds: int):
-    draws = resample(range(num_seeds), range(num_seeds))
-    assert draws.base is draws.arm
-    assert draws.base.shape == (num_seeds**num_seeds, num_seeds)
-    np.testing.assert_allclose(draws.base.sum(axis=1), 1.0)
-    np.testing.assert_allclose(draws.base.mean(axis=0), 1.0 / num_seeds)
-    assert (draws.base == 1.0).any(axis=1).sum() == num_seeds
+def alone(*seeds: int):
+    return [((), seed) for seed in seeds]
 
 
-def test_unpaired_seeds_are_drawn_apart():
-    draws = resample((0, 1, 2), (0, 1))
-    assert (draws.base.shape, draws.arm.shape) == ((108, 3), (108, 2))
-    assert len({(*ours, *theirs) for ours, theirs in zip(draws.base, draws.arm, strict=True)}) == 10 * 3
-    many = resample(range(9), range(20, 29), num_resamples=500)
-    assert many.base.shape == many.arm.shape == (500, 9)
-    assert (many.base != many.arm).any()
-
-
-def test_many_paired_seeds_are_drawn_together_and_again_alike():
-    first, again, other = (resample(range(8), range(8), seed=seed, num_resamples=400) for seed in (0, 0, 1))
-    assert first.base.shape == (400, 8)
-    np.testing.assert_array_equal(first.base, first.arm)
+def test_seeds_are_drawn_apart_and_again_alike():
+    first, again, other = (
+        resample(alone(*range(8)), alone(*range(8)), seed=seed, num_resamples=400) for seed in (0, 0, 1)
+    )
+    assert first.base.shape == first.arm.shape == (400, 8)
+    assert (first.base != first.arm).any()
     np.testing.assert_array_equal(first.base, again.base)
     assert (first.base != other.base).any()
+    np.testing.assert_allclose(first.base.sum(axis=1), 1.0)
     np.testing.assert_allclose(first.base.mean(axis=0), 1.0 / 8.0, atol=0.03)
 
 
 def test_one_seed_says_nothing_of_the_spread():
-    assert resample((0,), (0,)) is None
-    assert resample((0, 1, 2), (0,)) is None
+    assert resample(alone(0), alone(0)) is None
+    assert resample(alone(0, 1, 2), alone(0)) is None
     found = mean_difference(np.array([3.0]), np.array([1.0, 2.0]), paired=False)
     assert (found.difference, found.interval, found.method, found.shown) == (-1.5, None, None, False)
 
@@ -162,20 +143,11 @@ def test_cells_are_paired_by_both_seeds():
     assert common_cells({((), 7): 1.0}, arm) is None
 
 
-def test_autoencoders_and_seeds_are_drawn_together():
-    draws = resample_nested([((), seed) for seed in range(3)], replicates(2, 3))
-    assert (draws.base.shape, draws.arm.shape) == ((2**2 * 3**3, 3), (2**2 * 3**3, 6))
-    np.testing.assert_allclose(draws.arm.sum(axis=1), 1.0)
-    np.testing.assert_allclose(draws.arm.reshape(-1, 2, 3).sum(axis=1), draws.base)  # a seed counts alike in both
-    assert (draws.arm.reshape(-1, 2, 3).sum(axis=2) == 1.0).any(axis=1).mean() == pytest.approx(0.5)  # one of both
-    twins = resample_nested(replicates(2, 3), replicates(2, 3))
-    np.testing.assert_array_equal(twins.base, twins.arm)
-    apart = resample_nested(replicates(2, 2), replicates(3, 3), num_resamples=300)
+def test_autoencoders_are_drawn_and_seeds_of_each():
+    apart = resample(replicates(2, 2), replicates(3, 3), num_resamples=300)
     assert (apart.base.shape, apart.arm.shape) == ((300, 4), (300, 9))
     np.testing.assert_allclose(apart.arm.sum(axis=1), 1.0)
     np.testing.assert_allclose(apart.arm.mean(axis=0), 1 / 9, atol=0.03)
-    ragged = resample_nested(replicates(1, 2), [((0,), 0), ((0,), 1), ((1,), 0)], num_resamples=300)
+    ragged = resample(replicates(1, 2), [((0,), 0), ((0,), 1), ((1,), 0)], num_resamples=300)
     np.testing.assert_allclose(ragged.arm.mean(axis=0), [1 / 4, 1 / 4, 1 / 2], atol=0.08)
-    many = resample_nested(replicates(5, 6), replicates(5, 6), num_resamples=200)
-    assert many.base.shape == (200, 30)
-    assert resample_nested([((), 0)], replicates(2, 3)) is None
+    assert resample([((), 0)], replicates(2, 3)) is None

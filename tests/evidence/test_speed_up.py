@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from eqvae.evidence.intervals import resample
-from eqvae.evidence.speed_up import MeanCurves, SeedCurves, common_levels, headline, reach, speed_ups
+from eqvae.evidence.speed_up import MeanCurves, SeedCurves, common_levels, headline, paired_curves, reach, speed_ups
 
 GRID = 1e4 * np.array([1.0, 1.5, 2.2, 3.0, 4.5, 7.0, 10.0])
 
@@ -163,27 +164,60 @@ def noisy(random: np.random.Generator, seeds: tuple[int, ...], ratio: float) -> 
     return curve(positions, values + random.normal(0, 0.7, (len(seeds), len(positions))), seeds)
 
 
-@pytest.mark.parametrize("is_paired", [True, False])
-def test_intervals_cover_the_true_ratio_at_about_their_nominal_rate(is_paired: bool):
-    random, ratio, num_seeds = np.random.default_rng(3), 1.6, 16
+@pytest.mark.parametrize(("is_paired", "num_seeds"), [(True, 3), (True, 16), (False, 16)])
+def test_intervals_cover_the_true_ratio_at_about_their_nominal_rate(is_paired: bool, num_seeds: int):
+    random, ratio = np.random.default_rng(3), 1.6
     seeds = tuple(range(num_seeds))
     others = seeds if is_paired else tuple(range(num_seeds, 2 * num_seeds))
     num_covered = 0
     for repetition in range(200):
         base, arm = noisy(random, seeds, 1.0), noisy(random, others, ratio)
-        draws = resample(seeds, others, seed=repetition, num_resamples=200)
+        pairs = [[((), seed) for seed in each] for each in (seeds, others)]
+        draws = None if is_paired else resample(*pairs, seed=repetition, num_resamples=200)
         interval = headline(base, arm, draws).interval
         num_covered += (interval.low or 0.0) <= ratio <= (interval.high or np.inf)
     assert 0.85 <= num_covered / 200 <= 0.995
 
 
-def test_the_range_of_paired_seeds():
+def twins(random: np.random.Generator, ratio: float, *, spread: float) -> SeedCurves:
+    """Two autoencoders of one recipe, three generators on each: both move the curve along the images."""
+    positions = np.geomspace(1e4, 1e5, 8)
+    faster = np.exp(random.normal(0, spread, (2, 1)) + random.normal(0, 0.05, (2, 3))).reshape(-1, 1)
+    seeds = tuple(((autoencoder,), seed) for autoencoder in range(2) for seed in range(3))
+    return SeedCurves(
+        seeds=seeds, positions=np.tile(positions, (6, 1)), values=power_law(ratio * faster * positions)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.05, 0.1])
+def test_intervals_account_for_the_autoencoders_too(spread: float):
+    random, ratio = np.random.default_rng(5), 1.6
+    intervals = [
+        headline(twins(random, 1.0, spread=spread), twins(random, ratio, spread=spread), None).interval
+        for _ in range(200)
+    ]
+    assert 0.87 <= np.mean([(each.low or 0.0) <= ratio <= (each.high or np.inf) for each in intervals]) <= 0.995
+
+
+def test_paired_seeds_say_how_sure_their_mean_is():
     base = SeedCurves(seeds=(0, 1), positions=np.array([[1.0, 8.0]] * 2), values=np.array([[2.0, 1.0], [3.0, 2.0]]))
     arm = SeedCurves(seeds=(0, 1), positions=np.array([[1.0, 4.0]] * 2), values=np.array([[2.0, 1.0], [3.0, 1.0]]))
-    found = headline(base, arm, resample((0, 1), (0, 1)))
+    found = headline(base, arm, None)
     assert found.seed_range.low == pytest.approx(2.0)  # 8 / 4
     assert found.seed_range.high == pytest.approx(4.0)  # 8 / 4 ** 0.5
-    assert found.seed_range.low <= found.interval.low <= found.ratio <= found.interval.high <= found.seed_range.high
+    spread = stats.ttest_1samp(np.log([2.0, 4.0]), 0.0).confidence_interval(0.95)
+    factor = np.exp((spread.high - spread.low) / 2)
+    assert (found.interval.low, found.interval.high) == pytest.approx((found.ratio / factor, found.ratio * factor))
+
+
+def test_a_base_with_one_autoencoder_is_paired_with_all():
+    positions, seeds = np.array([[1.0, 8.0]] * 4), tuple(((place,), seed) for place in range(2) for seed in range(2))
+    base = SeedCurves(seeds=(0, 1), positions=positions[:2], values=np.array([[2.0, 1.0], [3.0, 2.0]]))
+    values = np.array([[2.0, 0.5], [3.0, 1.0], [2.0, 0.6], [3.0, 1.2]])
+    cells = paired_curves(base, SeedCurves(seeds=seeds, positions=positions, values=values))
+    assert cells.is_shared
+    np.testing.assert_array_equal(cells.base, [[0, 1], [0, 1]])
+    np.testing.assert_array_equal(cells.arm, [[0, 1], [2, 3]])
 
 
 def test_other_seeds_have_no_range():
@@ -192,17 +226,17 @@ def test_other_seeds_have_no_range():
     assert headline(curve(GRID, values), curve(GRID, values), None).seed_range is None
 
 
-def test_an_interval_is_open_where_some_resamples_know_a_bound_only():
+def test_an_interval_is_open_where_some_seeds_know_a_bound_only():
     seeds = (0, 1, 2)
     base = curve([10, 20], [5.0, 4.0], seeds)
     values = np.array([[6.0, 3.0], [6.0, 3.0], [1.0, 1.0]])
     arm = SeedCurves(seeds=seeds, positions=base.positions, values=values)
-    found = headline(base, arm, resample(seeds, seeds))
+    found = headline(base, arm, None)
     assert found.bound == "exact"
     assert found.interval.high is None
     assert found.interval.low is not None
     values = np.array([[6.0, 3.0], [6.0, 3.0], [7.0, 6.0]])
-    late = headline(base, SeedCurves(seeds=seeds, positions=base.positions, values=values), resample(seeds, seeds))
+    late = headline(base, SeedCurves(seeds=seeds, positions=base.positions, values=values), None)
     assert late.bound == "exact"
     assert (late.interval.low, late.seed_range.low) == (None, None)
     assert late.interval.high is not None

@@ -36,9 +36,9 @@ def test_each_row_changes_one_thing(scale: Setting):
     assert len({each.name for each in plan.runs}) == len(plan.runs)
     tuned = {each.name.partition("+eq")[2].removesuffix("-seed-1").lstrip("-"): each.config.resolved()
              for each in plan.runs if isinstance(each.config, FinetuneConfig)}  # fmt: skip
-    recipe = tuned.pop("", None)
-    assert (recipe is None) == (scale.finetuning.training.polish_steps == 0)
-    whole, base = flat(tuned.pop("unpolished")), WHOLE[scale.name]
+    recipe = tuned.pop("")
+    assert ("unpolished" in tuned) == (scale.finetuning.training.polish_steps > 0)
+    whole, base = flat(tuned.pop("unpolished", recipe)), WHOLE[scale.name]
     assert {name: whole[name] for name in base} == base
     crops = {mark: config for mark, config in tuned.items() if mark.endswith("-px")}
     (smaller,) = crops.values()

@@ -17,6 +17,7 @@ import torch
 from filelock import FileLock
 
 from eqvae.artifacts.files import read_json, write_json
+from eqvae.autoencoders import build_autoencoder
 from eqvae.errors import Interrupted, UserError
 from eqvae.paper.execution import execute, lock_path
 from eqvae.paper.plan import Plan, PlannedRun
@@ -149,6 +150,54 @@ def test_another_run_in_the_folder(plan: Plan, setting: Setting, performed: list
     other = replace(setting, finetuning=change_flat(setting.finetuning, learning_rate=0.1, num_workers=3))
     with pytest.raises(UserError, match="--learning-rate 0.0005, and now it is 0.1"):
         Plan.of(table5(other).runs).check_saved()
+
+
+def test_a_root_that_was_moved_holds_the_same_runs(plan: Plan, setting: Setting, performed: list[str]):
+    execute(plan, setting.root, ALONE)
+    setting.root.rename(moved := setting.root.with_name("moved"))
+    there = Plan.of(table5(replace(setting, root=moved)).runs)
+    there.check_saved()
+    assert not there.unfinished
+
+
+def test_a_base_that_was_changed_is_refused(setting: Setting, performed: list[str], tmp_path: Path):
+    def planned(seed: int) -> Plan:
+        base = setting.autoencoders["SD-VAE"]
+        changed = replace(setting.base(base), architecture=build_autoencoder(base, seed=seed))
+        return Plan.of(table5(replace(setting, bases=setting.bases | {base: changed})).runs)
+
+    execute(plan := planned(0), setting.root, ALONE)
+    for run in plan.runs:
+        path = run.folder / "config.json"
+        if run.command == "finetune":
+            write_json(path, read_json(path) | {"base_fingerprint": run.architecture.fingerprint()})
+    planned(0).check_saved()
+    with pytest.raises(
+        UserError, match="made with 'untrained:tiny-kl-f2' as it was then, and it has changed"
+    ):
+        planned(1).check_saved()
+
+
+def test_a_fine_tuning_that_was_done_anew_is_another(plan: Plan, setting: Setting, performed: list[str]):
+    execute(plan, setting.root, ALONE)
+    run = next(run for run in plan.runs if run.command == "encode" and run.needs)
+    path = run.folder / "config.json"
+    write_json(path, read_json(path) | {"fingerprint": "before"})
+    card = Path(run.config.autoencoder) / "autoencoder" / "eqvae.json"
+    write_json(card, {"fingerprint": "before"})
+    plan.check_saved()
+    write_json(card, {"fingerprint": "after"})
+    with pytest.raises(UserError, match="has changed since"):
+        plan.check_saved()
+
+
+def test_too_small_images_are_told_before_anything_is_done(reproduce_smallest, setting: Setting, performed: list[str]):
+    tuned = change_flat(setting.finetuning, adversarial_weight=0.5)
+    small = replace(setting, finetuning=tuned)
+    config = ReproduceConfig(items=("table5",), out=setting.root, device="cpu", scale="tiny")
+    with pytest.raises(UserError, match=r"run 'autoencoders/.*': images of 16 px .* too small for the discriminator"):
+        reproduce(config, {"tiny": small})
+    assert not performed
 
 
 # From the command's configuration ------------------------------------------------------------------------------------

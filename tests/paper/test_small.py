@@ -13,8 +13,9 @@ from eqvae.evidence.arms import read_arms
 from eqvae.paper import execution
 from eqvae.paper.arms import equivariant, more_training
 from eqvae.paper.causes import causes
-from eqvae.paper.headline import readme_rows
+from eqvae.paper.headline import headline, readme_rows
 from eqvae.paper.plan import Plan, PlannedRun
+from eqvae.paper.results import write_item
 from eqvae.paper.setting import Setting
 from eqvae.paper.settings import SMALL, TINY
 from eqvae.paper.tables import table5, table9
@@ -213,7 +214,7 @@ def test_each_cause_changes_one_thing(twins: Setting, performed: list[str]):
     for seed, run in enumerate(tunings):
         measured = read_json(run.spectrum_of.folder / "metrics.json")["spectrum_excess_db"]
         training = run.resolved().training
-        assert training.method == f"eq + lowpass(excess_db={measured:.3f})"
+        assert training.method == training.resolved().method == f"eq + lowpass(excess_db={round(measured, 3):g})"
         assert (training.seed, training.resolved().transform.equivariance_probability) == (seed, 0.0)
         assert run.spectrum_of.name.endswith(("+eq", "+eq-seed-1")[seed])
         run.check_saved()
@@ -223,6 +224,9 @@ def test_each_cause_changes_one_thing(twins: Setting, performed: list[str]):
         sent = _without_architectures(run)
         assert flat(sent.resolved()) == flat(run.resolved())
         assert not any(each.architecture for each in (sent, *sent.needs, sent.deviation_of, sent.spectrum_of) if each)
+    assert {row.label for row in table.rows if row.also_against == "EQ-VAE"} == set(rows) - {
+        "EQ-VAE", "control: Equation 1", "as it was"
+    }  # fmt: skip
     (multiplied,) = (label for label in rows if label.startswith("deviation"))
     for label in (multiplied, "EQ-VAE, times the base's factor"):  # all pretended latents have a deviation of 2.5
         assert {flat(run.resolved())["normalization"] for run in rows[label]} == {"fixed:0.4"}
@@ -231,3 +235,41 @@ def test_each_cause_changes_one_thing(twins: Setting, performed: list[str]):
     assert {run.name for run in table5(twins).rows[1].cells["gfid"].runs} <= {
         run.name for run in Plan.of(table.runs).runs
     }
+
+
+def test_what_is_multiplied_has_the_published_factor_where_there_is_one(twins: Setting, performed: list[str]):
+    table = causes(replace(twins, fixed_factors={twins.generator_base: 0.18215}))
+    for run in Plan.of(table.runs).runs:
+        if run.command in ("finetune", "evaluate", "encode"):
+            execution.perform(run)
+            if run.name.startswith("latents/") and "+eq" in run.name:
+                write_json(run.folder / "metrics.json", {"latent_std": 5.0})
+    rows = {row.label.partition(":")[0]: row.cells["gfid"].runs for row in table.rows}
+    assert {flat(run.resolved())["normalization"] for run in rows["EQ-VAE, times the base's factor"]} == {
+        "fixed:0.18215"
+    }
+    assert {flat(run.resolved())["normalization"] for run in rows["deviation only"]} == {"fixed:0.3643"}  # 5.0 / 2.5
+
+
+def test_shares_of_the_gain_and_both_comparisons_are_told(twins: Setting, performed: list[str]):
+    table = causes(twins)
+    for run in Plan.of(table.runs).runs:
+        execution.perform(run)
+    markdown, record = write_item(table, twins.root)
+    rows = {row["label"]: row for row in read_json(record)["rows"]}
+    control, ours, scales = (
+        rows[label]["figures"]["gfid"]["here"] for label in ("control: Equation 1", "EQ-VAE", "scales only")
+    )
+    figure = rows["scales only"]["figures"]["gfid"]
+    assert figure["share_of_gain"] == pytest.approx((scales - control) / (ours - control))
+    assert figure["second_difference"]["difference"] == pytest.approx(scales - ours)
+    assert rows["EQ-VAE"]["figures"]["gfid"]["share_of_gain"] is None
+    text = markdown.read_text()
+    assert "gfd_efficientnet_lite0: scales only against EQ-VAE: " in text
+    assert " of control: Equation 1 to EQ-VAE" in text
+
+
+def test_tokens_are_always_guided(twins: Setting):
+    samples = {family: arms["eq"].samples for family, arms in headline(twins).arms.items()}
+    assert set(samples["maskgit"]) == {"guided"}
+    assert set(samples["sit"]) == {"unguided", "guided"}

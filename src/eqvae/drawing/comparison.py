@@ -22,20 +22,20 @@ from eqvae.evidence.speed_up import SpeedUp
 EXPLANATION = (
     "N(q) is where the mean curve over seeds first reaches a quality q: on its running minimum, interpolated "
     "linearly in log N between validations; the speed-up is N(q) of the base over N(q) of the arm. ≥: the arm was "
-    "better at its first validation; ≤: the base was, or the arm has not reached it. Intervals are 95% percentiles "
-    "over resampled seeds, in brackets the range of single seeds. In the bold row each resample, and each seed, "
-    "has its own base's last value. Bands in the figures: the range of the seeds' values, and the 95% intervals."
+    "better at its first validation; ≤: the base was, or the arm has not reached it. Intervals are 95%, by Student's t "
+    "of the logarithms of paired seeds' own speed-ups, in brackets these seeds' range. In the bold row each seed has "
+    "its own base's last value. Bands in the figures: the range of the seeds' values, and the 95% intervals."
 )
 
 TWINS = (
-    "Where an arm has several autoencoders, fine-tuned alike but for the seed, these are resampled too, and the final "
-    "difference's interval is that of a nested analysis of variance."
+    "Where an arm has several autoencoders, fine-tuned alike but for the seed, intervals are those of a nested "
+    "analysis of variance of autoencoders and seeds."
 )
 
 CAVEAT = (
-    "Percentile intervals of a speed-up from few seeds are too narrow: in simulations '95%' held the true one in about "
-    "75% of cases with three seeds and 88% with five. An arm with one seed has no interval: the difference may be the "
-    "seed's. Arms whose seeds differ count as unpaired; equal ones would give narrower intervals."
+    "An arm with one seed has no interval: the difference may be the seed's. Arms whose seeds differ count as "
+    "unpaired; the intervals of their speed-ups are percentiles over resampled seeds and too narrow: in simulations "
+    "'95%' held the true one in about 75% of cases with three seeds and 88% with five."
 )
 
 

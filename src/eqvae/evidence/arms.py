@@ -20,9 +20,8 @@ from eqvae.evidence.intervals import (
     mean_difference,
     nested_difference,
     resample,
-    resample_nested,
 )
-from eqvae.evidence.speed_up import SeedCurves, SpeedUp, common_levels, headline, speed_ups
+from eqvae.evidence.speed_up import SeedCurves, SpeedUp, common_levels, headline, paired_curves, speed_ups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +102,7 @@ class ArmComparison:
     """None where the arms were never validated after the same number of images."""
 
     num_resamples: int
-    """Of the seeds; 0 where an arm has only one."""
+    """Of the seeds; 0 where they are paired, and where an arm has only one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,10 +192,10 @@ def recipes_own_fields(curves: Sequence[TrainingCurve]) -> dict[str, list[Any]]:
 
 
 def draw_seeds(base: Arm, arm: Arm, *, seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> Draws | None:
-    """Resample the seeds of two arms, where they have twins their autoencoders' too."""
-    if base.num_autoencoders == arm.num_autoencoders == 1:
-        return resample(base.seeds, arm.seeds, seed=seed, num_resamples=num_resamples)
-    return resample_nested(base.replicates, arm.replicates, seed=seed, num_resamples=num_resamples)
+    """Resample the seeds of two arms, where they have twins their autoencoders' too; None where seeds are paired."""
+    if paired_curves(base.by_images(), arm.by_images()) is not None:
+        return None
+    return resample(base.replicates, arm.replicates, seed=seed, num_resamples=num_resamples)
 
 
 def _compare(base: Arm, arm: Arm, seed: int, num_resamples: int) -> ArmComparison:

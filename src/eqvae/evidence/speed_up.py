@@ -19,6 +19,9 @@ Power laws still lie a little below their chords, so that an arm reaches the bas
 ratio errs to the safe side: by 1% where validations lie a factor of 1.5 apart.
 
 Outside its validations a curve says only that N lies before the first or after the last one, and the ratio is a bound.
+
+Seeds that both arms have are paired: the logarithms of their own speed-ups spread about that of the mean curves, and
+Student's t, or with several autoencoders the nested analysis of variance of `intervals`, gives the interval.
 """
 
 from collections.abc import Callable
@@ -29,7 +32,16 @@ import numpy as np
 from jaxtyping import Bool, Float64
 from numpy import ndarray
 
-from eqvae.evidence.intervals import CONFIDENCE, Draws, Interval, percentile_interval
+from eqvae.evidence.intervals import (
+    CONFIDENCE,
+    Cells,
+    Draws,
+    Interval,
+    Replicate,
+    common_cells,
+    nested_difference,
+    percentile_interval,
+)
 
 NUM_LEVELS = 20
 
@@ -135,7 +147,7 @@ class SpeedUp:
     bound: Bound
 
     interval: Interval | None
-    """95%, by bootstrap over seeds; None where an arm has only one."""
+    """95%, of paired seeds by Student's t, of others by bootstrap; None where an arm has only one."""
 
     seed_range: Interval | None
     """Smallest and largest ratio of single seeds; None unless both arms have the same seeds, two or more."""
@@ -182,6 +194,17 @@ def headline(base: SeedCurves, arm: SeedCurves, draws: Draws | None) -> SpeedUp:
     return found
 
 
+def paired_curves(base: SeedCurves, arm: SeedCurves) -> Cells | None:
+    """Which curves of both arms share their seeds, by their places; None where some have no counterpart."""
+    places = [{_replicate(seed): float(place) for place, seed in enumerate(each.seeds)} for each in (base, arm)]
+    cells = common_cells(*places)
+    return None if cells is None or cells.arm.size < max(len(base.seeds), len(arm.seeds)) else cells
+
+
+def _replicate(seed: Any) -> Replicate:
+    return seed if isinstance(seed, tuple) else ((), seed)
+
+
 def _speed_ups(
     base: SeedCurves, arm: SeedCurves, draws: Draws | None, levels_of: Callable[[MeanCurves], ndarray]
 ) -> tuple[SpeedUp, ...]:
@@ -193,8 +216,16 @@ def _speed_ups(
 
     ratios = compare(base.mean(), arm.mean())
     resampled = compare(base.mean(draws.base), arm.mean(draws.arm)) if draws is not None else None
-    alone = np.eye(len(base.seeds))
-    single = compare(base.mean(alone), arm.mean(alone)) if base.seeds == arm.seeds and len(alone) > 1 else None
+    pairs, single = paired_curves(base, arm), None
+    if pairs is not None and pairs.arm.size > 1:
+        single = compare(*(each.mean(np.eye(len(each.seeds))[rows.astype(int).ravel()])
+                           for each, rows in ((base, pairs.base), (arm, pairs.arm))))  # fmt: skip
+
+    def interval(index: int) -> Interval | None:
+        if single is not None and pairs is not None:
+            return _interval_of_pairs(ratios, single, pairs, index)
+        return resampled.interval(index, CONFIDENCE) if resampled is not None else None
+
     return tuple(
         SpeedUp(
             level=float(level),
@@ -204,8 +235,20 @@ def _speed_ups(
             arm_reaches=ratios.arm.where(index),
             ratio=float(ratios.value[0, index]),
             bound=ratios.bound(index),
-            interval=resampled.interval(index, CONFIDENCE) if resampled is not None else None,
+            interval=interval(index),
             seed_range=single.interval(index, 1.0) if single is not None else None,
         )
         for index, level in enumerate(ratios.levels[0])
     )
+
+
+def _interval_of_pairs(ratios: Ratios, single: Ratios, pairs: Cells, level: int) -> Interval | None:
+    """Take the spread of paired seeds' logarithms; open where a seed knows a bound only."""
+    logarithms = np.log(single.value[:, level]).reshape(pairs.arm.shape)
+    spread = nested_difference(np.zeros_like(logarithms), logarithms, is_shared=pairs.is_shared).interval
+    if spread is None or spread.low is None or spread.high is None:
+        return None
+    factor, ratio = float(np.exp((spread.high - spread.low) / 2.0)), float(ratios.value[0, level])
+    is_open = [bool((each.low[:, level] == 0.0).any()) for each in (ratios, single)]
+    is_endless = [bool(np.isinf(each.high[:, level]).any()) for each in (ratios, single)]
+    return Interval(low=None if any(is_open) else ratio / factor, high=None if any(is_endless) else ratio * factor)

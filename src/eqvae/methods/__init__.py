@@ -5,7 +5,7 @@ Each is one file: a pair, `L(a(x), D(b(z)))`, or a term added to the objective.
 
 import importlib
 
-from eqvae.methods.mixture import Chosen, Mixture, Part, parse_method
+from eqvae.methods.mixture import Chosen, Mixture, Part, normal_form, parse_method
 from eqvae.methods.protocol import Action, Batch, Drawn, Encoded, Method, Pair, Term
 from eqvae.methods.registry import METHODS, method, names_of, table
 
@@ -17,5 +17,5 @@ for _file in (
 
 __all__ = [
     "METHODS", "Action", "Batch", "Chosen", "Drawn", "Encoded", "Method", "Mixture", "Pair", "Part", "Term", "method",
-    "names_of", "parse_method", "table",
+    "names_of", "normal_form", "parse_method", "table",
 ]  # fmt: skip

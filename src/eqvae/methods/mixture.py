@@ -196,6 +196,11 @@ def parse_method(text: str) -> tuple[Part, ...]:
     return tuple(parts)
 
 
+def normal_form(text: str) -> str:
+    """Write a mixture of methods as runs write it down: two texts with the same parameters become one."""
+    return " + ".join(map(str, parse_method(text)))
+
+
 def _broken(text: str, place: int, wanted: str) -> UserError:
     rest = text[place:].strip()
     where = f"at '{rest}'" if rest else "at its end"

@@ -257,7 +257,7 @@ class Arm:
         if like is not None:
             deviation_of = latents(setting, like.all_seeds[place])
             needs.append(deviation_of)
-        if self.is_fixed and base in setting.fixed_factors and like is None:
+        if self.is_fixed and base in setting.fixed_factors:
             template = change_flat(template, normalization=f"fixed:{setting.fixed_factors[base]:g}")
         elif self.is_fixed:
             scaled_as = latents(setting, setting.base(base))

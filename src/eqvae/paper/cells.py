@@ -105,6 +105,9 @@ class Row:
     against: str = ""
     """Label of the row that it is compared with."""
 
+    also_against: str = ""
+    """Label of a second one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TableItem:
@@ -125,6 +128,9 @@ class TableItem:
     rows: tuple[Row, ...]
 
     notes: tuple[str, ...] = ()
+
+    gain: tuple[str, str] | None = None
+    """Labels of a row without a gain and of one that has all of it: the others' shares are told."""
 
     @property
     def runs(self) -> tuple[PlannedRun, ...]:
@@ -230,10 +236,13 @@ def score_cells(arm: Arm, *, guided: bool) -> dict[str, Cell]:
     return {column.key: arm_cell(arm, runs, column.here) for column in named}
 
 
-def protocol(setting: Setting, family: Family) -> str:
+def protocol(setting: Setting, family: Family, *, with_tokens: bool = False) -> str:
     """Say how distances are measured: they depend on the number of images."""
     training, sampling = setting.training[family], setting.sampling[family]
     watch = f"{training.num_watch_samples} samples of {training.watch_steps} steps while training"
     drawn = f"{sampling.num_samples} of {sampling.num_steps} in sample sets"
-    num_images = setting.evaluation.num_images or setting.num_validation_images
+    if with_tokens:
+        tokens = setting.sampling["maskgit"]
+        drawn += f" (on tokens all are of {tokens.num_samples} guided samples of {tokens.num_steps} steps)"
+    num_images = setting.evaluation.num_images or "all"
     return f"Distances: {watch}, {drawn}; autoencoders on {num_images} images of {setting.evaluation.image_size} px."

@@ -1,4 +1,6 @@
-"""`eqvae reproduce cost`: what buys equivariance at the least processor time? Each row changes one thing of the recipe.
+"""`eqvae reproduce cost`: what buys equivariance at the least time? Each row changes one thing of the recipe.
+
+On a processor it is the time of all its threads, which other work does not lengthen; on a GPU the clock's.
 
 All rows but the recipe itself leave polishing out, so that what trains the decoder is what the row says.
 """
@@ -29,6 +31,8 @@ from eqvae.paper.figures import FigureItem
 from eqvae.paper.pictures import draw_trades, write_chart
 from eqvae.paper.plan import PlannedAutoencoder
 from eqvae.paper.setting import Setting
+from eqvae.runtime.device import choose_device
+from eqvae.runtime.run_folder import flat
 
 COST = "cost"
 """`cost.md`, `cost.json` and a folder of the curve."""
@@ -36,21 +40,24 @@ COST = "cost"
 _WHOLE = "all weights"
 """What the others are set beside."""
 
-_TIME = Column(key="sec", paper="", here="processor time, s", digits=0)
+_SEC = "sec"
 _PERCEPTUAL = Column(key="perceptual", paper="", here="perceptual_efficientnet_lite0", digits=3)
 _DRAWN = ("rotation", "scale", "psnr", "gfid")
 
 
 def cost(setting: Setting) -> FigureItem:
-    """Errors, reconstruction and a small generator's distance against the processor time of fine-tuning."""
+    """Errors, reconstruction and a small generator's distance against the time of fine-tuning."""
+    is_cpu = choose_device(flat(setting.finetuning)["device"]).type == "cpu"
+    time = Column(key=_SEC, paper="", here="processor time, s" if is_cpu else "training time, s", digits=0)
+    time_key = "training_processor_sec" if is_cpu else "training_sec"
     named = columns(setting.reference.features, kept_keys(setting, ("rotation", "scale", "psnr", "rfid", "gfid")))
-    measured = (_TIME, *(replace(column, paper="") for column in named if column.key != "gfid_fixed"), _PERCEPTUAL)
+    measured = (time, *(replace(column, paper="") for column in named if column.key != "gfid_fixed"), _PERCEPTUAL)
     rows = tuple(
         Row(
             label=label,
             here=autoencoder.name,
             expected={},
-            cells={key: cell for key, cell in _cells(setting, autoencoder).items() if key in _keys(measured)},
+            cells={key: cell for key, cell in _cells(setting, autoencoder, time_key).items() if key in _keys(measured)},
             against="" if label == _WHOLE else _WHOLE,
         )
         for label, autoencoder in _variants(setting).items()
@@ -60,13 +67,13 @@ def cost(setting: Setting) -> FigureItem:
         columns=measured, rows=rows,
         notes=(
             protocol(setting, "dit"),
-            "Processor time: all threads of the training steps of a fine-tuning, without validations and without "
-            "processes that read images.",
+            f"{time.here.split()[0].capitalize()} time: {'all threads of ' if is_cpu else ''}the training steps of a "
+            "fine-tuning, without validations and without processes that read images.",
         ),
     )  # fmt: skip
 
     def draw(folder: Path) -> list[Path]:
-        return write_chart(draw_trades(_points(table), _TIME.here), folder / "curve")
+        return write_chart(draw_trades(_points(table), time.here), folder / "curve")
 
     return FigureItem(item=COST, title=table.title, scale=setting.name, runs=table.runs, draw=draw, table=table)
 
@@ -80,9 +87,10 @@ def _variants(setting: Setting) -> dict[str, PlannedAutoencoder]:
         return varied(setting, base, mark, **{"polish_steps": 0, **changes})
 
     side_px = _smaller_side(setting, setting.base(base).stride)
+    recipe, recipe_polishes = equivariant(setting, base), bool(setting.finetuning.training.polish_steps)
     found = {
         "none": setting.base(base),
-        _WHOLE: changed("unpolished"),
+        _WHOLE: changed("unpolished") if recipe_polishes else recipe,
         "encoder alone": changed("encoder", freeze_decoder=True),
         "LoRA of rank 4": changed("lora-4", lora_rank=4),
         "LoRA of rank 16": changed("lora-16", lora_rank=16),
@@ -90,8 +98,7 @@ def _variants(setting: Setting) -> dict[str, PlannedAutoencoder]:
         "a quarter of the steps": changed("quarter", max_steps=max(num_steps // 4, 1)),
         f"crops of {side_px} px": changed(f"{side_px}-px", image_size=side_px),
     }
-    recipe = equivariant(setting, base)
-    return found | ({"all weights, polished": recipe} if setting.finetuning.training.polish_steps else {})
+    return found | ({"all weights, polished": recipe} if recipe_polishes else {})
 
 
 def _smaller_side(setting: Setting, stride: int) -> int:
@@ -108,13 +115,13 @@ def _smaller_side(setting: Setting, stride: int) -> int:
     return whole_px
 
 
-def _cells(setting: Setting, autoencoder: PlannedAutoencoder) -> dict[str, Cell]:
+def _cells(setting: Setting, autoencoder: PlannedAutoencoder, time_key: str) -> dict[str, Cell]:
     arm = Arm(setting=setting, family="dit", size="b", autoencoder=autoencoder)
     cells = {**evaluation_cells(setting, autoencoder), **gfid_cells(arm)}
     cells[_PERCEPTUAL.key] = autoencoder_cell(setting, autoencoder, _PERCEPTUAL.here)
     tuned = tuple(run for each in autoencoder.all_seeds for run in each.needs)
     if tuned:
-        cells[_TIME.key] = Cell(runs=tuned, key="training_processor_sec", num_autoencoders=len(tuned))
+        cells[_SEC] = Cell(runs=tuned, key=time_key, num_autoencoders=len(tuned))
     return cells
 
 
@@ -123,11 +130,11 @@ def _keys(measured: tuple[Column, ...]) -> set[str]:
 
 
 def _points(table: TableItem) -> Mapping[str, Mapping[str, tuple[float, float]]]:
-    """Processor time and value of each row, by what is measured; nothing is what the base costs."""
+    """Time and value of each row, by what is measured; nothing is what the base costs."""
     points: dict[str, dict[str, tuple[float, float]]] = {}
     for column in (column for column in table.columns if column.key in _DRAWN):
         for row in table.rows:
-            seconds = row.cells[_TIME.key].values() if _TIME.key in row.cells else [0.0]
+            seconds = row.cells[_SEC].values() if _SEC in row.cells else [0.0]
             if seconds and (values := row.cells[column.key].values()):
                 title = f"{column.here} {column.arrow}"
                 points.setdefault(title, {})[row.label] = (float(np.mean(seconds)), float(np.mean(values)))

@@ -21,12 +21,15 @@ from eqvae.autoencoders import load_autoencoder
 from eqvae.errors import Interrupted, UserError
 from eqvae.images import open_images
 from eqvae.images.image_sets import open_reference
+from eqvae.losses.discriminator_files import begin_discriminator
+from eqvae.paper.costs import on_meta
 from eqvae.paper.equalize import equalize
 from eqvae.paper.plan import Plan, PlannedRun, write_reference
 from eqvae.paper.setting import GIVEN_LATER
 from eqvae.runs.encode import encode
 from eqvae.runs.evaluate import evaluate
-from eqvae.runs.finetune import finetune
+from eqvae.runs.finetune import FinetuneConfig, finetune
+from eqvae.runs.finetune_checks import check_sizes
 from eqvae.runs.sample import sample
 from eqvae.runs.score import score
 from eqvae.runs.train import train
@@ -35,6 +38,7 @@ from eqvae.runtime.journal import say, write_environment
 from eqvae.runtime.processes import Processes, join_processes
 from eqvae.runtime.run_folder import LOCKS, RunFolder, flat, hold_output_folder
 from eqvae.runtime.signals import StopRequest, explain_interruption, terminated_by_signal
+from eqvae.training.adapters import check_peft
 
 COMMANDS: Mapping[str, Callable[[Any], object]] = {
     "reference": write_reference,
@@ -53,7 +57,7 @@ def carry_out(plan: Plan, config: Any, command: str, write: Callable[[PlannedRun
     _check_cluster(config)
     _claim_root(config, command)
     plan.check_saved()
-    check_inputs(plan)
+    check_inputs(plan, command)
     processes = join_processes(device)
     processes.wait()
 
@@ -89,8 +93,9 @@ def _alone_at(root: Path) -> Iterator[None]:
     """Write what a plan shows while no other taker does, and remove what a killed one had begun to write."""
     (root / LOCKS).mkdir(parents=True, exist_ok=True)
     with FileLock(root / LOCKS / "items.lock"):
-        for leftover in [*root.glob(".*.part"), *root.glob("table*/**/.*.part"), *root.glob("figure*/**/.*.part")]:
-            leftover.unlink(missing_ok=True)
+        for folder in (".", "table*/**", "figure*/**", "cost/**"):
+            for leftover in root.glob(f"{folder}/.*.part"):
+                leftover.unlink(missing_ok=True)
         yield
 
 
@@ -104,13 +109,15 @@ def _check_cluster(config: Any) -> None:
         raise UserError("--cluster starts processes itself", "Start the command alone, with --processes-per-run")
 
 
-def check_inputs(plan: Plan) -> None:
+def check_inputs(plan: Plan, command: str = "reproduce") -> None:
     """Open what the runs that are left will read, so that what is wrong is told before anything is written."""
     made = {str(run.folder) for run in plan.runs}
     checks: dict[tuple[str, str], Callable[[], object]] = {}
     for run in plan.unfinished:
         config: Any = run.config
         data: dict[str, str] = {}
+        if run.command == "finetune":
+            _check_finetuning(run)
         if run.command in ("finetune", "equalize"):
             data = {"--finetune-data": config.data, "--validation-data": config.validation_data}
         elif run.command in ("evaluate", "encode"):
@@ -123,9 +130,24 @@ def check_inputs(plan: Plan) -> None:
         checks |= {(flag, value): partial(open_images, value) for flag, value in data.items()}
     for flag, value in checks:
         if value == GIVEN_LATER:
-            raise UserError(f"reproduction at this scale needs {flag}", "See 'eqvae reproduce --help'")
+            raise UserError(f"this scale needs {flag}", f"See 'eqvae {command} --help'")
     for check in checks.values():
         check()
+
+
+def _check_finetuning(run: PlannedRun) -> None:
+    """Refuse a fine-tuning whose images become too small for what looks at them, or that lacks a package."""
+    config, autoencoder = run.config, on_meta(run.architecture)
+    assert isinstance(config, FinetuneConfig)
+    try:
+        config = config.resolved()
+        training = config.training
+        if training.lora_rank:
+            check_peft()
+        discriminator = begin_discriminator(training.adversarial, training.seed, autoencoder.image_channels)
+        check_sizes(config, autoencoder, discriminator, num_processes=1)
+    except UserError as error:
+        raise UserError(f"run '{run.name}': {error}") from None
 
 
 def _claim_root(config: Any, command: str) -> None:

@@ -148,10 +148,12 @@ def figure5(setting: Setting) -> FigureItem:
         for epochs, autoencoder in autoencoders.items()
     }
     labels = {epochs: "1 epoch" if epochs == 1 else f"{epochs} epochs" for epochs in cells}
+    polish_steps = setting.finetuning.training.polish_steps
+    polished = f" and {polish_steps} of the decoder alone" if polish_steps else ""
     rows = tuple(
         Row(
             label=labels[epochs],
-            here=f"{autoencoders[epochs].name}, {epochs * setting.steps_per_epoch} steps",
+            here=f"{autoencoders[epochs].name}, {epochs * setting.steps_per_epoch} steps{polished if epochs else ''}",
             expected={"gfid": expected.FIGURE_5[epochs]} if epochs in expected.FIGURE_5 else {},
             cells=own,
             against=labels[0] if epochs else "",

@@ -45,7 +45,7 @@ class Measured:
     num_seeds: int
 
     samples: Mapping[str, Mapping[str, Cell]]
-    """Of sample sets, `unguided` and `guided`."""
+    """Of sample sets, `unguided` and `guided`; MaskGIT's are always guided."""
 
     autoencoder: Mapping[str, Cell]
 
@@ -56,7 +56,7 @@ class Measured:
             name=arm.autoencoder.name,
             trained=arm.trained,
             num_seeds=len(arm.setting.seeds),
-            samples={kind: score_cells(arm, guided=kind == "guided") for kind in ("unguided", "guided")},
+            samples={kind: score_cells(arm, guided=kind == "guided") for kind in _kinds(arm)},
             autoencoder=evaluation_cells(arm.setting, arm.autoencoder),
         )
 
@@ -68,6 +68,11 @@ class Measured:
             if run.is_finished
         ]
         return MeasuredArm(name=self.name, runs=tuple(curves)) if curves else None
+
+
+def _kinds(arm: Arm) -> tuple[str, ...]:
+    is_always_guided = arm.setting.sampling[arm.family].guidance_scale != 1.0
+    return ("guided",) if is_always_guided else ("unguided", "guided")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from eqvae.artifacts.files import read_json, write_json
-from eqvae.artifacts.names import CONFIG, METRICS, STATISTICS
+from eqvae.artifacts.names import AUTOENCODER, CONFIG, METRICS, MODEL_CARD, STATISTICS
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.presets import PRESETS, UNTRAINED
 from eqvae.autoencoders.protocol import Autoencoder, DiscreteAutoencoder
 from eqvae.errors import UserError
+from eqvae.evidence.curves import read_if_there
 from eqvae.images.image_sets import open_reference
 from eqvae.latents.cache import FIXED
+from eqvae.methods import normal_form
 from eqvae.networks.features import INCEPTION, load_features
 from eqvae.runs.encode import EncodeConfig
 from eqvae.runs.evaluate import EvaluateConfig
@@ -103,8 +105,8 @@ class PlannedRun:
     is known once it is there. None: `config.normalization` holds."""
 
     deviation_of: "PlannedRun | None" = None
-    """With `scaled_as`, another cache of `needs`: the factor is one that gives these latents the deviation that *its*
-    latents have when they are scaled so."""
+    """Another cache of `needs`: the factor, of `scaled_as` or of `config`, becomes one that gives these latents the
+    deviation that *its* latents have with it."""
 
     spectrum_of: "PlannedRun | None" = None
     """Of a fine-tuning, an evaluation of `needs`: its excess of high frequencies is what `lowpass` leaves alone."""
@@ -136,12 +138,14 @@ class PlannedRun:
         """Fill in what is only known once `needs` are finished."""
         if self.spectrum_of is not None:
             excess_db = _measured(self.spectrum_of, "spectrum_excess_db")
-            return change_flat(
-                self.config, method=f"{flat(self.config)['method']} + lowpass(excess_db={excess_db:.3f})"
-            )
-        if self.scaled_as is None:
+            method = normal_form(f"{flat(self.config)['method']} + lowpass(excess_db={excess_db:.3f})")
+            return change_flat(self.config, method=method)
+        if self.scaled_as is None and self.deviation_of is None:
             return self.config
-        factor = 1.0 / _measured(self.scaled_as, "latent_std")  # as LDM's 0.18215
+        if self.scaled_as is None:  # the base has a published factor
+            factor = float(str(flat(self.config)["normalization"]).removeprefix(FIXED))
+        else:
+            factor = 1.0 / _measured(self.scaled_as, "latent_std")  # as LDM's 0.18215
         if self.deviation_of is not None:
             (own,) = (need for need in self.needs if str(need.folder) == str(flat(self.config)["latents"]))
             factor *= _measured(self.deviation_of, "latent_std") / _measured(own, "latent_std")
@@ -159,16 +163,52 @@ class PlannedRun:
         saved = read_json(self.folder / CONFIG)
         if saved.get("command") != self.command:
             raise UserError(f"'{self.folder}' holds no 'eqvae {self.command}' run", "Choose another --out")
-        later = {"normalization"} if self.scaled_as is not None else set()
+        former_root = str(saved.get("out", "")).removesuffix(self.name)
+        root = str(self.folder).removesuffix(self.name)
+        later = {"normalization"} if self.scaled_as is not None or self.deviation_of is not None else set()
         later |= {"method"} if self.spectrum_of is not None else set()
         free = _CHANGES_NO_FIGURE | (set() if self.is_ready else later)
         for name, now in flat(self.resolved() if self.is_ready else self.config).items():
+            former = saved.get(name)
+            if former_root and isinstance(former, str) and former.startswith(former_root):
+                former = root + former.removeprefix(former_root)  # the root may have been moved, or named otherwise
             # None leaves the value to the command, which has written down what it chose.
-            if now is not None and name not in free and name in saved and now != saved[name]:
+            if now is not None and name not in free and name in saved and now != former:
                 raise UserError(
                     f"'{self.folder}' holds a run with --{name.replace('_', '-')} {saved[name]}, and now it is {now}",
                     "Choose another --out, or remove that folder to have it made again",
                 )
+        for name, (what, content) in self._origins().items():
+            if name in saved and saved[name] != content:
+                raise UserError(
+                    f"'{self.folder}' holds a run that was made with {what} as it was then, and it has changed since",
+                    "Put back what it was, or choose another --out",
+                )
+
+    def _origins(self) -> dict[str, tuple[str, object]]:
+        """What a run depends on beside its flags, by the keys of `config.json`: in words, and its digest now."""
+        config: Any = self.config
+        found: dict[str, tuple[str, object]] = {}
+        if self.command == "finetune" and (files := config.training.mixture().files()):
+            found["method_files"] = (", ".join(map(repr, files)), files)
+        if (key := _DIGESTS.get(self.command)) is None:
+            return found
+        if any(need.command in ("finetune", "equalize") for need in self.needs):
+            card = read_if_there(Path(config.autoencoder) / AUTOENCODER / MODEL_CARD) if self.is_ready else None
+            digest = card and card["fingerprint"]
+        else:  # nothing is asked of a preset: its weights are what they are
+            digest = _fingerprint(self.architecture) if isinstance(self.architecture, Autoencoder) else None
+        return found | ({key: (f"'{config.autoencoder}'", digest)} if digest else {})
+
+
+_DIGESTS = {"finetune": "base_fingerprint", "evaluate": "fingerprint", "encode": "fingerprint"}
+"""Which key of `config.json` says what weights an autoencoder had."""
+
+
+@lru_cache(maxsize=64)
+def _fingerprint(autoencoder: Autoencoder) -> str:
+    """Digest a base's weights once for all runs that begin with it."""
+    return autoencoder.fingerprint()
 
 
 @lru_cache(maxsize=4096)
@@ -181,8 +221,10 @@ def _measured(run: PlannedRun, key: str) -> float:
     """Read a figure that another run's configuration depends on."""
     value = read_json(run.folder / METRICS).get(key)
     if not isinstance(value, int | float) or not math.isfinite(value) or (key == "latent_std" and value <= 0):
-        what = "latents with a standard deviation" if key == "latent_std" else f"'{key}'"
-        raise UserError(f"'{run.folder}' holds no {what}", "Use --normalization measured")
+        raise UserError(
+            f"'{run.folder}' holds no usable '{key}', which other runs depend on",
+            "Remove that folder to have it measured again, or choose another --out",
+        )
     return float(value)
 
 

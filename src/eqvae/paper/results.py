@@ -94,19 +94,35 @@ def _own_entries(cell: Cell | None, digits: int) -> list[str]:
     return [_number(float(np.mean(values)), digits), f"{spread}({len(values)})"]
 
 
-def _difference(table: TableItem, row: Row, key: str) -> Difference | None:
-    """Compare a row's figure with that of the row beside which the paper sets it."""
-    other = next((each for each in table.rows if each.label == row.against), None)
+def _difference(table: TableItem, row: Row, key: str, against: str) -> Difference | None:
+    """Compare a row's figure with that of another row."""
+    other = next((each for each in table.rows if each.label == against), None)
     if other is None or key not in _COMPARED or key not in row.cells or key not in other.cells:
         return None
     return row.cells[key].difference_from(other.cells[key])
 
 
+def _share_of_gain(table: TableItem, row: Row, key: str) -> float | None:
+    """How much of the way between two rows this one goes, by their means; none where there is no way."""
+    if table.gain is None or key not in _COMPARED:
+        return None
+    ends = [next(each for each in table.rows if each.label == label) for label in table.gain]
+    cells = [each.cells.get(key) for each in (*ends, row)]
+    means = [float(np.mean(values)) for cell in cells if cell is not None and (values := cell.values())]
+    if row in ends or len(means) < len(cells) or means[0] == means[1]:
+        return None
+    return (means[2] - means[0]) / (means[1] - means[0])
+
+
 def _difference_lines(table: TableItem) -> Iterator[str]:
     for column, row in itertools.product(table.columns, table.rows):
-        if (found := _difference(table, row, column.key)) is None:
+        if (share := _share_of_gain(table, row, column.key)) is not None:
+            yield f"- {column.here}: {row.label} has {_number(share, 2)} of {' to '.join(table.gain or ())}"
+    for column, row, is_second in itertools.product(table.columns, table.rows, (False, True)):
+        against = row.also_against if is_second else row.against
+        if (found := _difference(table, row, column.key, against)) is None:
             continue
-        line = f"- {column.here}: {row.label} against {row.against}: {_number(found.difference, column.digits, '+')}"
+        line = f"- {column.here}: {row.label} against {against}: {_number(found.difference, column.digits, '+')}"
         if found.interval is None:
             yield f"{line}, one seed: no interval"
             continue
@@ -131,9 +147,14 @@ def _record(table: TableItem, plan: Plan, root: Path) -> dict[str, Any]:
                 "label": row.label,
                 "here": row.here,
                 "against": row.against,
+                "also_against": row.also_against,
                 "figures": {
                     column.key: _figure(row.expected.get(column.key), row.cells.get(column.key))
-                    | {"difference": _difference(table, row, column.key)}
+                    | {
+                        "difference": _difference(table, row, column.key, row.against),
+                        "second_difference": _difference(table, row, column.key, row.also_against),
+                        "share_of_gain": _share_of_gain(table, row, column.key),
+                    }
                     for column in table.columns
                 },
             }

@@ -303,5 +303,8 @@ def _table(setting: Setting, paper: PaperTable, keys: str, rows: Iterable[Row], 
         scale=setting.name,
         columns=columns(setting.reference.features, kept),
         rows=tuple(replace(row, cells={key: cell for key, cell in row.cells.items() if key in kept}) for row in rows),
-        notes=(protocol(setting, "maskgit" if paper.number in (3, 11) else "dit"), *notes),
+        notes=(
+            protocol(setting, "maskgit" if paper.number in (3, 11) else "dit", with_tokens=paper.number == 1),
+            *notes,
+        ),
     )

@@ -39,7 +39,7 @@ class CompareConfig:
     """Name of the arm to compare with, as `comparison.md` prints it; None: the first run's."""
 
     num_resamples: int = NUM_RESAMPLES
-    """Bootstrap resamples of the seeds; fewer where no more are possible."""
+    """Bootstrap resamples of the seeds of arms that don't have the same ones."""
 
     seed: int = 0
     """Of the resamples."""

@@ -10,7 +10,7 @@ import tyro
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
 from eqvae.images.sizes import ImageSize, square_px
-from eqvae.methods import parse_method
+from eqvae.methods import normal_form
 from eqvae.paper.arms import Arm, by_method, distance_key, equalized, evaluations, method_text, redrawn
 from eqvae.paper.cells import arm_cell, gfid_cell, runs_of
 from eqvae.paper.costs import on_meta
@@ -21,6 +21,7 @@ from eqvae.paper.setting import Family, ScaleName, Setting
 from eqvae.paper.settings import SETTINGS
 from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runs.reproduce import PlanConfig, describe, make_setting, split_name
+from eqvae.runtime.run_folder import flat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,10 +140,17 @@ def _of_methods(config: RankConfig, setting: Setting, base: PlannedAutoencoder, 
             raise UserError(f"--{flag.replace('_', '-')} is {value}", "It must be at least 1")
     chunk_steps = setting.steps_per_epoch if config.equalize else None
     if config.finetune_steps is not None:
+        warmup = flat(setting.finetuning)["discriminator_warmup_steps"] or 0
+        if config.finetune_steps <= warmup:
+            raise UserError(
+                f"--finetune-steps {config.finetune_steps} leaves no step after the {warmup} in which the "
+                f"discriminator of --scale {setting.name} warms up",
+                f"It must be at least {warmup + 1}",
+            )
         setting = replace(setting, epochs=1, steps_per_epoch=config.finetune_steps)
     yield _contestant(config, setting, NONE, base, family, chunk_steps=chunk_steps)
     known: dict[str, str] = {}
-    texts = [" + ".join(map(str, parse_method(given))) for given in config.method]
+    texts = map(normal_form, config.method)
     for text in dict.fromkeys([PLAIN, *texts]):
         autoencoder = by_method(setting, base.name, text)
         assert autoencoder.run is not None

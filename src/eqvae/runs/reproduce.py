@@ -127,7 +127,11 @@ def describe(config: PlanConfig, setting: Setting, items: Mapping[str, Sequence[
     plan.check_saved()
     for data in (config.data, config.finetune_data, config.validation_data):
         if data is not None:
-            open_images(data)
+            found = len(open_images(data))
+            if setting.encoding.data == data and setting.encoding.num_images is None:
+                setting = replace(setting, num_images=found)
+            if setting.evaluation.data == data and setting.evaluation.num_images is None:
+                setting = replace(setting, num_validation_images=found)
     if config.reference_data is not None:
         open_reference(config.reference_data, image_size_px=setting.reference.image_size)
     return describe_plan(plan, items, setting, config.device_name)

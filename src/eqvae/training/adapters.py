@@ -6,6 +6,7 @@ transformer's first and last layer, and REPA's projector.
 """
 
 import copy
+import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,11 +56,16 @@ def merged_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def check_peft() -> None:
+    """Refuse adapters where the package that makes them is missing."""
+    if importlib.util.find_spec("peft") is None:
+        raise UserError("--lora-rank needs peft", "Run: pip install 'eqvae[lora]'")
+
+
 def _inject(network: nn.Module, names: Sequence[str], rank: int, *, seed: int) -> None:
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise UserError("--lora-rank needs peft", "Run: pip install 'eqvae[lora]'") from None
+    check_peft()
+    from peft import LoraConfig, inject_adapter_in_model
+
     config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, bias="none", target_modules=list(names))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -12,7 +12,7 @@ from eqvae.images.sizes import ImageSize
 from eqvae.losses.adversarial import AdversarialConfig
 from eqvae.losses.codebook import CodebookConfig
 from eqvae.losses.reconstruction import ReconstructionConfig
-from eqvae.methods import Mixture, Pair, Part, Term, names_of, parse_method
+from eqvae.methods import Mixture, Pair, Part, Term, names_of, normal_form, parse_method
 from eqvae.methods.explicit import Explicit
 from eqvae.methods.kl import Kl
 from eqvae.methods.transform_config import TransformConfig
@@ -155,7 +155,7 @@ class AutoencoderTraining:
         return change_flat(
             replace(
                 self,
-                method=" + ".join(map(str, parse_method(self.method))),
+                method=normal_form(self.method),
                 transform=self._resolved_transform(parts),
                 kl_weight=weights["kl"],
                 explicit_weight=weights["explicit"],
