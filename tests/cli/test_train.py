@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +102,21 @@ def test_an_unknown_recipe(arguments, capsys, recipe: str, what: str):
     assert run(arguments(recipe=recipe)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert what in line
+
+
+def test_latents_of_other_images_are_not_resumed_on(arguments, latents: Path, tmp_path: Path, capsys):
+    shutil.copytree(latents, tmp_path / "cache")
+    encode = json.loads((latents / "config.json").read_text())
+    flags = ["--image-size", "64", "--batch-size", "4", "--num-workers", "0", "--device", "cpu", "--num-images"]
+    begin = ["encode", encode["autoencoder"], "--data", encode["data"], "--out", str(tmp_path / "few"), *flags]
+    assert run([*begin, "4"]) == 0
+    more = ("--latents", tmp_path / "few", "--batch-size", 2)
+    assert run(arguments("--max-steps", 1, *more)) == 0
+    assert run([*begin, "8"]) == 0
+    capsys.readouterr()
+    assert run(arguments("--max-steps", 2, *more)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "holds a run on latents of other images than" in line
 
 
 def test_a_folder_that_another_process_writes_into(arguments, tmp_path: Path, refused_while_held):

@@ -3,6 +3,7 @@
 A reader never chooses or drops silently: what `describe()` says is part of what is right.
 """
 
+import gc
 import io
 import os
 import pickle
@@ -10,6 +11,7 @@ import struct
 import tarfile
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from eqvae.errors import UserError, printable
 from eqvae.images import BrokenImageError, ImageSource, adm_crop, decode_image, evaluation_batches, open_images, tables
 
 SIDE_PX = 24
+DESCRIPTORS = Path("/proc/self/fd")
 
 
 def encoded(colour: int | tuple[int, ...], kind: str = "PNG", **options: object) -> bytes:
@@ -556,3 +559,72 @@ def test_small_images_are_said_once(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_names_for_the_terminal() -> None:
     assert printable("caf\udce9 \x1b[0m\n\ud800 ü 日本") == r"caf\xe9 \x1b[0m\n\ud800 ü 日本"
+
+
+# ---- what nobody would notice
+
+
+@pytest.mark.parametrize("damage", ["a byte", "two joined", "cut at a member"])
+def test_an_archive_that_tarfile_would_read_in_part(tmp_path: Path, damage: str) -> None:
+    path = Path(tar(tmp_path / "a.tar", [(f"{i}.png", PICTURES[i]) for i in range(6)]))
+    whole = path.read_bytes()
+    with tarfile.open(path) as archive:
+        starts = [member.offset for member in archive]
+    changed = {
+        "a byte": whole[: starts[3] + 150] + b"\xff" + whole[starts[3] + 151 :],
+        "two joined": whole + whole,
+        "cut at a member": whole[: starts[4]],
+    }
+    path.write_bytes(changed[damage])
+    with pytest.raises(UserError, match=r"is truncated or no uncompressed tar archive \((it goes on|its end)"):
+        open_images(str(path))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("train/0", "val/0"), ("train-00000-of-00001", "test-00000-of-00001"), ("data/train-128", "data/test-128")],
+)
+def test_splits_of_tables_and_archives(tmp_path: Path, kind: str, train: str, test: str) -> None:
+    for name, numbers in ((train, (0, 1, 2)), (test, (3, 4))):
+        pictures = [PICTURES[number] for number in numbers]
+        if kind == "tar":
+            tar(tmp_path / f"{name}.tar", [(f"{i}.png", picture) for i, picture in enumerate(pictures)])
+        else:
+            parquet(tmp_path / f"{name}.parquet", image=cells(pictures))
+    source = open_images(str(tmp_path))
+    assert reds(source) == [0, 1, 2]
+    assert "1 of the split 'test'" in source.describe() or "1 of the split 'val'" in source.describe()
+    assert reds(open_images(str(tmp_path), split="evaluation")) == [3, 4]
+    assert len(open_images(f"{tmp_path}/**/*.{kind}")) == 5  # a glob means what it says
+
+
+def test_parts_of_one_table_are_no_splits(tmp_path: Path) -> None:
+    for number in range(2):
+        parquet(tmp_path / f"part-{number}.parquet", image=cells(PICTURES[number : number + 1]))
+    assert reds(open_images(str(tmp_path))) == [0, 1]
+
+
+def test_many_threads_read_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "_MAX_KEPT_BYTES", 1)  # each read throws out another group
+    pictures = [PICTURES[i % 12] for i in range(240)]
+    source = open_images(parquet(tmp_path / "a.parquet", row_group_size=8, image=cells(pictures)))
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(4):
+            found = list(pool.map(source.content, range(240)))
+            assert found == pictures
+    assert pickle.loads(pickle.dumps(source)).content(100) == pictures[100]
+
+
+@pytest.mark.skipif(not DESCRIPTORS.exists(), reason="the system does not list them")
+def test_loaders_leave_no_open_files(tmp_path: Path) -> None:
+    source = open_images(files(tmp_path, *(f"{i}.png" for i in range(4)), content=PICTURES[0]))
+
+    def read_all() -> int:
+        list(evaluation_batches(source, image_size_px=16, batch_size=2, num_images=None, num_workers=2))
+        gc.collect()
+        return len(list(DESCRIPTORS.iterdir()))
+
+    read_all()
+    before = read_all()
+    assert max(read_all() for _ in range(3)) <= before

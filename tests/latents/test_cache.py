@@ -19,6 +19,7 @@ from eqvae.latents.writing import Coding, Recipe, collect_index, finish_shard
 
 MakeCache = Callable[..., LatentCache]
 ALL = torch.arange(10)
+DESCRIPTORS = Path("/proc/self/fd")
 MIRRORED = torch.ones(10, dtype=torch.bool)
 
 
@@ -305,3 +306,12 @@ def test_mirror_images_that_are_not_there(make_cache: MakeCache):
 def test_images_that_are_not_there(make_cache: MakeCache, index: int):
     with pytest.raises(IndexError):
         make_cache().read(torch.tensor([0, index]))
+
+
+@pytest.mark.skipif(not DESCRIPTORS.exists(), reason="the system does not list them")
+def test_shards_keep_no_descriptors(make_cache: MakeCache):
+    cache = make_cache(shard_size=1)
+    before = len(list(DESCRIPTORS.iterdir()))
+    cache.read(ALL)
+    cache.labels()
+    assert len(list(DESCRIPTORS.iterdir())) == before

@@ -1,15 +1,18 @@
 """Encoding: what is written, resumption, broken images and shards, full disks, killed writers."""
 
 import errno
+import io
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from eqvae.artifacts.files import read_journal, read_json
 from eqvae.errors import Interrupted, UserError
@@ -263,6 +266,30 @@ def test_a_longer_cache_keeps_whole_shards(config_for: Configure, tmp_path: Path
     assert {name: (config.out / name).read_bytes() for name in SHARDS} == {name: whole[name] for name in SHARDS}
     assert (config.out / SHARDS[0]).stat().st_mtime_ns == before
     assert LatentCache.open(config.out).index.num_images == 10
+
+
+def test_mended_labels_are_written_into_kept_shards(config_for: Configure, tmp_path: Path, small_autoencoder):
+    members = [(f"{i}.{kind}", i) for i in range(6) for kind in ("png", "cls")]
+
+    def write(classes: str) -> None:
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            for name, number in members:
+                content = classes[number].encode()
+                if name.endswith("png"):
+                    Image.new("RGB", (16, 16), (40 * number, 0, 0)).save(buffer := io.BytesIO(), "PNG")
+                    content = buffer.getvalue()
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+
+    write("ababab")
+    config = config_for(tmp_path / "out", data=str(tmp_path / "a.tar"))
+    encode(config, small_autoencoder)
+    for name in (INDEX, "metrics.json", SHARDS[1]):  # as if it had been interrupted
+        (config.out / name).unlink()
+    write("bababa")
+    encode(config, small_autoencoder)
+    assert LatentCache.open(config.out).labels().tolist() == [1, 0, 1, 0, 1, 0]
 
 
 @pytest.mark.parametrize("num_whole", [0, 2])

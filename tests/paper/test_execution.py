@@ -172,9 +172,7 @@ def test_a_base_that_was_changed_is_refused(setting: Setting, performed: list[st
         if run.command == "finetune":
             write_json(path, read_json(path) | {"base_fingerprint": run.architecture.fingerprint()})
     planned(0).check_saved()
-    with pytest.raises(
-        UserError, match="made with 'untrained:tiny-kl-f2' as it was then, and it has changed"
-    ):
+    with pytest.raises(UserError, match="made with 'untrained:tiny-kl-f2' as it was then, and it has changed"):
         planned(1).check_saved()
 
 

@@ -94,7 +94,7 @@ def test_the_card_says_where_the_model_comes_from(configure, new_autoencoder):
     assert card["recipe"] == {
         key: value
         for key, value in read_json(config.out / "config.json").items()
-        if key not in ("command", "base_fingerprint")
+        if key not in ("command", "base_fingerprint", "num_data", "num_validation_data")
     }
     assert card["figures"]["psnr_db"] == figures["psnr_db"]
 
@@ -352,6 +352,18 @@ def test_resuming_from_another_base_is_refused(configure, new_autoencoder, small
     interrupt(config, new_autoencoder(), 1)
     with pytest.raises(UserError, match="other weights than 'small'"):
         finetune(config, type(small_autoencoder)(seed=1))
+
+
+def test_resuming_with_more_images_is_refused(configure, new_autoencoder, photographs: Path, tmp_path: Path):
+    shutil.copytree(photographs, tmp_path / "data")
+    config = configure(data=str(tmp_path / "data"))
+    interrupt(config, new_autoencoder(), 1)
+    picture = next(file for file in (tmp_path / "data").rglob("*") if file.is_file())
+    shutil.copy(picture, tmp_path / "data" / f"again{picture.suffix}")
+    with pytest.raises(UserError, match="more or fewer images than"):
+        finetune(config, new_autoencoder())
+    (tmp_path / "data" / f"again{picture.suffix}").unlink()
+    assert finetune(config, new_autoencoder())["num_steps"] == 3
 
 
 # Failing ------------------------------------------------------------------------------------------------------------

@@ -81,12 +81,20 @@ def test_wrong_input_writes_nothing(run: Path, tmp_path: Path, monkeypatch: pyte
     def offline(*args: object, **options: object) -> None:
         raise OfflineModeIsEnabled("no network")
 
+    def no_answer(*args: object, **options: object) -> None:
+        raise type("ConnectError", (Exception,), {"__module__": "httpx"})("no answer")
+
     monkeypatch.setattr(HfApi, "create_repo", offline)
     monkeypatch.chdir(tmp_path)
     fails("holds no trained", run=tmp_path)
     fails("does not exist", run=tmp_path / "new")
     fails("no repository's name", name="a/b/c")
     fails("can't be reached .*--dry-run", name="somebody/mine")
+    monkeypatch.setattr(HfApi, "create_repo", no_answer)
+    fails(r"can't be reached \(ConnectError\).*--dry-run", name="somebody/mine")
+    fails("where you are, or above it", name="./.")
+    fails("where you are, or above it", name="../")
+    fails("no repository's name", name=".")
     (tmp_path / "taken").mkdir()
     fails("Write './taken'", name="taken")
     (tmp_path / "taken" / "letter.txt").touch()

@@ -51,7 +51,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, former: Pat
     try:
         write(temporary)
         temporary.chmod(0o644)
-        with temporary.open("rb") as file:
+        with temporary.open("rb+") as file:  # Windows syncs what may be written alone
             os.fsync(file.fileno())
         if former is not None and path.exists():
             path.replace(former)
@@ -147,7 +147,7 @@ def write_json(path: Path, value: Any) -> None:
     if (where := find_not_finite(plain)) is not None:
         raise UserError(f"'{path.name}' would hold '{where}', which is not finite", "Has the model diverged?")
     text = json.dumps(plain, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Images in uncompressed tar archives (WebDataset's layout), read in place: nothing is unpacked or copied."""
 
-import itertools
 import os
 import tarfile
 from collections import Counter
@@ -14,7 +13,7 @@ import pyarrow as pa
 from eqvae.errors import UserError, printable
 from eqvae.images.arrays import ARRAY_SUFFIXES
 from eqvae.images.decoding import IMAGE_SUFFIXES, MAX_ENCODED_BYTES, is_image, may_be_image
-from eqvae.images.folders import sort_by_folders
+from eqvae.images.folders import below_all, sort_by_folders
 from eqvae.images.labels import text_labels
 from eqvae.images.sources import Aside, ImageSource, Split, list_reasons
 
@@ -145,7 +144,8 @@ def open_archives(
             f"'{printable(data)}' holds no image in {len(archives)} tar archive(s){others and f' ({others})'}",
             f"Images end in {', '.join(sorted(IMAGE_SUFFIXES))}, or are some by their first bytes",
         )
-    folders = _parts([image.folder for _, image, _ in chosen])
+    parts = (PurePosixPath(image.folder).parts for _, image, _ in chosen)
+    folders = below_all([tuple(part for part in each if part not in ("/", ".")) for each in parts])
     sorted_ = sort_by_folders(data, folders, split, is_labelled=is_labelled)
     counted.update(sorted_.left_out)
     kept = [chosen[index] for index in sorted_.kept]
@@ -223,15 +223,6 @@ def _pick(archive: str, key: _Key, images: Sequence[_Image], image_column: str |
     return ranked[:1]
 
 
-def _parts(folders: Sequence[str]) -> list[tuple[str, ...]]:
-    """Split folders into their parts, below the one that holds all of them."""
-    split = [tuple(part for part in PurePosixPath(folder).parts if part not in ("/", ".")) for folder in folders]
-    first, last = min(split), max(split)
-    shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
-    num_shared = len(list(shared))
-    return [parts[num_shared:] for parts in split]
-
-
 def _list_members(archive: str) -> _Listing:
     """List the members of one archive."""
     listing = _Listing()
@@ -244,6 +235,7 @@ def _list_members(archive: str) -> _Listing:
                 last = member.offset
                 tar.members = []  # type: ignore[attr-defined] # else all of them stay in memory
                 _sort_member(member, order, file, listing)
+            _check_end(file, tar.offset)
     # Fields of a damaged header raise almost anything.
     except Exception as error:
         reason = printable(str(error) or type(error).__name__)
@@ -251,6 +243,18 @@ def _list_members(archive: str) -> _Listing:
             f"'{printable(archive)}' is truncated or no uncompressed tar archive ({reason})", "Fetch it again"
         ) from None
     return listing
+
+
+def _check_end(file: BinaryIO, offset: int) -> None:
+    """Refuse an archive that goes on behind what tarfile takes for its end, or that has none: it tells no damage."""
+    file.seek(offset)
+    block = file.read(tarfile.BLOCKSIZE)
+    if not block:
+        raise tarfile.ReadError("its end is missing")
+    while block:
+        if block.count(0) != len(block):
+            raise tarfile.ReadError(f"it goes on after a damaged member, or after its end, at byte {offset}")
+        block = file.read(1 << 20)
 
 
 def _sort_member(member: tarfile.TarInfo, order: int, file: BinaryIO, listing: _Listing) -> None:

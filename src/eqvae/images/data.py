@@ -4,13 +4,14 @@ Every kind is held as paths, bytes or places in a file, which stay small in memo
 decoding is ours (`decoding.py`).
 """
 
+import re
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from eqvae.errors import UserError, printable
 from eqvae.images.arrays import ARRAY_SUFFIXES
 from eqvae.images.decoding import IMAGE_SUFFIXES, is_image
-from eqvae.images.folders import Files, list_files, relative, root_of, sort_by_folders
+from eqvae.images.folders import Files, below_all, list_files, relative, root_of, sort_by_folders
 from eqvae.images.labels import NO_LABELS
 from eqvae.images.sources import Aside, ImageSource, Split
 
@@ -35,6 +36,9 @@ PHOTOGRAPHS: dict[Split, tuple[str, ...]] = {
 
 _HOME = Path(__file__).with_name("photographs")
 
+_NUMBER_OF_PART = re.compile(r"[-_.]?\d+(-of-\d+)?(-[0-9a-f]{16})?$")
+"""What tells the parts of one split from each other, as in `train-00000-of-00002`."""
+
 
 def open_images(
     data: str, *, split: Split = "train", label_column: str | None = None, image_column: str | None = None
@@ -46,8 +50,8 @@ def open_images(
             a folder or a glob; or `hf:NAME[/CONFIGURATION][:SPLIT]`. Folders are searched in depth, each file counts
             once, hidden ones are left out, and the order is that of the paths. An image is what its ending or its first
             bytes say; arrays, `.npy` or `.npz`, are images where there are no others.
-        split: Which set of the photographs, of a hub data set named without SPLIT, or of a folder that holds folders
-            called `train`, `val`, `test`, ... alone; ignored otherwise.
+        split: Which set of the photographs, of a hub data set named without SPLIT, or of a folder that holds folders,
+            tables or archives called `train`, `val`, `test`, ... alone; ignored otherwise.
         label_column: The column of a table that holds the labels; None looks for one, `none` leaves labels out. Files
             are labelled by the folders directly under DATA, members of archives by `.cls` members or else by folders.
         image_column: The column of a table, or the ending of a tar sample's members (`mask.png`), that holds the
@@ -74,6 +78,7 @@ def open_images(
         from eqvae.images.tables import open_parquet
 
         left_out.update(_name_ending(file) for file in archives + others)
+        tables = _of_split(data, tables, split, left_out)
         return open_parquet(data, [Path(file) for file in tables], label_column, image_column, left_out)
     if images:
         _check_no_table(data, label_column, image_column)
@@ -84,6 +89,7 @@ def open_images(
 
         _check_no_table(data, label_column, None)
         left_out.update(map(_name_ending, others))
+        archives = _of_split(data, archives, split, left_out)
         is_labelled = label_column != NO_LABELS
         return open_archives(
             data, archives, split, is_labelled=is_labelled, image_column=image_column, left_out=left_out
@@ -121,6 +127,17 @@ def _sort_files(files: list[str]) -> tuple[list[str], list[str], list[str], list
         else:
             (images if is_image(Path(file)) else others).append(file)
     return images, tables, archives, others
+
+
+def _of_split(data: str, files: list[str], split: Split, left_out: Counter[str]) -> list[str]:
+    """Keep the tables or archives of one split, where their folders or names say which is which."""
+    if not Path(data).expanduser().is_dir():  # a glob or a file says which ones are meant
+        return files
+    paths = [relative(Path(file), root_of(data)) for file in files]
+    names = below_all([(*path.parent.parts, _NUMBER_OF_PART.sub("", path.stem)) for path in paths])
+    found = sort_by_folders(data, names, split, is_labelled=False)
+    left_out.update(found.left_out)
+    return [files[index] for index in found.kept]
 
 
 def _name_ending(file: str) -> str:

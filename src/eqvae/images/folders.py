@@ -2,6 +2,8 @@
 
 import fnmatch
 import glob
+import heapq
+import itertools
 import os
 import re
 from collections import Counter
@@ -94,8 +96,7 @@ class Walk:
             while self._folders:
                 self._list(self._folders.pop())
             if self._links:
-                self._links.sort(reverse=True)
-                link = self._links.pop()
+                link = heapq.heappop(self._links)
                 try:
                     self._meet(link, os.stat(link), above)  # noqa: PTH116
                 except OSError:
@@ -117,7 +118,7 @@ class Walk:
             if entry.name.startswith("."):
                 self.left_out["hidden"] += 1
             elif entry.is_symlink():
-                self._links.append(entry.path)
+                heapq.heappush(self._links, entry.path)
             else:
                 try:
                     self._meet(entry.path, entry.stat(follow_symlinks=False), frozenset())
@@ -235,6 +236,13 @@ class Sorted:
     """Why there are no classes."""
 
     left_out: Counter[str]
+
+
+def below_all(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Leave out the parts that all paths begin with."""
+    shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(min(paths), max(paths), strict=False))
+    num_shared = len(list(shared))
+    return [parts[num_shared:] for parts in paths]
 
 
 def sort_by_folders(

@@ -39,7 +39,9 @@ class HubRows:
         return f"{self.name}[{index}]"
 
     def identities(self) -> Iterator[str]:
-        yield f"{Path(self.name).name} {len(self.table)} 0"
+        yield f"{self.name} {len(self.table)}"
+        files = self.table.info.download_checksums or {}  # their addresses hold a revision, also of a new README
+        yield from sorted(f"{PurePosixPath(file).name} {found.get('num_bytes')}" for file, found in files.items())
 
 
 def hub_columns(table: datasets.Dataset) -> Columns:

@@ -5,9 +5,11 @@ a run was resumed. Broken images are replaced or left out and named, up to 1% of
 """
 
 import atexit
+import contextlib
 import multiprocessing
 import signal
 import warnings
+import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -285,9 +287,18 @@ def _load(steps: Dataset[_Crops], order: Sequence[int], num_workers: int) -> Ite
         workers_before = multiprocessing.active_children()
         crops = iter(loader)
     # A run that ends in an error may leave its workers waiting, and Python's own SIGTERM at exit does not move them.
-    for worker in set(multiprocessing.active_children()).difference(workers_before):
-        atexit.register(worker.kill)
+    _workers.update(set(multiprocessing.active_children()).difference(workers_before))
     return crops
+
+
+_workers: "weakref.WeakSet[multiprocessing.process.BaseProcess]" = weakref.WeakSet()
+
+
+@atexit.register
+def _kill_workers() -> None:
+    for worker in list(_workers):
+        with contextlib.suppress(ValueError):  # it has been closed
+            worker.kill()
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:

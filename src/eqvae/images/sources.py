@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, final, runtime_checkable
 
+import numpy as np
+from jaxtyping import Int64
+
 from eqvae.artifacts.channels import describe_channels
 from eqvae.errors import UserError, printable
 from eqvae.images.bands import RGB, Decoded, Picture, Pixels
@@ -126,6 +129,12 @@ class ImageSource:
         """Names of the classes, in the order of their indices; None where the images have no labels."""
         classes = self._check_classes()
         return None if classes is None else classes.names
+
+    @property
+    def class_indices(self) -> Int64[np.ndarray, " n"] | None:
+        """Classes of all images; None where they have no labels."""
+        classes = self._check_classes()
+        return None if classes is None else classes.indices
 
     def class_of(self, index: int) -> int | None:
         """Look up the class of one image."""

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -93,6 +94,8 @@ class ParquetRows:
 
     group_ends: tuple[tuple[int, ...], ...]
     _kept: OrderedDict[tuple[int, int], Any] = field(default_factory=OrderedDict)
+    _one_at_a_time: Any = field(default_factory=threading.Lock)
+    """A parquet file's reader takes one thread; what it reads is decoded by many."""
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -101,7 +104,9 @@ class ParquetRows:
         part, row = self._place(index)
         group = bisect_right(self.group_ends[part], row)
         row -= self.group_ends[part][group - 1] if group else 0
-        return filled(cell_to_content(self._group(part, group)[row].as_py(), Path(self.parts[part]).parent))
+        with self._one_at_a_time:
+            cell = self._group(part, group)[row].as_py()
+        return filled(cell_to_content(cell, Path(self.parts[part]).parent))
 
     def label(self, index: int) -> str:
         part, row = self._place(index)
@@ -125,7 +130,11 @@ class ParquetRows:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave what was read behind."""
-        return vars(self) | {"_kept": OrderedDict()}
+        return {name: value for name, value in vars(self).items() if name not in ("_kept", "_one_at_a_time")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin with nothing read."""
+        vars(self).update(state, _kept=OrderedDict(), _one_at_a_time=threading.Lock())
 
 
 def open_parquet(

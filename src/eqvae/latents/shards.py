@@ -67,7 +67,7 @@ class Shard:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.places, self.note, self.num_bytes = _read_header(path)
-        self._bytes: np.memmap | None = None
+        self._bytes: np.ndarray | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the mapping behind: another process maps the file itself."""
@@ -81,7 +81,9 @@ class Shard:
         if count == 0:
             return np.empty(place.shape, dtype)
         if self._bytes is None:
-            self._bytes = np.memmap(self.path, mode="r", dtype=np.uint8)
+            # NumPy's mapping would keep a descriptor, and ImageNet has more shards than a process may have of these.
+            mapped = torch.from_file(str(self.path.resolve(strict=True)), size=self.num_bytes, dtype=torch.uint8)
+            self._bytes = mapped.numpy()
         stored = self._bytes[place.start : place.start + count * dtype.itemsize]
         return np.asarray(stored.view(dtype).reshape(place.shape))
 

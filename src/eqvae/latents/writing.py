@@ -8,8 +8,9 @@ from operator import add
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, final
 
+import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from eqvae.artifacts.names import shard_name
@@ -117,6 +118,8 @@ class Recipe:
     data: str
     data_fingerprint: str
     class_names: tuple[str, ...] | None
+    classes: Int64[np.ndarray, " n"] | None = None
+    """Of all images of the data."""
     image_column: str | None = None
     pixels: Pixels = RGB
     mirror: bool
@@ -221,7 +224,12 @@ def open_whole_shard(path: Path, recipe: Recipe, number: int) -> Shard | None:
         return None
     expected = recipe.note(number)
     is_ours = {name: shard.note.get(name) for name in expected} == expected
-    return shard if is_ours and shard.digest() == shard.note.get("sha256") else None
+    if not is_ours or shard.digest() != shard.note.get("sha256"):
+        return None
+    if recipe.classes is not None and "labels" in shard.places:  # labels may have been mended since
+        classes = recipe.classes[shard.array("source_indices")]
+        return shard if np.array_equal(classes, shard.array("labels")) else None
+    return shard
 
 
 def collect_index(folder: Path, recipe: Recipe) -> CacheIndex:

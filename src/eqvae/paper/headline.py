@@ -97,7 +97,7 @@ class HeadlineItem:
         files, figures = [root / f"{HEADLINE}.{suffix}" for suffix in ("json", "md")], self.figures()
         write_json(files[0], figures | {"scale": self.scale})
         text = "\n".join(_page(figures, self.scale)) + "\n"
-        write_atomically(files[1], lambda temporary: temporary.write_text(text))
+        write_atomically(files[1], lambda temporary: temporary.write_text(text, encoding="utf-8"))
         return files
 
 

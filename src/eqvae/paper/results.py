@@ -185,4 +185,4 @@ def _number(value: float, digits: int, sign: str = "") -> str:
 
 def write_text(path: Path, lines: Iterable[str]) -> None:
     """Write a page."""
-    write_atomically(path, lambda temporary: temporary.write_text("\n".join(lines) + "\n"))
+    write_atomically(path, lambda temporary: temporary.write_text("\n".join(lines) + "\n", encoding="utf-8"))

@@ -79,7 +79,7 @@ def compare(config: CompareConfig) -> RunComparison:
         for name, figure in figures.items():
             write_atomically(config.out / f"{name}.svg", partial(write_svg, figure))
             write_atomically(config.out / f"{name}.png", partial(figure.savefig, format="png", dpi=PNG_DPI))
-        write_atomically(config.out / "comparison.md", lambda path: path.write_text(text))
+        write_atomically(config.out / "comparison.md", lambda path: path.write_text(text, encoding="utf-8"))
         write_json(config.out / COMPARISON, record)
     return comparison
 

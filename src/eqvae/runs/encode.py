@@ -220,6 +220,7 @@ def plan(config: EncodeConfig, autoencoder: Autoencoder, source: ImageSource, bu
         data=config.data,
         data_fingerprint=source.fingerprint(),
         class_names=source.class_names,
+        classes=source.class_indices,
         image_column=config.image_column,
         pixels=source.pixels,
         mirror=config.mirror,

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -217,4 +216,4 @@ class EncodeRun:
             return self.config.num_workers
         if self.processes.device.type == "cpu":
             return 1
-        return max(1, min(_MAX_WORKERS, (os.cpu_count() or 1) // self.processes.count))
+        return min(_MAX_WORKERS, self.processes.num_cores)

@@ -159,7 +159,7 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
         UserError: If the input is wrong, or the folder holds another evaluation; nothing is written then.
         Interrupted: If a signal stopped it; nothing is written then.
     """
-    at_least_1, not_negative = ("num_images", "batch_size", "num_pictures"), ("num_workers", "num_angles")
+    at_least_1, not_negative = ("num_images", "batch_size", "num_pictures"), ("num_workers", "num_angles", "seed")
     check_ranges(config, ((AT_LEAST_1, at_least_1), (NOT_NEGATIVE, not_negative)))
     if config.weights in ("ema", "raw"):
         which: WhichWeights = "ema" if config.weights == "ema" else "raw"

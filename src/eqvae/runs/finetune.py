@@ -240,6 +240,13 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
             f"'{config.out}' holds a run that began from other weights than '{config.autoencoder}' has now",
             "Give the same autoencoder to resume it, or another --out",
         )
+    counts = {"num_data": len(source), "num_validation_data": len(validation_source)}
+    if "num_data" in (folder.saved or {}) and folder.differs(**counts):
+        raise UserError(
+            f"'{config.out}' holds a run on more or fewer images than '{config.data}' or '{config.validation_data}' "
+            "has now, and their order depends on their number",
+            "Put back what was there to resume it, or choose another --out",
+        )
     loaded: dict[str, str] = {}
     if discriminator is not None and training.adversarial.discriminator is not None:
         loaded = {"discriminator_fingerprint": discriminator.fingerprint()}
@@ -273,7 +280,7 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
         validation_source.announce("VALIDATION DATA", processes)
         announce_channels(autoencoder.image_channels)
         # Figures of a run that is made longer are not figures of this one.
-        identity |= loaded | {"base_fingerprint": base_fingerprint, "mixture": str(training.mixture())}
+        identity |= loaded | counts | {"base_fingerprint": base_fingerprint, "mixture": str(training.mixture())}
         with folder.hold(config, processes, seed=training.seed, anew=(METRICS,), **identity):
             run.loop.resume()
             if folder.saved is not None and processes.is_first:

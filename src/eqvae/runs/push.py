@@ -26,6 +26,9 @@ from eqvae.artifacts.names import (
 from eqvae.drawing.model_page import autoencoder_page, generator_page, without_local_paths
 from eqvae.errors import UserError
 
+_TRANSPORTS = frozenset(("httpx", "httpx2", "httpcore", "requests", "urllib3"))
+"""Packages that speak HTTP for `huggingface_hub`, by its version."""
+
 _LOCAL = ("/", "./", "../", "~")
 """How a NAME begins that is a folder."""
 
@@ -87,7 +90,7 @@ def push(config: PushConfig) -> str:
 
 def _check_name(name: str) -> None:
     """Refuse what is no repository's name, or could be meant for a folder."""
-    if Path(name).exists():
+    if Path(name).name and Path(name).exists() and ".." not in Path(name).parts:
         raise UserError(f"'{name}' is a folder here, and would be a repository", f"Write './{name}' for the folder")
     try:
         validate_repo_id(name)
@@ -96,7 +99,9 @@ def _check_name(name: str) -> None:
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse to replace what no push has written."""
+    """Refuse to replace what no push has written, and what a command lies in."""
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise UserError(f"'{folder}' is where you are, or above it", "Give a folder as ./NAME")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / "recipe.json").is_file():
         raise UserError(f"'{folder}' exists and holds no pushed model", "Choose another folder")
     check_writable(folder, "NAME")
@@ -126,7 +131,7 @@ def _fill(folder: Path, config: PushConfig, title: str) -> None:
         shutil.copy(sheet, folder / sheet.name)
     write = autoencoder_page if is_autoencoder else generator_page
     page = write(run, title, license_name=config.license, pictures=[sheet.name for sheet in shown])
-    (folder / "README.md").write_text(page)
+    (folder / "README.md").write_text(page, encoding="utf-8")
 
 
 def _rewrite(path: Path) -> None:
@@ -145,6 +150,9 @@ def _upload(folder: Path, config: PushConfig) -> str:
         reason = str(error).splitlines()[0]
         mend_name = "Log in with 'hf auth login', or choose another NAME"
         raise UserError(f"the hub refused '{config.name}' ({reason})", mend_name) from None
-    except (OfflineModeIsEnabled, OSError) as error:
+    except Exception as error:
+        is_transport = type(error).__module__.partition(".")[0] in _TRANSPORTS  # their errors are no OSErrors
+        if not is_transport and not isinstance(error, OfflineModeIsEnabled | OSError):
+            raise
         raise UserError(f"the hub can't be reached ({type(error).__name__})", mend) from None
     return str(where)

@@ -72,6 +72,12 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
             f"'{config.out}' holds a run on latents of another autoencoder than '{config.latents}' has now",
             "Give the same latents to resume it, or another --out",
         )
+    latents_of = {"latents_data": f"{plan.cache.index.num_images} images {plan.cache.index.data_fingerprint}"}
+    if "latents_data" in (folder.saved or {}) and folder.differs(**latents_of):
+        raise UserError(
+            f"'{config.out}' holds a run on latents of other images than '{config.latents}' has now",
+            "Give the same latents to resume it, or another --out",
+        )
     done = folder.figures_after(config.max_steps)
     if done is not None:
         return done if processes.is_first else None
@@ -94,7 +100,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     if config.shard:
         shard(transformer, processes, config.precision)
     state = first_state(transformer, plan, processes.device)
-    identity = {"latents_fingerprint": fingerprint}
+    identity = {"latents_fingerprint": fingerprint, **latents_of}
     if decoder_fingerprint != fingerprint:  # trained further than the latents' own
         identity["decoder_fingerprint"] = decoder_fingerprint
     if reference is not None:

@@ -36,14 +36,14 @@ class Journal:
             written = read_journal(folder) if keep_up_to_step > 0 else []
             kept = [record for record in written if record.get("step", 0) <= keep_up_to_step]
             text = "".join(json.dumps(record) + "\n" for record in kept)
-            write_atomically(self._path, lambda temporary: temporary.write_text(text))
+            write_atomically(self._path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
         self._ends_torn = _ends_torn(self._path)
 
     def write(self, kind: str, **record: Any) -> None:
         check_still_there(self._path)
         line = json.dumps(without_not_finite({"kind": kind, **to_plain(record)}), allow_nan=False)
-        with self._path.open("a") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             file.write(("\n" if self._ends_torn else "") + line + "\n")
         self._ends_torn = False
 

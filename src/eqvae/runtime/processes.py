@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -39,6 +40,12 @@ class Processes:
     def is_first(self) -> bool:
         """Whether this process writes what is written once."""
         return self.rank == 0
+
+    @property
+    def num_cores(self) -> int:
+        """Processor cores for each process of this machine, of those that may be used."""
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", self.count)))
 
     def own_part(self, num_items: int) -> slice:
         """Share out a list: this process's part of it, such that the parts in order are the whole."""

@@ -150,14 +150,18 @@ class RunFolder:
             )
 
 
+_DESKTOPS = frozenset((".DS_Store", "Thumbs.db", "desktop.ini"))
+"""Files that file managers leave wherever somebody looks."""
+
+
 def has_result(folder: Path) -> bool:
     """Whether a command's folder holds more than what is written before the first result."""
     return any(path.name not in _BEFORE_RESULTS and _is_something(path) for path in folder.iterdir())
 
 
 def _is_something(path: Path) -> bool:
-    """Whether a path is more than a killed process's leftovers, lock files and empty folders."""
-    if is_leftover(path) or path.name == LOCKS:
+    """Whether a path is more than a killed process's or the desktop's leftovers, lock files and empty folders."""
+    if is_leftover(path) or path.name == LOCKS or path.name in _DESKTOPS or path.name.startswith(".nfs"):
         return False
     return not path.is_dir() or path.is_symlink() or any(map(_is_something, path.iterdir()))
 
