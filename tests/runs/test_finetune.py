@@ -196,6 +196,18 @@ def test_polishing_trains_the_decoder_on_the_latents_of_the_average(configure, n
     assert all(torch.equal(tensor, exported[name]) for name, tensor in again.items())
 
 
+def test_a_polished_decoder_is_not_trained_on_as_if_it_were_not(configure, new_autoencoder):
+    config = configure(polish_steps=3)
+    interrupt(config, new_autoencoder(), 5)
+    saved = read_json(config.out / "config.json")
+    with pytest.raises(UserError, match="is at step 5, beyond --max-steps 3 and --polish-steps 0"):
+        finetune(configure(polish_steps=0), new_autoencoder())
+    assert read_json(config.out / "config.json") == saved
+    with pytest.raises(UserError, match="--max-steps 3, not 8"):
+        finetune(configure(max_steps=8, polish_steps=0), new_autoencoder())
+    assert finetune(config, new_autoencoder())["num_steps"] == 6
+
+
 def test_steps_after_the_last_checkpoint_come_again(configure, new_autoencoder, monkeypatch):
     changes = {"max_steps": 5, "checkpoint_every": 2}
     whole, killed = configure("whole", **changes), configure("killed", **changes)
@@ -321,7 +333,7 @@ def test_a_finished_run_is_made_longer(configure, new_autoencoder):
     assert read_json(longer.out / "config.json")["max_steps"] == 40
     ours, theirs = (read_tensors(config.out / CHECKPOINT)[0] for config in (longer, straight))
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
-    with pytest.raises(UserError, match="has taken 40 steps, more than --max-steps 25"):
+    with pytest.raises(UserError, match="is at step 40, beyond --max-steps 25"):
         finetune(configure("run", max_steps=25, **changes), new_autoencoder())
 
 

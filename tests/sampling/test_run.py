@@ -1,5 +1,6 @@
 """A sampling run: one archive for any batch size and number of processes, resumed from whole parts."""
 
+import copy
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -67,10 +68,12 @@ def drawer(averaging_autoencoder, tmp_path: Path, monkeypatch):
         eqvae_version="0",
     )  # fmt: skip
 
+    transformer = Transformer(config)
+
     def make(name: str = "out", die_after: int | None = None, num_steps: int = 1, **options) -> NumberDrawer:
         settings = {"num_samples": 40, "batch_size": 3} | options
         return NumberDrawer(
-            generator=Generator(card=replace(card, num_steps=num_steps), transformer=Transformer(config)),
+            generator=Generator(card=replace(card, num_steps=num_steps), transformer=transformer),
             autoencoder=averaging_autoencoder, device=torch.device("cpu"), die_after=die_after,
             config=SampleConfig(run="run", out=tmp_path / name, **settings),
         )  # fmt: skip
@@ -255,3 +258,16 @@ def test_the_sheet_is_drawn_row_by_row(tmp_path: Path):
     assert pixels.shape == (2 * 6 + 2, 3 * 6 + 2, 3)
     assert pixels[2:6, 2:20, 0][2].tolist()[:10] == [20, 20, 20, 20, 255, 255, 40, 40, 40, 40]
     assert pixels[10, 3, 0] == 80
+
+
+def test_samples_of_other_weights_are_not_mixed(drawer):
+    first = drawer(num_samples=8)
+    sample(first, ALONE)
+    other = drawer(num_samples=16)
+    weights = copy.deepcopy(other.generator.transformer)
+    with torch.no_grad():
+        next(iter(weights.parameters())).add_(1.0)
+    other = replace(other, generator=replace(other.generator, transformer=weights))
+    with pytest.raises(UserError, match="holds samples of other weights than 'run'"):
+        sample(other, ALONE)
+    assert sample(drawer(num_samples=16), ALONE)["num_samples"] == 16

@@ -8,6 +8,7 @@ import torch
 
 from eqvae.artifacts.files import read_tensors
 from eqvae.autoencoders import build_autoencoder, load_autoencoder
+from eqvae.autoencoders.padding import set_padding_mode
 from eqvae.errors import UserError
 from eqvae.losses.reconstruction import ReconstructionLoss
 from eqvae.runs.finetune import FinetuneConfig, finetune, plan
@@ -139,6 +140,18 @@ def test_codes_are_trained_with_an_encoder_alone(small_discrete_autoencoder):
     base = copy.deepcopy(small_discrete_autoencoder.state_dict())
     state, _ = take_steps(small_discrete_autoencoder, freeze_decoder=True, adversarial_weight=0.0)
     assert moved(state, base) == {"encoder", "codes"}
+
+
+def test_adapters_pad_as_what_they_adapt():
+    autoencoder = build_autoencoder("tiny-kl", seed=0)
+    set_padding_mode(autoencoder, "reflect")
+    add_adapters(autoencoder, 2, seed=0)
+    with torch.no_grad():
+        for name, parameter in autoencoder.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0.0, 0.05, generator=torch.Generator().manual_seed(1))
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    torch.testing.assert_close(merged(autoencoder).encode(x).mean, autoencoder.encode(x).mean, rtol=1e-4, atol=1e-5)
 
 
 def test_polishing_follows_an_encoder_trained_alone(small_autoencoder):

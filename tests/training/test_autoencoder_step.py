@@ -475,3 +475,46 @@ def test_the_drawn_transform_is_the_one_on_record(small_autoencoder, x):
     config = configure(transforms="rotation", equivariance_probability=1.0)
     record = step(build_state(small_autoencoder, config, CPU), x, config)
     assert record.transform in {str(Compose(Rotate(turns))) for turns in (1, 2, 3)}
+
+
+# Phases ---------------------------------------------------------------------------------------------------------------
+
+
+def test_both_networks_start_their_rates_again_where_polishing_begins(small_autoencoder):
+    config = configure(
+        max_steps=40, polish_steps=20, adversarial_weight=0.5, discriminator_warmup_steps=1, lr_warmup_steps=10,
+        lr_scheduler="cosine",
+    )  # fmt: skip
+    polishing = config.at(40)
+    assert (config.began_at(39), config.began_at(40), config.began_at(59)) == (0, 40, 40)
+    assert polishing.optimizer.lr_warmup_steps == 1  # a twentieth of it
+    rates = [learning_rate_at(step, polishing, first_step=config.began_at(step)) for step in range(40, 60)]
+    assert max(rates) == pytest.approx(config.optimizer.learning_rate, rel=0.05)
+    assert rates[-1] < 0.05 * max(rates)
+    state = build_state(small_autoencoder, config, CPU)
+    state.step = 45
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    train_step(state, x, polishing, L1, polishing.mixture(), began=config.began_at(45))
+    own, other = (each.param_groups[0]["lr"] for each in (state.optimizer, state.discriminator_optimizer))
+    assert own == other == pytest.approx(learning_rate_at(45, polishing, first_step=40))
+
+
+# Adaptive terms that have nothing to say in a step --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kl_weight", [0.0, 1e-6])
+def test_an_adaptive_term_without_a_gradient_weighs_nothing(small_autoencoder, kl_weight: float):
+    config = configure(
+        method="explicit(adaptive=true, equivariance_probability=0.0)", transforms=None, kl_weight=kl_weight
+    )
+    state = build_state(small_autoencoder, config, CPU)
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    record = train_step(state, x, config, L1, config.mixture())
+    assert record.terms["explicit_weight"] == 0.0
+    assert record.gradient_norm > 0
+
+
+def test_an_adaptive_kl_is_kept():
+    config = configure(method="eq + kl(adaptive=true):0.5", transforms=None)
+    assert str(config.mixture()).endswith("+ kl(adaptive=true):0.5")
+    assert config.mixture().is_adaptive

@@ -83,6 +83,9 @@ class GeneratorCard:
     shapes: tuple[tuple[int, ...], ...] = ()
     """Height and width, in cells, of all latents that it was trained on; empty: those of its transformer alone."""
 
+    label_dropout: float | None = None
+    """Share of the labels that were left out in training; None in older cards."""
+
     def __post_init__(self) -> None:
         """Hold shift and scale against the latents that they are of."""
         channels = 0 if self.models_tokens else self.transformer.latents.channels

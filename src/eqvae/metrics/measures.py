@@ -212,7 +212,7 @@ class PerceptualDistance(Measure):
 
     def add(self, batch: CodedBatch) -> None:
         pair = (images / 127.5 - 1.0 for images in (batch.images, batch.reconstructions))
-        self.values.append(self.distance(*pair).double().cpu())
+        self.values.append(self.distance(*pair).cpu().double())
 
     def gather(self, processes: Processes) -> None:
         self.values = [part for parts in processes.gather(self.values) for part in parts]

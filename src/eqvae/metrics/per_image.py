@@ -32,7 +32,7 @@ def equivariance_error(
 
 def token_agreement(tokens: Int64[Tensor, "n h w"], others: Int64[Tensor, "n h w"]) -> Float[Tensor, " n"]:
     """Compare tokens position by position."""
-    return (tokens == others).flatten(1).double().mean(1)
+    return (tokens == others).flatten(1).cpu().double().mean(1)
 
 
 def evaluation_transforms(interpolation: Interpolation = "bicubic", antialias: bool = False) -> dict[str, Transform]:

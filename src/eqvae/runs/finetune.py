@@ -34,6 +34,7 @@ from eqvae.runtime.signals import stop_on_signals
 from eqvae.training.adapters import add_adapters, trained_parameters
 from eqvae.training.autoencoder_config import AutoencoderTraining
 from eqvae.training.autoencoder_state import build_state
+from eqvae.training.checkpoints import saved_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,9 +223,8 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
     pixels = Pixels(channels=autoencoder.image_channels, range=config.value_range)
     source, validation_source = source.read_as(pixels), validation_source.read_as(pixels, "--validation-data")
     buckets = sort_into_buckets(source, config.sizes(autoencoder.stride), processes)
-    reconstruction_loss = ReconstructionLoss(
-        training.reconstruction.perceptual, training.reconstruction.perceptual_weight
-    )
+    compared = training.reconstruction
+    reconstruction_loss = ReconstructionLoss(compared.perceptual, compared.perceptual_weight)
     base_fingerprint = autoencoder.fingerprint()
     # The decoder alone is trained from its first polishing step on: the steps before it can't become more.
     has_polished = bool((folder.saved or {}).get("polish_steps"))
@@ -255,6 +255,13 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
             f"'{config.out}' holds a run that began from another discriminator than "
             f"'{training.adversarial.discriminator}' has now",
             "Give the same one to resume it, or another --out",
+        )
+    step = saved_step(config.out) or 0
+    if step > training.total_steps:  # told before `config.json` is written
+        raise UserError(
+            f"'{config.out}' is at step {step}, beyond --max-steps {training.max_steps} and "
+            f"--polish-steps {training.polish_steps}",
+            "Give as many or more, or another --out",
         )
     done = folder.figures_after(training.total_steps)
     if done is not None:

@@ -127,7 +127,8 @@ class FinetuneRun:
         training = self.config.training.at(self.state.step)
         x = batch.images.to(self.processes.device)
         mixture = training.mixture()
-        record = train_step(self.state, x, training, self.reconstruction_loss, mixture, self.processes)
+        began = self.config.training.began_at(self.state.step)
+        record = train_step(self.state, x, training, self.reconstruction_loss, mixture, self.processes, began)
         verdict = None
         if self.state.discriminator is not None:
             verdict = self.watchdog.look(record.discriminator, record.adaptive_weight)

@@ -13,7 +13,7 @@ import torch
 import tyro
 
 from eqvae.artifacts.channels import describe_shown
-from eqvae.artifacts.files import read_tensors, to_plain, write_json, write_tensors
+from eqvae.artifacts.files import fingerprint, read_tensors, to_plain, write_json, write_tensors
 from eqvae.artifacts.names import METRICS, SAMPLE_PARTS, SAMPLE_SET, SAMPLE_SHEET, SNAPSHOTS
 from eqvae.artifacts.sample_sets import check_header, pick_images, read_blocks, stream_sample_set
 from eqvae.autoencoders import load_autoencoder
@@ -168,12 +168,19 @@ def draw_samples(drawer: Drawer, config: SampleConfig, processes: Processes) -> 
             f"'{config.out}' holds samples of another decoder than '{drawer.autoencoder.name}' has now",
             "Choose another --out, or remove that folder",
         )
+    drawn_by = {"weights_fingerprint": _fingerprint(drawer.generator)}
+    drawn_by |= {} if drawer.weak is None else {"weak_weights_fingerprint": _fingerprint(drawer.weak)}
+    if any(name in (folder.saved or {}) and folder.differs(**{name: value}) for name, value in drawn_by.items()):
+        raise UserError(
+            f"'{config.out}' holds samples of other weights than '{config.run}' or its --weak-run has now",
+            "Choose another --out, or remove that folder",
+        )
     num_there = _count_there(config)
     if folder.figures is not None and num_there == config.num_samples:
         return folder.figures
     _check_memory(drawer, config, processes)
     # Figures of a set that is made longer are not figures of this one.
-    identity = {"generator": to_plain(card), "decoder_fingerprint": decoder_fingerprint}
+    identity = {"generator": to_plain(card), "decoder_fingerprint": decoder_fingerprint, **drawn_by}
     with folder.hold(config, processes, seed=config.seed, anew=(METRICS,), **identity), stop_on_signals() as stop:
         parts = _parts(num_there, config.num_samples)
         rate = _draw_parts(drawer, config, parts, processes, stop)
@@ -187,6 +194,10 @@ def draw_samples(drawer: Drawer, config: SampleConfig, processes: Processes) -> 
             write_json(config.out / METRICS, figures)
         processes.wait()
         return figures
+
+
+def _fingerprint(generator: Generator) -> str:
+    return fingerprint(sorted(generator.transformer.state_dict().items()))
 
 
 def _count_there(config: SampleConfig) -> int:

@@ -213,7 +213,7 @@ class Run:
             watch=self._watch,
             stop=self.stop,
             shown={"loss": "loss", "images_per_sec": "images_per_sec"},
-            mend="Start again in another --out with a lower --learning-rate, or with --max-grad-norm 1",
+            mend="Start again in another --out with a lower --learning-rate, or a lower --max-grad-norm that is not 0",
         )  # fmt: skip
 
     def train(self) -> dict[str, Any]:

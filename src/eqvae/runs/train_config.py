@@ -313,7 +313,12 @@ class Plan:
             eqvae_version=installed_version("eqvae") or "unknown",
             schedule=self.config.maskgit.schedule if self.config.maskgit else None,
             shapes=tuple((each.height, each.width) for each in index.shapes if each.num_images),
+            label_dropout=_label_dropout(self.config, self.recipe),
         )
+
+
+def _label_dropout(config: TrainConfig, recipe: Recipe) -> float:
+    return recipe.values().label_dropout if config.label_dropout is None else config.label_dropout
 
 
 def make_plan(config: TrainConfig, processes: Processes) -> Plan:
@@ -324,22 +329,17 @@ def make_plan(config: TrainConfig, processes: Processes) -> Plan:
         holds = _MODELLED[cache.index.kind]
         raise UserError(f"'{recipe}' models {_MODELLED[recipe.models]}; '{config.latents}' holds {holds}", recipe.mend)
     if config.batch_size % (processes.count * config.gradient_accumulation_steps):
-        raise UserError(
-            f"--batch-size {config.batch_size} can't be split over {processes.count} processes and "
-            f"{config.gradient_accumulation_steps} equal parts",
-            f"Choose a multiple of {processes.count * config.gradient_accumulation_steps}",
-        )
+        problem = f"--batch-size {config.batch_size} can't be split over {processes.count} processes and "
+        mend = f"Choose a multiple of {processes.count * config.gradient_accumulation_steps}"
+        raise UserError(f"{problem}{config.gradient_accumulation_steps} equal parts", mend)
     channels, height, width = cache.latent_shape
+    num_classes = cache.index.num_classes or 0
     latents = LatentSpecification(
-        channels=cache.index.codebook_size or channels,
-        height=height,
-        width=width,
-        num_classes=cache.index.num_classes or 0,
+        channels=cache.index.codebook_size or channels, height=height, width=width, num_classes=num_classes
     )
     shapes = [latents.resized(each.height, each.width) for each in cache.shapes]
     recipe.check_shapes(shapes, str(config.latents), has_teacher=config.repa is not None)
-    label_dropout = recipe.values().label_dropout if config.label_dropout is None else config.label_dropout
-    objective = recipe.objective(latents, label_dropout=label_dropout)
+    objective = recipe.objective(latents, label_dropout=_label_dropout(config, recipe))
     transformer, teacher = recipe.transformer(latents), None
     if config.repa is not None:
         teacher = teach(config.repa, cache, transformer.grid, processes)

@@ -43,6 +43,17 @@ _FOREIGN = {
 }
 """Flags that would change nothing, by how a generator draws."""
 
+_OF_SAMPLERS: dict[str, tuple[str, ...]] = {
+    "timestep_shift": ("euler", "heun"),
+    "step_spacing": ("ddpm", "ddim"),
+    "ddim_eta": ("ddim",),
+    **dict.fromkeys(("rtol", "atol"), ("dopri5",)),
+    **dict.fromkeys(("diffusion_form", "diffusion_norm", "last_step", "last_step_size"), ("sde",)),
+    "choice_temperature": ("confidence",),
+}
+_OF_GUIDANCE = ("weak_run", "guidance_low", "guidance_high", "guidance_channels")
+"""Flags that would change nothing with another sampler, or without guidance."""
+
 _MAX_NAME = 24
 
 
@@ -79,12 +90,23 @@ class Drawer:
             if getattr(self.config, name) != getattr(SamplerConfig, name):
                 flag = name.replace("_", "-")
                 raise UserError(f"--{flag} {getattr(self.config, name)} is not for '{card.recipe}'", "Leave it out")
-        if self.config.timestep_shift != 1.0 and self.sampler not in ("euler", "heun"):
-            flag = f"--timestep-shift {self.config.timestep_shift}"
-            raise UserError(f"{flag} is not for the sampler {self.sampler}", "Use --sampler euler or heun")
-        if self.config.step_spacing != "even" and self.sampler not in ("ddpm", "ddim"):
-            flag = f"--step-spacing {self.config.step_spacing}"
-            raise UserError(f"{flag} is not for the sampler {self.sampler}", "It is for DiT")
+        for name, samplers in _OF_SAMPLERS.items():
+            value = getattr(self.config, name)
+            if value != getattr(SamplerConfig, name) and self.sampler not in samplers:
+                flag = f"--{name.replace('_', '-')} {value}"
+                raise UserError(f"{flag} is not for the sampler {self.sampler}", f"It is for {' and '.join(samplers)}")
+        for name in _OF_GUIDANCE if self.config.guidance_scale == 1.0 else ():
+            if (value := getattr(self.config, name)) != getattr(SamplerConfig, name):
+                flag = f"--{name.replace('_', '-')} {value}"
+                raise UserError(
+                    f"{flag} changes nothing without guidance", "Give --guidance-scale too, or leave it out"
+                )
+        is_classifier_free = self.weak is None and card.kind.draws != "pass"
+        if self.config.guidance_scale != 1.0 and is_classifier_free and card.label_dropout == 0.0:
+            raise UserError(
+                f"'{card.recipe}' was trained with --label-dropout 0, and knows no picture without a class to guide by",
+                "Use --weak-run, or no guidance",
+            )
         if self.config.guidance_scale != 1.0 and self.num_classes == 0 and self.weak is None:
             raise UserError("an unconditional generator has nothing to guide by", "Use --weak-run, or no guidance")
         if self.weak is not None:
@@ -303,7 +325,7 @@ def sheet_indices(num_samples: int, num_classes: int) -> list[int]:
 def _latents_and_process(card: GeneratorCard) -> tuple[Any, ...]:
     """What two generators must share for one to guide the other."""
     encoder = card.encoder_fingerprint or card.autoencoder_fingerprint  # an older card knows the whole alone
-    return card.transformer.latents, card.interpolant, encoder, card.shift, card.scale
+    return card.transformer.latents, card.interpolant, card.kind.draws, encoder, card.shift, card.scale
 
 
 def _predict_nothing(z: Tensor, t: Tensor, labels: Tensor) -> Tensor:

@@ -258,7 +258,7 @@ def _norms(x: Tensor, *sizes: Tensor, rtol: float, atol: float) -> Tensor:
     largest = torch.stack([size.abs() for size in sizes]).amax(0)
     scaled = x / (atol + rtol * largest)
     norms = torch.stack([torch.linalg.vector_norm(image) for image in scaled])
-    return norms.double().cpu() / x[0].numel() ** 0.5
+    return norms.cpu().double() / x[0].numel() ** 0.5
 
 
 def _first_sizes(

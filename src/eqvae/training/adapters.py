@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eqvae.autoencoders.padding import padding_mode_of, set_padding_mode
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
 from eqvae.generators.alignment import ENDS
@@ -34,7 +35,10 @@ def add_adapters(autoencoder: Autoencoder, rank: int, *, seed: int) -> None:
     adapted = [name for name, module in autoencoder.named_modules() if _takes_adapters(module) and module is not last]
     if not adapted:
         raise UserError(f"'{autoencoder.name}' has no convolution or linear layer to adapt", "Leave out --lora-rank")
+    mode = padding_mode_of(autoencoder)
     _inject(autoencoder, adapted, rank, seed=seed)
+    if mode != "zeros":  # as peft's own convolutions pad
+        set_padding_mode(autoencoder, mode)
 
 
 def add_block_adapters(transformer: Transformer, rank: int, *, seed: int) -> None:

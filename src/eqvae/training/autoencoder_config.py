@@ -94,10 +94,10 @@ class AutoencoderTraining:
 
     lora_rank: int = 0
     """Train adapters of this rank on convolutions and linear layers instead of their weights (LoRA), merged where the
-    autoencoder is exported; 0 trains all weights. Needs `pip install 'eqvae[lora]'`."""
+    autoencoder is exported; 0 trains all weights. Averages are of the adapters. Needs `pip install 'eqvae[lora]'`."""
 
     explicit_weight: float | None = None
-    """Weight of Equation 4 where it is added; None: 0.1."""
+    """Weight of Equation 4 where `explicit` adds it, without effect elsewhere; None: 0.1."""
 
     reconstruction: Annotated[ReconstructionConfig, OmitArgPrefixes] = field(default_factory=ReconstructionConfig)
 
@@ -173,12 +173,17 @@ class AutoencoderTraining:
         """How the next step trains after so many: from `max_steps` on the decoder alone, by Equation 1."""
         return self if step < self.max_steps else self._polishing
 
+    def began_at(self, step: int) -> int:
+        """The first step of the phase that the next one belongs to."""
+        return 0 if step < self.max_steps else self.max_steps
+
     @cached_property
     def _polishing(self) -> "AutoencoderTraining":
         return change_flat(
             self, max_steps=self.total_steps, discriminator_warmup_steps=self.max_steps, freeze_encoder=True,
             freeze_decoder=False, method="eq", transforms="plain", equivariance_probability=0.0, objective="implicit",
             codebook="gradient", restart_dead_codes=0,
+            lr_warmup_steps=min(self.optimizer.lr_warmup_steps or 0, self.polish_steps // 20),
         )  # fmt: skip
 
     def mixture(self) -> Mixture:
@@ -190,7 +195,8 @@ class AutoencoderTraining:
         parts, weights = self._parts()
         found = Mixture.of(parts)
         others = [(weights.get(term.name, weight), term) for weight, term in found.terms if not isinstance(term, Kl)]
-        return replace(found, terms=((weights["kl"], Kl()), *others) if weights["kl"] > 0 else tuple(others))
+        kl = next((term for _, term in found.terms if isinstance(term, Kl)), Kl())
+        return replace(found, terms=((weights["kl"], kl), *others) if weights["kl"] > 0 else tuple(others))
 
     def _parts(self) -> tuple[tuple[Part, ...], dict[str, float]]:
         """The methods with what flags say of them, and the weights of terms that have a flag."""

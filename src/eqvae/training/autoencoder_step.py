@@ -97,8 +97,9 @@ def train_step(
     reconstruction_loss: ReconstructionLoss,
     mixture: Mixture,
     processes: Processes = ALONE,
+    began: int = 0,
 ) -> StepRecord:
-    """Take one optimizer step of Equation 7, or what the methods put in its place.
+    """Take one optimizer step of Equation 7, or what the methods put in its place; the phase began at step `began`.
 
     One reconstruction serves autoencoder and discriminator. `x` holds this process's rows of each micro-batch. All
     processes draw the same tau: scaled pictures cost less, and with a tau for each the others would wait for the one
@@ -145,7 +146,7 @@ def train_step(
             tensor.copy_(former)
         raise
     if state.discriminator_optimizer is not None:
-        _step(state.discriminator_optimizer, learning_rate_at(state.step, config, first_step=0))
+        _step(state.discriminator_optimizer, learning_rate_at(state.step, config, first_step=began))
     if state.logit_averages is not None:
         state.logit_averages.update(real=sums["real_logit"], fake=-sums["adversarial"])
     if not warming_up:
@@ -277,7 +278,9 @@ def _accumulate(
             layer = autoencoder.last_encoder_layer.weight
             weights = weigh_adaptively(adaptive, z, leaf.grad / factor, layer, processes)
             added = sum((weights[name] * value for name, (_, value) in adaptive.items()), added)
-            torch.autograd.backward([z, factor * added], [leaf.grad, torch.ones_like(added)])
+            z.backward(leaf.grad, retain_graph=added.requires_grad)
+            if added.requires_grad:
+                (factor * added).backward()
             figures |= {f"{name}_weight": weight for name, weight in weights.items()}
     if discriminator is not None:
         discriminator_loss = mean_over(comparisons, [each.discriminator_loss for each in comparisons])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -33,6 +34,15 @@ class Checkpoint:
 def has_checkpoint(folder: Path) -> bool:
     """Whether a run can be resumed."""
     return any((folder / name).exists() for name in (CHECKPOINT, CHECKPOINT_BEFORE))
+
+
+def saved_step(folder: Path) -> int | None:
+    """Step of the latest checkpoint, by its header alone; None where there is none, or it is damaged."""
+    try:
+        with safe_open(folder / CHECKPOINT, "pt") as file:
+            return int(json.loads(file.metadata()["numbers"])["step"])
+    except Exception:  # a damaged header raises almost anything; whoever reads all of it says what is wrong
+        return None
 
 
 def read_latest_checkpoint(folder: Path) -> Checkpoint | None:

@@ -124,7 +124,7 @@ def send_back(
     factor: float,
     processes: Processes,
 ) -> Tensor:
-    """Send all gradients through the decoder, once for each comparison; returns the first one's lambda_gan."""
+    """Send all gradients through the decoder, once for each comparison; returns lambda_gan of what weighs most."""
     ends: list[Tensor] = []
     upstream: list[Tensor] = []
     adaptive_weights = []
@@ -142,7 +142,7 @@ def send_back(
     if regularization.requires_grad:  # not where the encoder is deterministic
         ends, upstream = [*ends, factor * regularization], [*upstream, torch.ones_like(regularization)]
     torch.autograd.backward(ends, upstream)
-    return adaptive_weights[0]
+    return adaptive_weights[max(range(len(comparisons)), key=lambda place: comparisons[place].weight)]
 
 
 def weigh_adaptively(
@@ -161,6 +161,9 @@ def weigh_adaptively(
     wanted = processes.average(found).float().norm()
     weights = {}
     for name, (weight, value) in terms.items():
+        if not value.requires_grad:  # it has nothing to say in this step
+            weights[name] = wanted.new_zeros(())
+            continue
         (found,) = torch.autograd.grad(value, layer, retain_graph=True, allow_unused=True)
         norm = wanted.new_zeros(()) if found is None else processes.average(found).float().norm()
         weights[name] = weight * (wanted / (norm + 1e-4)).clamp(0.0, 1e8)
