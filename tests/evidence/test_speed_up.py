@@ -240,3 +240,13 @@ def test_an_interval_is_open_where_some_seeds_know_a_bound_only():
     assert late.bound == "exact"
     assert (late.interval.low, late.seed_range.low) == (None, None)
     assert late.interval.high is not None
+
+
+def test_a_bound_does_not_make_the_closed_side_surer():
+    """Two seeds at 1.18 and 1.21, a third that is known to be 1.15 or more, and mean curves that say 1.23."""
+    positions = np.array([[1.0, 2.0, 4.0]] * 3)
+    base = SeedCurves(seeds=(0, 1, 2), positions=positions, values=np.array([[9.0, 6.0, 4.0]] * 3))
+    values = np.array([[9.0, 5.5, 3.0], [9.0, 5.6, 3.2], [3.9, 3.0, 2.0]])
+    found = headline(base, SeedCurves(seeds=(0, 1, 2), positions=positions, values=values), None)
+    assert found.interval.high is None
+    assert found.interval.low < found.seed_range.low

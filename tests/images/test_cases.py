@@ -7,6 +7,7 @@ import gc
 import io
 import os
 import pickle
+import re
 import struct
 import tarfile
 import zlib
@@ -594,7 +595,7 @@ def test_splits_of_tables_and_archives(tmp_path: Path, kind: str, train: str, te
             parquet(tmp_path / f"{name}.parquet", image=cells(pictures))
     source = open_images(str(tmp_path))
     assert reds(source) == [0, 1, 2]
-    assert "1 of the split 'test'" in source.describe() or "1 of the split 'val'" in source.describe()
+    assert re.search(r"1 of the split '(test|val)\*?'", source.describe())
     assert reds(open_images(str(tmp_path), split="evaluation")) == [3, 4]
     assert len(open_images(f"{tmp_path}/**/*.{kind}")) == 5  # a glob means what it says
 
@@ -628,3 +629,17 @@ def test_loaders_leave_no_open_files(tmp_path: Path) -> None:
     read_all()
     before = read_all()
     assert max(read_all() for _ in range(3)) <= before
+
+
+def test_parts_of_one_split_are_one(tmp_path: Path) -> None:
+    for number, name in enumerate(("train-0-000000", "train-0-000001", "train-1-000000", "train2017-1")):
+        tar(tmp_path / f"{name}.tar", [(f"{number}.png", PICTURES[number])])
+    assert reds(open_images(str(tmp_path))) == [0, 1, 2, 3]
+
+
+def test_a_split_that_is_not_there_names_a_glob(tmp_path: Path) -> None:
+    for number, name in enumerate(("validation-0", "test-0")):
+        parquet(tmp_path / f"{name}.parquet", image=cells(PICTURES[number : number + 1]))
+    with pytest.raises(UserError, match=r"has no split for train. Name one of: .*/test\*, .*/validation\*"):
+        open_images(str(tmp_path))
+    assert reds(open_images(f"{tmp_path}/test*")) == [1]

@@ -1,5 +1,6 @@
 """Labels from folders, columns and archives; wrong ones are named, and only when somebody asks for them."""
 
+import hashlib
 import io
 import pickle
 import tarfile
@@ -212,6 +213,9 @@ def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_images("hf:a/b:test")
     assert (source.class_names, source.class_of(0)) == (("b",), 0)
     assert len(source.fingerprint()) == 16
+    former = hashlib.sha256(b"1\nb:test 1 0\n").hexdigest()[:16]  # as caches before 0.2.0's last day have it
+    assert source.fingerprint_like(former) == former != source.fingerprint() == source.fingerprint_like("other")
+    assert open_images("hf:a/c:test").fingerprint() != source.fingerprint()
 
 
 # ---- fingerprints

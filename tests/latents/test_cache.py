@@ -315,3 +315,11 @@ def test_shards_keep_no_descriptors(make_cache: MakeCache):
     cache.read(ALL)
     cache.labels()
     assert len(list(DESCRIPTORS.iterdir())) == before
+
+
+def test_a_folder_whose_name_is_no_text(make_cache: MakeCache):
+    cache = make_cache()
+    plain = cache.read(ALL).latents
+    moved = cache.folder.with_name("caf\udce9")
+    cache.folder.rename(moved)
+    assert torch.equal(LatentCache.open(moved).read(ALL).latents, plain)

@@ -136,7 +136,7 @@ def pretend(run: PlannedRun) -> None:
     write_json(run.folder / "config.json", flat(config) | {"command": run.command})
     figures = {"fd_efficientnet_lite0": 100 + chance, "rfd_efficientnet_lite0": 10 + chance, "latent_std": 2.5}
     if isinstance(config, FinetuneConfig):
-        figures |= {"training_processor_sec": 10 + chance}
+        figures |= {"training_device_sec": 10 + chance}
     if isinstance(config, EqualizeConfig):
         shortfall = 0.5 if "+detok" in run.name else 0.0
         figures |= {"num_steps": config.chunk_steps, "psnr_db": 20.0, "shortfall_db": shortfall}

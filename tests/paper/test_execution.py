@@ -160,6 +160,15 @@ def test_a_root_that_was_moved_holds_the_same_runs(plan: Plan, setting: Setting,
     assert not there.unfinished
 
 
+def test_what_had_only_begun_elsewhere_is_told_at_once(plan: Plan, setting: Setting, performed: list[str]):
+    execute(plan, setting.root, ALONE)
+    run = next(run for run in plan.runs if run.command == "train")
+    (run.folder / "metrics.json").rename(run.folder / "checkpoint.safetensors")
+    setting.root.rename(moved := setting.root.with_name("moved"))
+    with pytest.raises(UserError, match="holds a run with --latents"):
+        Plan.of(table5(replace(setting, root=moved)).runs).check_saved()
+
+
 def test_a_base_that_was_changed_is_refused(setting: Setting, performed: list[str], tmp_path: Path):
     def planned(seed: int) -> Plan:
         base = setting.autoencoders["SD-VAE"]

@@ -160,7 +160,7 @@ def test_six_steps_are_three_an_interruption_and_three(configure, new_autoencode
     assert train_records(halves.out) == train_records(whole.out)
     assert len(train_records(whole.out)) == 6
     times = (
-        "training_sec", "training_processor_sec", "training_images_per_sec", "images_per_sec", "before_images_per_sec"
+        "training_sec", "training_device_sec", "training_images_per_sec", "images_per_sec", "before_images_per_sec"
     )  # fmt: skip
     assert {key: value for key, value in figures.items() if key not in times} == {
         key: value for key, value in expected.items() if key not in times

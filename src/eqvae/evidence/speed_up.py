@@ -150,7 +150,7 @@ class SpeedUp:
     """95%, of paired seeds by Student's t, of others by bootstrap; None where an arm has only one."""
 
     seed_range: Interval | None
-    """Smallest and largest ratio of single seeds; None unless both arms have the same seeds, two or more."""
+    """Smallest and largest ratio of single seeds; None unless all of them are paired, and are two or more."""
 
 
 def reach(curves: MeanCurves, levels: Float64[ndarray, "b l"]) -> Crossings:
@@ -243,12 +243,17 @@ def _speed_ups(
 
 
 def _interval_of_pairs(ratios: Ratios, single: Ratios, pairs: Cells, level: int) -> Interval | None:
-    """Take the spread of paired seeds' logarithms; open where a seed knows a bound only."""
+    """Take the spread of paired seeds' logarithms; open where a seed knows a bound only, and no 95% on its other side.
+
+    Such a seed's logarithm spreads too little, so that the wider one of the two centres counts.
+    """
     logarithms = np.log(single.value[:, level]).reshape(pairs.arm.shape)
     spread = nested_difference(np.zeros_like(logarithms), logarithms, is_shared=pairs.is_shared).interval
     if spread is None or spread.low is None or spread.high is None:
         return None
-    factor, ratio = float(np.exp((spread.high - spread.low) / 2.0)), float(ratios.value[0, level])
-    is_open = [bool((each.low[:, level] == 0.0).any()) for each in (ratios, single)]
-    is_endless = [bool(np.isinf(each.high[:, level]).any()) for each in (ratios, single)]
-    return Interval(low=None if any(is_open) else ratio / factor, high=None if any(is_endless) else ratio * factor)
+    factor, centres = float(np.exp((spread.high - spread.low) / 2.0)), [float(ratios.value[0, level])]
+    is_open = any((each.low[:, level] == 0.0).any() for each in (ratios, single))
+    is_endless = any(np.isinf(each.high[:, level]).any() for each in (ratios, single))
+    if is_open or is_endless:
+        centres.append(float(np.exp(logarithms.mean())))
+    return Interval(low=None if is_open else min(centres) / factor, high=None if is_endless else max(centres) * factor)

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from eqvae.errors import UserError, printable
 from eqvae.images.arrays import ARRAY_SUFFIXES
 from eqvae.images.decoding import IMAGE_SUFFIXES, is_image
-from eqvae.images.folders import Files, below_all, list_files, relative, root_of, sort_by_folders
+from eqvae.images.folders import Files, below_all, list_files, relative, root_of, sort_by_folders, split_of
 from eqvae.images.labels import NO_LABELS
 from eqvae.images.sources import Aside, ImageSource, Split
 
@@ -135,7 +135,9 @@ def _of_split(data: str, files: list[str], split: Split, left_out: Counter[str])
         return files
     paths = [relative(Path(file), root_of(data)) for file in files]
     names = below_all([(*path.parent.parts, _NUMBER_OF_PART.sub("", path.stem)) for path in paths])
-    found = sort_by_folders(data, names, split, is_labelled=False)
+    # Of files the split's word alone counts: `train-0` and `train-1` are parts of one.
+    words = [(f"{split_of(name[0])}*",) if len(name) == 1 and split_of(name[0]) else name for name in names]
+    found = sort_by_folders(data, words, split, is_labelled=False)
     left_out.update(found.left_out)
     return [files[index] for index in found.kept]
 

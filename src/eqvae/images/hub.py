@@ -39,9 +39,12 @@ class HubRows:
         return f"{self.name}[{index}]"
 
     def identities(self) -> Iterator[str]:
-        yield f"{self.name} {len(self.table)}"
-        files = self.table.info.download_checksums or {}  # their addresses hold a revision, also of a new README
-        yield from sorted(f"{PurePosixPath(file).name} {found.get('num_bytes')}" for file, found in files.items())
+        sizes = sorted((name, split.num_bytes) for name, split in (self.table.info.splits or {}).items())
+        yield f"{self.name} {len(self.table)} {sizes}"
+
+    def former_identities(self) -> Iterator[str]:
+        """What older caches knew the data by."""
+        yield f"{Path(self.name).name} {len(self.table)} 0"
 
 
 def hub_columns(table: datasets.Dataset) -> Columns:

@@ -150,8 +150,16 @@ class ImageSource:
 
     def fingerprint(self) -> str:
         """Digest names and sizes, wherever the data lie: 16 hexadecimal digits. No image is read."""
+        return self._digest(self._rows.identities())
+
+    def fingerprint_like(self, known: str | None) -> str:
+        """Digest as `known` was made, where an older version digested otherwise and meant the same data."""
+        former = getattr(self._rows, "former_identities", None)
+        return known if known and former is not None and self._digest(former()) == known else self.fingerprint()
+
+    def _digest(self, identities: Iterator[str]) -> str:
         digest = hashlib.sha256(f"{len(self)}\n".encode())
-        for identity in self._rows.identities():
+        for identity in identities:
             digest.update(f"{identity}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
 

@@ -81,9 +81,7 @@ class Shard:
         if count == 0:
             return np.empty(place.shape, dtype)
         if self._bytes is None:
-            # NumPy's mapping would keep a descriptor, and ImageNet has more shards than a process may have of these.
-            mapped = torch.from_file(str(self.path.resolve(strict=True)), size=self.num_bytes, dtype=torch.uint8)
-            self._bytes = mapped.numpy()
+            self._bytes = _map(self.path, self.num_bytes)
         stored = self._bytes[place.start : place.start + count * dtype.itemsize]
         return np.asarray(stored.view(dtype).reshape(place.shape))
 
@@ -91,6 +89,14 @@ class Shard:
         """Read the whole file and digest what it holds."""
         described = {name: (place.dtype, place.shape) for name, place in self.places.items()}
         return _digest(described, {name: self.array(name) for name in self.places}, self.note)
+
+
+def _map(path: Path, num_bytes: int) -> np.ndarray:
+    """Map a file; NumPy's mapping keeps a descriptor, and ImageNet has more shards than a process may have of these."""
+    try:
+        return torch.from_file(str(path.resolve(strict=True)), size=num_bytes, dtype=torch.uint8).numpy()
+    except (RuntimeError, UnicodeError):  # a name that is no text; NumPy says what else is wrong
+        return np.memmap(path, mode="r", dtype=np.uint8)
 
 
 def to_tensor(array: Shaped[np.ndarray, "..."], dtype: str) -> Shaped[Tensor, "..."]:

@@ -70,7 +70,7 @@ def teach(config: RepaConfig, cache: LatentCache, grid: tuple[int, int], process
     data = config.data or cache.index.data
     source = open_images(data, image_column=cache.index.image_column).read_as(cache.index.pixels)
     source.announce("DATA", processes)
-    if source.fingerprint() != cache.index.data_fingerprint:
+    if source.fingerprint_like(cache.index.data_fingerprint) != cache.index.data_fingerprint:
         raise UserError(
             f"'{data}' holds other images than those that '{cache.folder}' encodes",
             "Name the encoded images with --data",

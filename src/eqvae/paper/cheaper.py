@@ -31,8 +31,6 @@ from eqvae.paper.figures import FigureItem
 from eqvae.paper.pictures import draw_trades, write_chart
 from eqvae.paper.plan import PlannedAutoencoder
 from eqvae.paper.setting import Setting
-from eqvae.runtime.device import choose_device
-from eqvae.runtime.run_folder import flat
 
 COST = "cost"
 """`cost.md`, `cost.json` and a folder of the curve."""
@@ -40,24 +38,21 @@ COST = "cost"
 _WHOLE = "all weights"
 """What the others are set beside."""
 
-_SEC = "sec"
+_TIME = Column(key="sec", paper="", here="time of fine-tuning, s", digits=0)
 _PERCEPTUAL = Column(key="perceptual", paper="", here="perceptual_efficientnet_lite0", digits=3)
 _DRAWN = ("rotation", "scale", "psnr", "gfid")
 
 
 def cost(setting: Setting) -> FigureItem:
     """Errors, reconstruction and a small generator's distance against the time of fine-tuning."""
-    is_cpu = choose_device(flat(setting.finetuning)["device"]).type == "cpu"
-    time = Column(key=_SEC, paper="", here="processor time, s" if is_cpu else "training time, s", digits=0)
-    time_key = "training_processor_sec" if is_cpu else "training_sec"
     named = columns(setting.reference.features, kept_keys(setting, ("rotation", "scale", "psnr", "rfid", "gfid")))
-    measured = (time, *(replace(column, paper="") for column in named if column.key != "gfid_fixed"), _PERCEPTUAL)
+    measured = (_TIME, *(replace(column, paper="") for column in named if column.key != "gfid_fixed"), _PERCEPTUAL)
     rows = tuple(
         Row(
             label=label,
             here=autoencoder.name,
             expected={},
-            cells={key: cell for key, cell in _cells(setting, autoencoder, time_key).items() if key in _keys(measured)},
+            cells={key: cell for key, cell in _cells(setting, autoencoder).items() if key in _keys(measured)},
             against="" if label == _WHOLE else _WHOLE,
         )
         for label, autoencoder in _variants(setting).items()
@@ -67,13 +62,13 @@ def cost(setting: Setting) -> FigureItem:
         columns=measured, rows=rows,
         notes=(
             protocol(setting, "dit"),
-            f"{time.here.split()[0].capitalize()} time: {'all threads of ' if is_cpu else ''}the training steps of a "
-            "fine-tuning, without validations and without processes that read images.",
+            "Time of fine-tuning: the training steps, without validations and without processes that read images; on a "
+            "processor that of all its threads, on a GPU the clock's.",
         ),
     )  # fmt: skip
 
     def draw(folder: Path) -> list[Path]:
-        return write_chart(draw_trades(_points(table), time.here), folder / "curve")
+        return write_chart(draw_trades(_points(table), _TIME.here), folder / "curve")
 
     return FigureItem(item=COST, title=table.title, scale=setting.name, runs=table.runs, draw=draw, table=table)
 
@@ -115,13 +110,13 @@ def _smaller_side(setting: Setting, stride: int) -> int:
     return whole_px
 
 
-def _cells(setting: Setting, autoencoder: PlannedAutoencoder, time_key: str) -> dict[str, Cell]:
+def _cells(setting: Setting, autoencoder: PlannedAutoencoder) -> dict[str, Cell]:
     arm = Arm(setting=setting, family="dit", size="b", autoencoder=autoencoder)
     cells = {**evaluation_cells(setting, autoencoder), **gfid_cells(arm)}
     cells[_PERCEPTUAL.key] = autoencoder_cell(setting, autoencoder, _PERCEPTUAL.here)
     tuned = tuple(run for each in autoencoder.all_seeds for run in each.needs)
     if tuned:
-        cells[_SEC] = Cell(runs=tuned, key=time_key, num_autoencoders=len(tuned))
+        cells[_TIME.key] = Cell(runs=tuned, key="training_device_sec", num_autoencoders=len(tuned))
     return cells
 
 
@@ -134,7 +129,7 @@ def _points(table: TableItem) -> Mapping[str, Mapping[str, tuple[float, float]]]
     points: dict[str, dict[str, tuple[float, float]]] = {}
     for column in (column for column in table.columns if column.key in _DRAWN):
         for row in table.rows:
-            seconds = row.cells[_SEC].values() if _SEC in row.cells else [0.0]
+            seconds = row.cells[_TIME.key].values() if _TIME.key in row.cells else [0.0]
             if seconds and (values := row.cells[column.key].values()):
                 title = f"{column.here} {column.arrow}"
                 points.setdefault(title, {})[row.label] = (float(np.mean(seconds)), float(np.mean(values)))

@@ -21,6 +21,7 @@ from eqvae.autoencoders import load_autoencoder
 from eqvae.errors import Interrupted, UserError
 from eqvae.images import open_images
 from eqvae.images.image_sets import open_reference
+from eqvae.images.sources import Split
 from eqvae.losses.discriminator_files import begin_discriminator
 from eqvae.paper.costs import on_meta
 from eqvae.paper.equalize import equalize
@@ -112,7 +113,7 @@ def _check_cluster(config: Any) -> None:
 def check_inputs(plan: Plan, command: str = "reproduce") -> None:
     """Open what the runs that are left will read, so that what is wrong is told before anything is written."""
     made = {str(run.folder) for run in plan.runs}
-    checks: dict[tuple[str, str], Callable[[], object]] = {}
+    checks: dict[tuple[str, str, Split], Callable[[], object]] = {}
     for run in plan.unfinished:
         config: Any = run.config
         data: dict[str, str] = {}
@@ -124,11 +125,13 @@ def check_inputs(plan: Plan, command: str = "reproduce") -> None:
             data = {"--data": config.data}
         elif run.command == "reference":
             open_it = partial(open_reference, config.reference, image_size_px=config.image_size)
-            checks["--reference-data", config.reference] = open_it
+            checks["--reference-data", config.reference, "evaluation"] = open_it
         if data and config.autoencoder not in made:
-            checks["--autoencoder", config.autoencoder] = partial(load_autoencoder, config.autoencoder)
-        checks |= {(flag, value): partial(open_images, value) for flag, value in data.items()}
-    for flag, value in checks:
+            checks["--autoencoder", config.autoencoder, "train"] = partial(load_autoencoder, config.autoencoder)
+        for flag, value in data.items():
+            split: Split = "evaluation" if run.command == "evaluate" or flag == "--validation-data" else "train"
+            checks[flag, value, split] = partial(open_images, value, split=split)
+    for flag, value, _ in checks:
         if value == GIVEN_LATER:
             raise UserError(f"this scale needs {flag}", f"See 'eqvae {command} --help'")
     for check in checks.values():

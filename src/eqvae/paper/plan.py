@@ -170,8 +170,9 @@ class PlannedRun:
         free = _CHANGES_NO_FIGURE | (set() if self.is_ready else later)
         for name, now in flat(self.resolved() if self.is_ready else self.config).items():
             former = saved.get(name)
-            if former_root and isinstance(former, str) and former.startswith(former_root):
-                former = root + former.removeprefix(former_root)  # the root may have been moved, or named otherwise
+            is_below = self.is_finished and bool(former_root) and str(former).startswith(former_root)
+            if is_below:  # the root may have been moved, or named otherwise; runs that are left would not go on there
+                former = root + str(former).removeprefix(former_root)
             # None leaves the value to the command, which has written down what it chose.
             if now is not None and name not in free and name in saved and now != former:
                 raise UserError(

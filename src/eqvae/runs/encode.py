@@ -176,7 +176,7 @@ def encode(config: EncodeConfig, autoencoder: Autoencoder | None = None) -> dict
     processes = join_processes(device)
     num_images = _count_images(config, source)
     buckets = sort_into_buckets(source, config.sizes(autoencoder.stride), processes, num_images=num_images)
-    recipe = plan(config, autoencoder, source, buckets)
+    recipe = plan(config, autoencoder, source, buckets, (folder.saved or {}).get("data_fingerprint"))
     identity = {"fingerprint": recipe.fingerprint, "data_fingerprint": recipe.data_fingerprint}
     _check_same_cache(folder, config, identity)
     anew = (CACHE_INDEX, METRICS) if _is_longer(folder, config) else ()
@@ -207,8 +207,10 @@ def _count_images(config: EncodeConfig, source: ImageSource) -> int:
     return num_images
 
 
-def plan(config: EncodeConfig, autoencoder: Autoencoder, source: ImageSource, buckets: Buckets) -> Recipe:
-    """Determine the cache that a configuration stands for."""
+def plan(
+    config: EncodeConfig, autoencoder: Autoencoder, source: ImageSource, buckets: Buckets, known: str | None = None
+) -> Recipe:
+    """Determine the cache that a configuration stands for; `known` is the fingerprint of its data, if it has begun."""
     return Recipe(
         coding=coding_of(autoencoder, config.dtype),
         visited_by_size=tuple(split_by_size(buckets)),
@@ -218,7 +220,7 @@ def plan(config: EncodeConfig, autoencoder: Autoencoder, source: ImageSource, bu
         fingerprint=autoencoder.fingerprint(),
         encoder_fingerprint=autoencoder.encoder_fingerprint(),
         data=config.data,
-        data_fingerprint=source.fingerprint(),
+        data_fingerprint=source.fingerprint_like(known),
         class_names=source.class_names,
         classes=source.class_indices,
         image_column=config.image_column,

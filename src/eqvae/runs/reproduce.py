@@ -85,7 +85,7 @@ class ReproduceConfig(PlanConfig):
     items: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ITEM ...")]
     """`table1` ... `table12`, `figure1` ... `figure8`, or `all` of these. `headline`: all generators' speed-ups against
     the same fine-tuning without tau. `causes`: how much of the gain is scale, spectrum, equivariance. `cost`: errors,
-    reconstruction and generators against the processor time of fine-tuning."""
+    reconstruction and generators against the time of fine-tuning."""
 
     out: Path
     """Root of the runs, which later commands share; each ITEM becomes ITEM.md and ITEM.json in it."""
@@ -125,13 +125,14 @@ def describe(config: PlanConfig, setting: Setting, items: Mapping[str, Sequence[
         raise UserError(f"--device-name '{config.device_name}' is not known", nearest_name(config.device_name, DEVICES))
     plan = Plan.of(run for runs in items.values() for run in runs)
     plan.check_saved()
-    for data in (config.data, config.finetune_data, config.validation_data):
-        if data is not None:
-            found = len(open_images(data))
-            if setting.encoding.data == data and setting.encoding.num_images is None:
-                setting = replace(setting, num_images=found)
-            if setting.evaluation.data == data and setting.evaluation.num_images is None:
-                setting = replace(setting, num_validation_images=found)
+    given = {config.data, config.finetune_data, config.validation_data, config.reference_data} - {None}
+    if setting.finetuning.data in given:
+        open_images(setting.finetuning.data)
+    if setting.encoding.data in given:
+        setting = replace(setting, num_images=len(open_images(setting.encoding.data)))
+    if setting.evaluation.data in given:
+        found = len(open_images(setting.evaluation.data, split="evaluation"))
+        setting = replace(setting, num_validation_images=found)
     if config.reference_data is not None:
         open_reference(config.reference_data, image_size_px=setting.reference.image_size)
     return describe_plan(plan, items, setting, config.device_name)

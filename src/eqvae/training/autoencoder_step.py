@@ -278,9 +278,9 @@ def _accumulate(
             layer = autoencoder.last_encoder_layer.weight
             weights = weigh_adaptively(adaptive, z, leaf.grad / factor, layer, processes)
             added = sum((weights[name] * value for name, (_, value) in adaptive.items()), added)
-            z.backward(leaf.grad, retain_graph=added.requires_grad)
-            if added.requires_grad:
-                (factor * added).backward()
+            count = 1 + added.requires_grad  # not where no term has a gradient in this step
+            ends, gradients = [z, factor * added][:count], [leaf.grad, torch.ones_like(added)][:count]
+            torch.autograd.backward(ends, gradients)
             figures |= {f"{name}_weight": weight for name, weight in weights.items()}
     if discriminator is not None:
         discriminator_loss = mean_over(comparisons, [each.discriminator_loss for each in comparisons])
