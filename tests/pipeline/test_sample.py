@@ -57,7 +57,7 @@ def test_autoguidance_by_another_run(draw, configure):
     sit = configure("sit", max_steps=1, recipe="sit-ti-4")
     train(sit)
     with pytest.raises(UserError, match="--weak-run is a 'sit-ti-4'"):
-        draw("refused", weak_run=sit.out)
+        draw("refused", weak_run=sit.out, guidance_scale=2.0)
 
 
 def test_a_run_that_is_not_finished(configure, monkeypatch, tmp_path):

@@ -98,7 +98,9 @@ def test_where_it_began_stands_in_config_and_card(configure, small_autoencoder, 
     assert exported["fingerprint"] != began.fingerprint()
     card = read_json(first / "autoencoder" / "eqvae.json")
     assert card["recipe"] == {
-        key: value for key, value in config.items() if key not in ("command", "base_fingerprint")
+        key: value
+        for key, value in config.items()
+        if key not in ("command", "base_fingerprint", "num_data", "num_validation_data")
     }  # fmt: skip
     second = configure("second", discriminator=str(first), max_steps=2)
     interrupt(second, new(), 1)
