@@ -185,7 +185,7 @@ class TransformSampler:
         if not 0.0 < self.min_scale < 1.0:
             raise ValueError(f"min_scale is {self.min_scale}, but a scale lies strictly between 0 and 1")
 
-    @torch.compiler.disable
+    @torch._disable_dynamo  # torch.compiler.disable would import the compiler, a second of every start
     def draw(self, latent_size: tuple[int, int], generator: torch.Generator | None = None) -> Draw:
         """Draw the branch and the transformation of one step (Equations 6 and 7).
 
