@@ -7,10 +7,13 @@ import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from eqvae.cli import parse, run
+from eqvae.evidence.speed_up import SeedCurves, headline
 from eqvae.paper.headline import readme_rows
 from eqvae.runs.adapt import AdaptConfig
 from eqvae.runs.compare import CompareConfig
@@ -155,15 +158,23 @@ def test_the_headline_is_measured():
 
 @pytest.mark.skipif(HEADLINE.exists(), reason="the headline is the small scale's")
 def test_the_speed_ups_are_measured():
-    (comparison,) = results("tiny/sit/comparison.json")["comparisons"]
-    found, interval = comparison["in_images"]["ratio"], comparison["in_images"]["interval"]
-    assert (
-        f"SiT | the base's quality after **{found:.2f} times** ({interval['low']:.2f} to {interval['high']:.2f})"
-        in README
-    )
+    curves = [
+        SeedCurves(
+            seeds=tuple(arm["seeds"]),
+            positions=np.array([run["num_images"] for run in arm["runs"]], dtype=np.float64),
+            values=np.array([run["values"] for run in arm["runs"]]),
+        )
+        for arm in results("tiny/sit/comparison.json")["arms"]
+    ]
+    found = headline(*curves, None)
+    shown = f"**{found.ratio:.2f} times** ({found.interval.low:.2f} to {found.interval.high:.2f})"
+    assert f"SiT | the base's quality after {shown}" in README
     repa = (ROOT / "docs" / "results" / "tiny" / "figure1" / "repa-sit" / "comparison.md").read_text()
-    found, low, high = re.search(r"([\d.]+) times as fast in images \(95%: ([\d.]+) to ([\d.]+)", repa).groups()
-    assert f"SiT + REPA | after **{found} times** ({low} to {high}) fewer images" in README
+    pattern = r"([\d.]+) times as fast in images \(95%: [^;]*; seeds: ([\d.]+) to ([\d.]+)"
+    ratio, low, high = map(float, re.search(pattern, repa).groups())
+    spread = stats.ttest_1samp(np.log([low, high, high]), 0.0).confidence_interval(0.95)  # the widest of three seeds
+    factor = np.exp((spread.high - spread.low) / 2)
+    assert f"SiT + REPA | after **{ratio} times** ({ratio / factor:.2f} to {ratio * factor:.2f}) fewer images" in README
 
 
 @pytest.mark.skipif(HEADLINE.exists(), reason="the headline is the small scale's")
@@ -171,6 +182,19 @@ def test_the_speed_ups_are_measured():
 def test_the_distances_are_measured(generator, base):
     rows = {row["here"]: row["figures"]["gfid"]["here"] for row in results("tiny/table1.json")["rows"]}
     assert f"| {generator} | distance {rows[base]:.1f} -> {rows[f'{base}+eq']:.1f}" in README
+
+
+@pytest.mark.parametrize(
+    "names", [("elastic", "se", "plain + vf"), ("eq", "dsm"), ("detok",)], ids=["ahead", "behind", "ruined"]
+)
+def test_the_ranking_is_measured(names):
+    ranked = {row["autoencoder"]: row for row in results("methods/ranking.json")["ranking"]}
+    rows = [line.split("|") for line in README.splitlines() if line.startswith(f"| `{names[0]}`")]
+    (cells,) = (row for row in rows if len(row) == 8)
+    keys = ("equivariance_error_rotation", "equivariance_error_scale", "rfd_efficientnet_lite0")
+    assert cells[2].strip() == ", ".join(f"{ranked[name]['distance']:.1f}" for name in names)
+    for cell, key, digits in zip(cells[4:], keys, (2, 2, 1), strict=False):
+        assert cell.strip() == ", ".join(f"{ranked[name]['predictors'][key]:.{digits}f}" for name in names)
 
 
 @pytest.mark.parametrize("after", ["eq-decoder", "eq"])
