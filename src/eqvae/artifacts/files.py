@@ -141,13 +141,17 @@ def to_plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text atomically, in UTF-8 wherever it is."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write readable JSON atomically; a number that is not finite is no figure."""
     plain = to_plain(value)
     if (where := find_not_finite(plain)) is not None:
         raise UserError(f"'{path.name}' would hold '{where}', which is not finite", "Has the model diverged?")
-    text = json.dumps(plain, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, json.dumps(plain, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from eqvae.artifacts.files import check_writable, to_plain, write_atomically
+from eqvae.artifacts.files import check_writable, to_plain, write_text
 from eqvae.drawing import comparison
 from eqvae.drawing.charts import autoencoder_colors, to_css
 from eqvae.drawing.comparison_charts import draw_curves
@@ -101,7 +101,7 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
         raise UserError(f"'{out}' is a folder", "Name the HTML file to write")
     check_writable(out.parent, "--out")
     page = render_report(read_folders(folders))
-    write_atomically(out, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    write_text(out, page)
 
 
 @functools.cache

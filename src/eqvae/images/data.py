@@ -133,7 +133,8 @@ def _of_split(data: str, files: list[str], split: Split, left_out: Counter[str])
     """Keep the tables or archives of one split, where their folders or names say which is which."""
     if not Path(data).expanduser().is_dir():  # a glob or a file says which ones are meant
         return files
-    paths = [relative(Path(file), root_of(data)) for file in files]
+    root = root_of(data)
+    paths = [relative(Path(file), root) for file in files]
     names = below_all([(*path.parent.parts, _NUMBER_OF_PART.sub("", path.stem)) for path in paths])
     # Of files the split's word alone counts: `train-0` and `train-1` are parts of one.
     words = [(f"{split_of(name[0])}*",) if len(name) == 1 and split_of(name[0]) else name for name in names]

@@ -96,11 +96,11 @@ class Batch:
         """One of some options for the whole step, all as probable."""
         return options[int(self.rand() * len(options))]
 
-    def rand_each(self, *shape: int) -> Float[Tensor, "n *shape"]:
+    def rand_each(self, *shape: int) -> Float[Tensor, "n ..."]:
         """Uniform numbers in [0, 1) for each image."""
         return self._own(torch.rand((self.num_images, *shape), generator=self.generator))
 
-    def randn_each(self, *shape: int) -> Float[Tensor, "n *shape"]:
+    def randn_each(self, *shape: int) -> Float[Tensor, "n ..."]:
         """Standard normal numbers for each image."""
         return self._own(torch.randn((self.num_images, *shape), generator=self.generator))
 

@@ -113,7 +113,7 @@ def _check_cluster(config: Any) -> None:
 def check_inputs(plan: Plan, command: str = "reproduce") -> None:
     """Open what the runs that are left will read, so that what is wrong is told before anything is written."""
     made = {str(run.folder) for run in plan.runs}
-    checks: dict[tuple[str, str, Split], Callable[[], object]] = {}
+    checks: dict[tuple[str, str], Callable[[], object]] = {}
     for run in plan.unfinished:
         config: Any = run.config
         data: dict[str, str] = {}
@@ -122,16 +122,16 @@ def check_inputs(plan: Plan, command: str = "reproduce") -> None:
         if run.command in ("finetune", "equalize"):
             data = {"--finetune-data": config.data, "--validation-data": config.validation_data}
         elif run.command in ("evaluate", "encode"):
-            data = {"--data": config.data}
+            data = {"--validation-data" if run.command == "evaluate" else "--data": config.data}
         elif run.command == "reference":
             open_it = partial(open_reference, config.reference, image_size_px=config.image_size)
-            checks["--reference-data", config.reference, "evaluation"] = open_it
+            checks["--reference-data", config.reference] = open_it
         if data and config.autoencoder not in made:
-            checks["--autoencoder", config.autoencoder, "train"] = partial(load_autoencoder, config.autoencoder)
+            checks["--autoencoder", config.autoencoder] = partial(load_autoencoder, config.autoencoder)
         for flag, value in data.items():
-            split: Split = "evaluation" if run.command == "evaluate" or flag == "--validation-data" else "train"
-            checks[flag, value, split] = partial(open_images, value, split=split)
-    for flag, value, _ in checks:
+            split: Split = "evaluation" if flag == "--validation-data" else "train"
+            checks[flag, value] = partial(open_images, value, split=split)
+    for flag, value in checks:
         if value == GIVEN_LATER:
             raise UserError(f"this scale needs {flag}", f"See 'eqvae {command} --help'")
     for check in checks.values():

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from eqvae.artifacts.files import to_plain, write_atomically, write_json
+from eqvae.artifacts.files import to_plain, write_json, write_text
 from eqvae.drawing.tables import MISSING, markdown_table, with_minus_sign
 from eqvae.evidence.arms import Arm as MeasuredArm
 from eqvae.evidence.arms import draw_seeds, final_difference
@@ -96,8 +96,7 @@ class HeadlineItem:
         """Write the record and the page."""
         files, figures = [root / f"{HEADLINE}.{suffix}" for suffix in ("json", "md")], self.figures()
         write_json(files[0], figures | {"scale": self.scale})
-        text = "\n".join(_page(figures, self.scale)) + "\n"
-        write_atomically(files[1], lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text(files[1], "\n".join(_page(figures, self.scale)) + "\n")
         return files
 
 

@@ -163,18 +163,13 @@ class PlannedRun:
         saved = read_json(self.folder / CONFIG)
         if saved.get("command") != self.command:
             raise UserError(f"'{self.folder}' holds no 'eqvae {self.command}' run", "Choose another --out")
-        former_root = str(saved.get("out", "")).removesuffix(self.name)
-        root = str(self.folder).removesuffix(self.name)
+        former = self._as_if_here(saved) if self.is_finished else saved  # what is left would not go on here
         later = {"normalization"} if self.scaled_as is not None or self.deviation_of is not None else set()
         later |= {"method"} if self.spectrum_of is not None else set()
         free = _CHANGES_NO_FIGURE | (set() if self.is_ready else later)
         for name, now in flat(self.resolved() if self.is_ready else self.config).items():
-            former = saved.get(name)
-            is_below = self.is_finished and bool(former_root) and str(former).startswith(former_root)
-            if is_below:  # the root may have been moved, or named otherwise; runs that are left would not go on there
-                former = root + str(former).removeprefix(former_root)
             # None leaves the value to the command, which has written down what it chose.
-            if now is not None and name not in free and name in saved and now != former:
+            if now is not None and name not in free and name in saved and now != former[name]:
                 raise UserError(
                     f"'{self.folder}' holds a run with --{name.replace('_', '-')} {saved[name]}, and now it is {now}",
                     "Choose another --out, or remove that folder to have it made again",
@@ -185,6 +180,15 @@ class PlannedRun:
                     f"'{self.folder}' holds a run that was made with {what} as it was then, and it has changed since",
                     "Put back what it was, or choose another --out",
                 )
+
+    def _as_if_here(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """Name the plan's folders as they are named now: its root may have been moved, or be spelt otherwise."""
+        before, now = (str(out).removesuffix(self.name) for out in (saved.get("out", ""), self.folder))
+        return {
+            name: now + value.removeprefix(before) if before and isinstance(value, str) and value.startswith(before)
+            else value
+            for name, value in saved.items()
+        }  # fmt: skip
 
     def _origins(self) -> dict[str, tuple[str, object]]:
         """What a run depends on beside its flags, by the keys of `config.json`: in words, and its digest now."""

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from eqvae.artifacts.files import write_json
+from eqvae.artifacts.files import write_json, write_text
 from eqvae.drawing.tables import MISSING, markdown_table
 from eqvae.evidence.intervals import Difference
 from eqvae.paper.cells import Cell
 from eqvae.paper.plan import PlannedRun
-from eqvae.paper.results import write_text
 
 RANKING = "ranking"
 """`ranking.md` and `ranking.json`."""
@@ -108,7 +107,7 @@ def write_ranking(contestants: Sequence[Contestant], root: Path, *, metric: str,
         record["equal_reconstruction"] = order(equal)
         lines += _equal_lines(record["equal_reconstruction"], metric)
     write_json(root / f"{RANKING}.json", record)
-    write_text(root / f"{RANKING}.md", lines)
+    write_text(root / f"{RANKING}.md", "\n".join(lines) + "\n")
 
 
 def order(contestants: Sequence[Contestant]) -> list[Ranked]:

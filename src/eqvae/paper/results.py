@@ -2,13 +2,13 @@
 
 import itertools
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eqvae.artifacts.files import write_atomically, write_json
+from eqvae.artifacts.files import write_json, write_text
 from eqvae.artifacts.names import ENVIRONMENT
 from eqvae.drawing.tables import MISSING, markdown_table, with_minus_sign
 from eqvae.evidence.curves import read_if_there
@@ -36,7 +36,7 @@ def write_item(item: TableItem | FigureItem | HeadlineItem, root: Path) -> list[
         written.append(root / f"{item.item}.json")
         write_json(written[-1], _record(table, plan, root))
         lines += _body(table)
-    write_text(written[0], lines)
+    write_text(written[0], "\n".join(lines) + "\n")
     return written
 
 
@@ -117,7 +117,8 @@ def _share_of_gain(table: TableItem, row: Row, key: str) -> float | None:
 def _difference_lines(table: TableItem) -> Iterator[str]:
     for column, row in itertools.product(table.columns, table.rows):
         if (share := _share_of_gain(table, row, column.key)) is not None:
-            yield f"- {column.here}: {row.label} has {_number(share, 2)} of {' to '.join(table.gain or ())}"
+            whole = " to ".join(table.gain or ())
+            yield f"- {column.here}: {row.label} has {_number(share, 2)} of the gain, that of {whole}"
     for column, row, is_second in itertools.product(table.columns, table.rows, (False, True)):
         against = row.also_against if is_second else row.against
         if (found := _difference(table, row, column.key, against)) is None:
@@ -181,8 +182,3 @@ def _figure(expected: float | None, cell: Cell | None) -> dict[str, Any]:
 
 def _number(value: float, digits: int, sign: str = "") -> str:
     return with_minus_sign(f"{value:{sign}.{digits}f}")
-
-
-def write_text(path: Path, lines: Iterable[str]) -> None:
-    """Write a page."""
-    write_atomically(path, lambda temporary: temporary.write_text("\n".join(lines) + "\n", encoding="utf-8"))

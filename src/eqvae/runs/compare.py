@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from eqvae.artifacts.files import to_plain, write_atomically, write_json
+from eqvae.artifacts.files import to_plain, write_atomically, write_json, write_text
 from eqvae.artifacts.names import COMPARISON
 from eqvae.drawing.charts import write_svg
 from eqvae.drawing.comparison import comparison_markdown, headline_lines
@@ -79,7 +79,7 @@ def compare(config: CompareConfig) -> RunComparison:
         for name, figure in figures.items():
             write_atomically(config.out / f"{name}.svg", partial(write_svg, figure))
             write_atomically(config.out / f"{name}.png", partial(figure.savefig, format="png", dpi=PNG_DPI))
-        write_atomically(config.out / "comparison.md", lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(config.out / "comparison.md", text)
         write_json(config.out / COMPARISON, record)
     return comparison
 

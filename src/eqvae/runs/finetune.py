@@ -204,14 +204,14 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
         UserError: If the input is wrong (nothing is written then), or training diverged.
         Interrupted: After SIGTERM or SIGINT, with a checkpoint.
     """
-    from eqvae.runs.finetune_checks import check_memory, check_sizes, read_once  # it reads the configuration
+    from eqvae.runs.finetune_checks import RECORDED, check_memory, check_origin, check_sizes, read_once  # it reads this
     from eqvae.runs.finetune_run import FinetuneRun  # as this does
 
     folder = RunFolder.claim(config.out, "finetune")
     config = folder.keep_choices(config, *CHOSEN).resolved()
     training = config.training
     processes = join_processes(choose_device(config.device))
-    training.check_processes(processes.count)
+    processes.check_batch(training.batch_size, training.gradient_accumulation_steps)
     source = open_images(config.data, image_column=config.image_column)
     validation_source = open_images(
         config.validation_data, split="evaluation", image_column=config.validation_image_column
@@ -229,33 +229,7 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
     # The decoder alone is trained from its first polishing step on: the steps before it can't become more.
     has_polished = bool((folder.saved or {}).get("polish_steps"))
     folder.check_same(config, FREE_TO_CHANGE - ({"max_steps"} if has_polished else set()))
-    identity: dict[str, Any] = {"method_files": files} if (files := training.mixture().files()) else {}
-    if folder.differs(**identity):
-        raise UserError(
-            f"'{config.out}' holds a run whose methods were another in {', '.join(map(repr, files))}",
-            "Put the file back to resume it, or choose another --out",
-        )
-    if folder.differs(base_fingerprint=base_fingerprint):
-        raise UserError(
-            f"'{config.out}' holds a run that began from other weights than '{config.autoencoder}' has now",
-            "Give the same autoencoder to resume it, or another --out",
-        )
-    counts = {"num_data": len(source), "num_validation_data": len(validation_source)}
-    if "num_data" in (folder.saved or {}) and folder.differs(**counts):
-        raise UserError(
-            f"'{config.out}' holds a run on more or fewer images than '{config.data}' or '{config.validation_data}' "
-            "has now, and their order depends on their number",
-            "Put back what was there to resume it, or choose another --out",
-        )
-    loaded: dict[str, str] = {}
-    if discriminator is not None and training.adversarial.discriminator is not None:
-        loaded = {"discriminator_fingerprint": discriminator.fingerprint()}
-    if folder.differs(**loaded):
-        raise UserError(
-            f"'{config.out}' holds a run that began from another discriminator than "
-            f"'{training.adversarial.discriminator}' has now",
-            "Give the same one to resume it, or another --out",
-        )
+    identity = check_origin(folder, config, base_fingerprint, discriminator, (source, validation_source))
     step = saved_step(config.out) or 0
     if step > training.total_steps:  # told before `config.json` is written
         raise UserError(
@@ -274,7 +248,7 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
             state=build_state(
                 autoencoder, training, processes.device, image_size_px=smallest_px, discriminator=discriminator
             ),
-            recipe=flat(config) | loaded | {"mixture": str(training.mixture())},
+            recipe=flat(config) | {name: identity[name] for name in RECORDED if name in identity},
             reconstruction_loss=place(reconstruction_loss, processes.device),
             source=source,
             buckets=buckets,
@@ -287,7 +261,6 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
         validation_source.announce("VALIDATION DATA", processes)
         announce_channels(autoencoder.image_channels)
         # Figures of a run that is made longer are not figures of this one.
-        identity |= loaded | counts | {"base_fingerprint": base_fingerprint, "mixture": str(training.mixture())}
         with folder.hold(config, processes, seed=training.seed, anew=(METRICS,), **identity):
             run.loop.resume()
             if folder.saved is not None and processes.is_first:

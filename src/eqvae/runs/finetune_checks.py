@@ -1,4 +1,6 @@
-"""What a fine-tuning run refuses before anything is written: sizes, memory, data that can't be read."""
+"""What a fine-tuning run refuses before anything is written: sizes, another origin, memory, data that can't be read."""
+
+from typing import Any
 
 from eqvae.autoencoders.padding import check_reflection, padding_mode_of
 from eqvae.autoencoders.protocol import Autoencoder
@@ -12,6 +14,7 @@ from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runs.memory import finetuning_memory, is_beyond_doubt
 from eqvae.runtime.memory import FINETUNE_FLAGS
 from eqvae.runtime.processes import Processes
+from eqvae.runtime.run_folder import RunFolder
 
 
 def check_sizes(
@@ -41,6 +44,50 @@ def check_sizes(
                 f"Use a larger --image-size or --min-scale, so that {side_px} px are left",
             )
     return shortest_px
+
+
+RECORDED = ("discriminator_fingerprint", "mixture")
+"""What of `check_origin`'s findings stands in the model's card too."""
+
+
+def check_origin(
+    folder: RunFolder,
+    config: FinetuneConfig,
+    base_fingerprint: str,
+    discriminator: Discriminator | None,
+    sources: tuple[ImageSource, ImageSource],
+) -> dict[str, Any]:
+    """Refuse to go on with a run that began from something else; returns what it begins from, for `config.json`."""
+    training, (source, validation_source) = config.training, sources
+    files = training.mixture().files()
+    methods: dict[str, Any] = {"method_files": files} if files else {}
+    if folder.differs(**methods):
+        raise UserError(
+            f"'{config.out}' holds a run whose methods were another in {', '.join(map(repr, files))}",
+            "Put the file back to resume it, or choose another --out",
+        )
+    if folder.differs(base_fingerprint=base_fingerprint):
+        raise UserError(
+            f"'{config.out}' holds a run that began from other weights than '{config.autoencoder}' has now",
+            "Give the same autoencoder to resume it, or another --out",
+        )
+    counts = {"num_data": len(source), "num_validation_data": len(validation_source)}
+    if folder.contradicts(**counts):
+        raise UserError(
+            f"'{config.out}' holds a run on more or fewer images than '{config.data}' or '{config.validation_data}' "
+            "has now, and their order depends on their number",
+            "Put back what was there to resume it, or choose another --out",
+        )
+    loaded: dict[str, str] = {}
+    if discriminator is not None and training.adversarial.discriminator is not None:
+        loaded = {"discriminator_fingerprint": discriminator.fingerprint()}
+    if folder.differs(**loaded):
+        raise UserError(
+            f"'{config.out}' holds a run that began from another discriminator than "
+            f"'{training.adversarial.discriminator}' has now",
+            "Give the same one to resume it, or another --out",
+        )
+    return methods | loaded | counts | {"base_fingerprint": base_fingerprint, "mixture": str(training.mixture())}
 
 
 def check_memory(

@@ -21,7 +21,6 @@ from eqvae.paper.setting import Family, ScaleName, Setting
 from eqvae.paper.settings import SETTINGS
 from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runs.reproduce import PlanConfig, describe, make_setting, split_name
-from eqvae.runtime.run_folder import flat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +139,7 @@ def _of_methods(config: RankConfig, setting: Setting, base: PlannedAutoencoder, 
             raise UserError(f"--{flag.replace('_', '-')} is {value}", "It must be at least 1")
     chunk_steps = setting.steps_per_epoch if config.equalize else None
     if config.finetune_steps is not None:
-        warmup = flat(setting.finetuning)["discriminator_warmup_steps"] or 0
+        warmup = setting.finetuning.training.adversarial.discriminator_warmup_steps or 0
         if config.finetune_steps <= warmup:
             raise UserError(
                 f"--finetune-steps {config.finetune_steps} leaves no step after the {warmup} in which the "

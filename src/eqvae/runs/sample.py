@@ -163,14 +163,14 @@ def draw_samples(drawer: Drawer, config: SampleConfig, processes: Processes) -> 
             "Choose another --out, or remove that folder",
         )
     decoder_fingerprint = drawer.autoencoder.fingerprint()
-    if "decoder_fingerprint" in (folder.saved or {}) and folder.differs(decoder_fingerprint=decoder_fingerprint):
+    if folder.contradicts(decoder_fingerprint=decoder_fingerprint):
         raise UserError(
             f"'{config.out}' holds samples of another decoder than '{drawer.autoencoder.name}' has now",
             "Choose another --out, or remove that folder",
         )
     drawn_by = {"weights_fingerprint": _fingerprint(drawer.generator)}
     drawn_by |= {} if drawer.weak is None else {"weak_weights_fingerprint": _fingerprint(drawer.weak)}
-    if any(name in (folder.saved or {}) and folder.differs(**{name: value}) for name, value in drawn_by.items()):
+    if folder.contradicts(**drawn_by):
         raise UserError(
             f"'{config.out}' holds samples of other weights than '{config.run}' or its --weak-run has now",
             "Choose another --out, or remove that folder",

@@ -20,6 +20,7 @@ from eqvae.generators.gat_transformer import GatGenerator
 from eqvae.generators.protocol import Objective
 from eqvae.generators.recipes import Backbone
 from eqvae.generators.transformer import Transformer
+from eqvae.latents.index import CacheIndex
 from eqvae.runs.train_config import FREE_TO_CHANGE, Batches, Plan, TrainConfig, make_plan
 from eqvae.runs.train_cost import describe_plan, training_flops
 from eqvae.runs.train_start import begin_from
@@ -67,17 +68,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     fingerprint = plan.cache.index.fingerprint
     folder = RunFolder.claim(config.out, "train")
     folder.check_same(config, FREE_TO_CHANGE)
-    if folder.differs(latents_fingerprint=fingerprint):
-        raise UserError(
-            f"'{config.out}' holds a run on latents of another autoencoder than '{config.latents}' has now",
-            "Give the same latents to resume it, or another --out",
-        )
-    latents_of = {"latents_data": f"{plan.cache.index.num_images} images {plan.cache.index.data_fingerprint}"}
-    if "latents_data" in (folder.saved or {}) and folder.differs(**latents_of):
-        raise UserError(
-            f"'{config.out}' holds a run on latents of other images than '{config.latents}' has now",
-            "Give the same latents to resume it, or another --out",
-        )
+    identity = _check_latents(folder, config, plan.cache.index)
     done = folder.figures_after(config.max_steps)
     if done is not None:
         return done if processes.is_first else None
@@ -100,7 +91,6 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     if config.shard:
         shard(transformer, processes, config.precision)
     state = first_state(transformer, plan, processes.device)
-    identity = {"latents_fingerprint": fingerprint, **latents_of}
     if decoder_fingerprint != fingerprint:  # trained further than the latents' own
         identity["decoder_fingerprint"] = decoder_fingerprint
     if reference is not None:
@@ -147,6 +137,19 @@ def _check_memory(plan: Plan, autoencoder: Autoencoder, processes: Processes) ->
     if not is_beyond_doubt(num_parameters, image_px * (num_kept + WATCH_BATCH_SIZE / 8), processes.device):
         memory = training_memory(plan, autoencoder, processes)
         memory.check_fits(processes.device, TRAIN_FLAGS, num_processes=processes.count)
+
+
+def _check_latents(folder: RunFolder, config: TrainConfig, index: CacheIndex) -> dict[str, str]:
+    """Refuse to go on with other latents; returns what `config.json` knows them by."""
+    autoencoder = {"latents_fingerprint": index.fingerprint}
+    images = {"latents_data": f"{index.num_images} images {index.data_fingerprint}"}
+    if folder.differs(**autoencoder) or folder.contradicts(**images):
+        other = "another autoencoder" if folder.differs(**autoencoder) else "other images"
+        raise UserError(
+            f"'{config.out}' holds a run on latents of {other} than '{config.latents}' has now",
+            "Give the same latents to resume it, or another --out",
+        )
+    return autoencoder | images
 
 
 def _check_measure(folder: RunFolder, config: TrainConfig, reference: Reference) -> None:

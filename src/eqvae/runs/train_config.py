@@ -328,14 +328,13 @@ def make_plan(config: TrainConfig, processes: Processes) -> Plan:
     if recipe.models != cache.index.kind:
         holds = _MODELLED[cache.index.kind]
         raise UserError(f"'{recipe}' models {_MODELLED[recipe.models]}; '{config.latents}' holds {holds}", recipe.mend)
-    if config.batch_size % (processes.count * config.gradient_accumulation_steps):
-        problem = f"--batch-size {config.batch_size} can't be split over {processes.count} processes and "
-        mend = f"Choose a multiple of {processes.count * config.gradient_accumulation_steps}"
-        raise UserError(f"{problem}{config.gradient_accumulation_steps} equal parts", mend)
+    processes.check_batch(config.batch_size, config.gradient_accumulation_steps)
     channels, height, width = cache.latent_shape
-    num_classes = cache.index.num_classes or 0
     latents = LatentSpecification(
-        channels=cache.index.codebook_size or channels, height=height, width=width, num_classes=num_classes
+        channels=cache.index.codebook_size or channels,
+        height=height,
+        width=width,
+        num_classes=cache.index.num_classes or 0,
     )
     shapes = [latents.resized(each.height, each.width) for each in cache.shapes]
     recipe.check_shapes(shapes, str(config.latents), has_teacher=config.repa is not None)

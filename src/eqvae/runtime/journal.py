@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from eqvae.artifacts.files import check_still_there, read_journal, to_plain, write_atomically, write_json
+from eqvae.artifacts.files import check_still_there, read_journal, to_plain, write_json, write_text
 from eqvae.artifacts.names import ENVIRONMENT, JOURNAL
 from eqvae.artifacts.parsing import without_not_finite
 
@@ -36,7 +36,7 @@ class Journal:
             written = read_journal(folder) if keep_up_to_step > 0 else []
             kept = [record for record in written if record.get("step", 0) <= keep_up_to_step]
             text = "".join(json.dumps(record) + "\n" for record in kept)
-            write_atomically(self._path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+            write_text(self._path, text)
 
         self._ends_torn = _ends_torn(self._path)
 

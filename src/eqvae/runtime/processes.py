@@ -14,7 +14,7 @@ from accelerate import PartialState
 from torch import Tensor
 from torch.nn import Parameter
 
-from eqvae.errors import ProcessLost
+from eqvae.errors import ProcessLost, UserError
 from eqvae.runtime.company import keep_company
 from eqvae.runtime.journal import Progress
 
@@ -46,6 +46,14 @@ class Processes:
         """Processor cores for each process of this machine, of those that may be used."""
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", self.count)))
+
+    def check_batch(self, batch_size: int, num_parts: int) -> None:
+        """Refuse a batch that can't be split over the processes and into as many equal parts for each."""
+        if batch_size % (self.count * num_parts):
+            raise UserError(
+                f"--batch-size {batch_size} can't be split over {self.count} processes and {num_parts} equal parts",
+                f"Choose a multiple of {self.count * num_parts}",
+            )
 
     def own_part(self, num_items: int) -> slice:
         """Share out a list: this process's part of it, such that the parts in order are the whole."""

@@ -101,6 +101,10 @@ class RunFolder:
         """Whether an earlier session began from something else, a fingerprint say."""
         return self.saved is not None and any(self.saved.get(name) != value for name, value in identity.items())
 
+    def contradicts(self, **identity: object) -> bool:
+        """Whether an earlier session wrote down something else; what an older version did not write agrees."""
+        return self.differs(**{name: value for name, value in identity.items() if name in (self.saved or {})})
+
     @property
     def figures(self) -> dict[str, Any] | None:
         """`metrics.json` of a run that has finished."""

@@ -87,20 +87,12 @@ class Drawer:
                 f"--sampler {self.config.sampler} is not for '{card.recipe}'", f"Use {' or '.join(fitting)}"
             )
         for name in _FOREIGN[card.kind.draws]:
-            if getattr(self.config, name) != getattr(SamplerConfig, name):
-                flag = name.replace("_", "-")
-                raise UserError(f"--{flag} {getattr(self.config, name)} is not for '{card.recipe}'", "Leave it out")
+            self._refuse(name, f"is not for '{card.recipe}'", "Leave it out")
         for name, samplers in _OF_SAMPLERS.items():
-            value = getattr(self.config, name)
-            if value != getattr(SamplerConfig, name) and self.sampler not in samplers:
-                flag = f"--{name.replace('_', '-')} {value}"
-                raise UserError(f"{flag} is not for the sampler {self.sampler}", f"It is for {' and '.join(samplers)}")
+            if self.sampler not in samplers:
+                self._refuse(name, f"is not for the sampler {self.sampler}", f"It is for {' and '.join(samplers)}")
         for name in _OF_GUIDANCE if self.config.guidance_scale == 1.0 else ():
-            if (value := getattr(self.config, name)) != getattr(SamplerConfig, name):
-                flag = f"--{name.replace('_', '-')} {value}"
-                raise UserError(
-                    f"{flag} changes nothing without guidance", "Give --guidance-scale too, or leave it out"
-                )
+            self._refuse(name, "changes nothing without guidance", "Give --guidance-scale too, or leave it out")
         is_classifier_free = self.weak is None and card.kind.draws != "pass"
         if self.config.guidance_scale != 1.0 and is_classifier_free and card.label_dropout == 0.0:
             raise UserError(
@@ -124,6 +116,11 @@ class Drawer:
         elif self.config.sampler != "dopri5":  # whose tolerances the configuration has checked
             # Each sampler knows what it can't do: drawing no images, it says so before a folder is begun.
             self._solve(_predict_nothing, [])
+
+    def _refuse(self, name: str, why: str, mend: str) -> None:
+        """Refuse a flag that was given and would change nothing."""
+        if (value := getattr(self.config, name)) != getattr(SamplerConfig, name):
+            raise UserError(f"--{name.replace('_', '-')} {value} {why}", mend)
 
     def _check_size(self) -> None:
         """Refuse pictures that are no whole number of patches, or that the network has no positions for."""

@@ -252,16 +252,6 @@ class AutoencoderTraining:
                 raise UserError(f"{flag} is for discrete autoencoders, and '{autoencoder.name}' has no codebook",
                                 "Leave it out")  # fmt: skip
 
-    def check_processes(self, count: int) -> None:
-        """Refuse a batch that can't be split over processes."""
-        num_parts = count * self.gradient_accumulation_steps
-        if self.batch_size % num_parts:
-            raise UserError(
-                f"--batch-size {self.batch_size} can't be split over {count} processes and "
-                f"{self.gradient_accumulation_steps} equal parts",
-                f"Choose a multiple of {num_parts}",
-            )
-
     def rows(self, rank: int, count: int) -> list[int]:
         """Which images of a batch are a process's: as many of each micro-batch as any other's, in its order."""
         num_rows = self.batch_size // (count * self.gradient_accumulation_steps)
