@@ -63,7 +63,7 @@ def test_other_features_name_the_figure(averaging_autoencoder):
 
 
 def test_figure_3_is_zero_for_an_equivariant_autoencoder_and_means_over_rotations(averaging_autoencoder):
-    measure = TransformedDistance(MeanColour(), evaluation_transforms())
+    measure = TransformedDistance(ReconstructionDistance(MeanColour()), evaluation_transforms())
     figures = figures_of(averaging_autoencoder, flat_cells(), measure)
     assert {name for name in figures if name.startswith("rfid")} == {
         "rfid_scale_0.25", "rfid_scale_0.5", "rfid_scale_0.75", "rfid_rotation", "rfid_rotation_90",
@@ -96,7 +96,7 @@ def test_figures_do_not_depend_on_the_batch_size(small_autoencoder):
 
     def measures():
         yield (reconstruction := ReconstructionDistance(MeanColour()))
-        yield TransformedDistance(MeanColour(), evaluation_transforms())
+        yield TransformedDistance(reconstruction, evaluation_transforms())
         yield LatentGeometry(reconstruction, seed=0, batch_size=3)
         yield LatentSpectrum()
 
@@ -118,3 +118,16 @@ def test_evaluate_all_writes_every_figure_and_the_spectrum(tmp_path, photographs
         assert name in figures
     assert set(read_json(config.out / "spectrum.json")) == {"frequency", "latent_power", "image_power"}
     assert "intrinsic_dimension_standard_error" not in figures  # too few images for subsamples
+
+
+def test_precision_is_that_of_the_features_too(averaging_autoencoder):
+    class Dtypes(MeanColour):
+        def forward(self, images):
+            seen.append((images.float().mean((2, 3)) @ torch.eye(3)).dtype)
+            return super().forward(images)
+
+    seen: list[torch.dtype] = []
+    for precision in ("fp32", "bf16"):
+        reconstruction = ReconstructionDistance(Dtypes(), precision)
+        figures_of(averaging_autoencoder, flat_cells(2), reconstruction, size=2)
+    assert seen == [torch.float32] * 2 + [torch.bfloat16] * 2

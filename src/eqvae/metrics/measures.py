@@ -21,6 +21,8 @@ from eqvae.metrics.interpolation import Interpolations, choose_partners, midpoin
 from eqvae.metrics.intrinsic_dimension import intrinsic_dimension
 from eqvae.metrics.spectrum import SpectrumSums, high_frequency_excess_db, images_on_latent_grid
 from eqvae.networks.features import FeatureExtractor, metric_key
+from eqvae.networks.pretrained import fuse_for_inference
+from eqvae.runtime.device import Precision, place
 from eqvae.runtime.processes import Processes
 from eqvae.transforms import Transform
 
@@ -64,13 +66,17 @@ class Measure(ABC):
 class ReconstructionDistance(Measure):
     """Frechet distance between x and D(E(x)): rFID (Section C.2), or its twin with other features."""
 
-    def __init__(self, features: FeatureExtractor) -> None:
-        self.features = features
+    def __init__(self, features: FeatureExtractor, precision: Precision = "fp32") -> None:
+        self.features, self.precision = features, precision
         self.images, self.reconstructions = FeatureMoments(), FeatureMoments()
 
     def add(self, batch: CodedBatch) -> None:
-        self.images.add(self.features.extract(batch.images).pooled)
-        self.reconstructions.add(self.features.extract(batch.reconstructions).pooled)
+        self.images.add(self.pooled(batch.images))
+        self.reconstructions.add(self.pooled(batch.reconstructions))
+
+    def pooled(self, images: UInt8[Tensor, "n k h w"]) -> Float[Tensor, "n d"]:
+        """Compute what is compared."""
+        return self.features.extract(images, self.precision).pooled
 
     def gather(self, processes: Processes) -> None:
         self.images = _summed(self.images, processes)
@@ -86,15 +92,15 @@ class ReconstructionDistance(Measure):
 class TransformedDistance(Measure):
     """Figure 3: Frechet distance between tau(x) and D(tau(E(x))) for each transformation, and the rotations' mean."""
 
-    def __init__(self, features: FeatureExtractor, transforms: Mapping[str, Transform]) -> None:
-        self.features, self.transforms = features, dict(transforms)
+    def __init__(self, reconstruction: ReconstructionDistance, transforms: Mapping[str, Transform]) -> None:
+        self.reconstruction, self.transforms = reconstruction, dict(transforms)
         self.moments = {name: (FeatureMoments(), FeatureMoments()) for name in self.transforms}
 
     def add(self, batch: CodedBatch) -> None:
         for name, tau in self.transforms.items():
             expected, decoded = self.moments[name]
-            expected.add(self.features.extract(to_uint8(tau(batch.x))).pooled)
-            decoded.add(self.features.extract(to_uint8(batch.decode(tau(batch.z)))).pooled)
+            expected.add(self.reconstruction.pooled(to_uint8(tau(batch.x))))
+            decoded.add(self.reconstruction.pooled(to_uint8(batch.decode(tau(batch.z)))))
 
     def gather(self, processes: Processes) -> None:
         for name, (expected, decoded) in self.moments.items():
@@ -102,7 +108,7 @@ class TransformedDistance(Measure):
 
     def figures(self) -> dict[str, float | int]:
         """`rfid_scale_0.5` and so on for each transformation, `rfid_rotation` for the mean over rotations."""
-        key = f"r{metric_key(self.features.name)}"
+        key = f"r{metric_key(self.reconstruction.features.name)}"
         figures: dict[str, float | int] = {
             f"{key}_{name}": distance_between(decoded, expected) for name, (expected, decoded) in self.moments.items()
         }
@@ -149,7 +155,7 @@ class LatentGeometry(Measure):
             for rows in torch.arange(len(z)).split(self.batch_size)[decoders.index(processes.rank) :: len(decoders)]:
                 between = midpoints(z[rows], z[partners[rows]], self.interpolation)
                 images = to_uint8(self.decode(between.to(processes.device)))
-                self.interpolated.add(self.reconstruction.features.extract(images).pooled)
+                self.interpolated.add(self.reconstruction.pooled(images))
         self.interpolated = _summed(self.interpolated, processes)
 
     def figures(self) -> dict[str, float | int]:
@@ -207,7 +213,9 @@ class PerceptualDistance(Measure):
     """LPIPS' offline twin between x and D(E(x)): unit features of EfficientNet-Lite0, without learned heads."""
 
     def __init__(self, device: torch.device) -> None:
-        self.distance = FeatureDistance().to(device)
+        distance = FeatureDistance()
+        distance.network = fuse_for_inference(distance.network)
+        self.distance = place(distance, device)
         self.values: list[Tensor] = []
 
     def add(self, batch: CodedBatch) -> None:

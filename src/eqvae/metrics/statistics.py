@@ -22,7 +22,7 @@ from eqvae.images import check_broken
 from eqvae.images.image_sets import ImageSet
 from eqvae.metrics.frechet import FeatureMoments
 from eqvae.networks.features import INCEPTION, FeatureExtractor, Features
-from eqvae.runtime.device import Precision, autocast
+from eqvae.runtime.device import Precision
 from eqvae.runtime.processes import Processes
 
 _FORMAT = "eqvae.feature_statistics.1"
@@ -193,17 +193,16 @@ def compute_statistics(
     logits: list[Tensor] = []
     digests: list[bytes] = []
     spatial = _BlockedMoments()
-    with autocast(device, precision):
-        for batch in images.batches(own, batch_size=batch_size, num_workers=num_workers):
-            digests.append(_digest_images(batch))
-            features = extractor.extract(batch.to(device))
-            _check_finite(features, extractor, images)
-            pooled.append(features.pooled.cpu())
-            if keep_logits and features.logits is not None:
-                logits.append(features.logits.cpu())
-            if features.spatial is not None:
-                spatial.add(features.spatial)
-            on_batch(len(batch))
+    for batch in images.batches(own, batch_size=batch_size, num_workers=num_workers):
+        digests.append(_digest_images(batch))
+        features = extractor.extract(batch.to(device), precision)
+        _check_finite(features, extractor, images)
+        pooled.append(features.pooled.cpu())
+        if keep_logits and features.logits is not None:
+            logits.append(features.logits.cpu())
+        if features.spatial is not None:
+            spatial.add(features.spatial)
+        on_batch(len(batch))
     images.broken[:] = [name for names in processes.gather(images.broken) for name in names]
     if images.broken:
         check_broken(images.name, len(images), len(images.broken), images.broken[0])

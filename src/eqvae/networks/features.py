@@ -26,6 +26,7 @@ from eqvae.networks.pretrained import (
     read_inception_weights,
     timm_normalization,
 )
+from eqvae.runtime.device import Precision, autocast
 
 INCEPTION = "inception"
 
@@ -77,7 +78,7 @@ class FeatureExtractor(nn.Module, ABC):
     min_image_size_px: int = 1
 
     @torch.inference_mode()
-    def extract(self, images: UInt8[Tensor, "n k h w"]) -> Features:
+    def extract(self, images: UInt8[Tensor, "n k h w"], precision: Precision = "fp32") -> Features:
         """Compute features; how the images are cut into batches does not show in them, but for rounding."""
         if min(images.shape[-2:]) < self.min_image_size_px:
             raise UserError(
@@ -85,7 +86,8 @@ class FeatureExtractor(nn.Module, ABC):
                 f"It takes {self.min_image_size_px} px and more",
             )
         size = _IMAGES_AT_ONCE_ON_CPU if images.device.type == "cpu" else max(len(images), 1)
-        parts = [_together(self, part) for part in images.split(size)]
+        with autocast(images.device, precision):
+            parts = [_together(self, part) for part in images.split(size)]
         return _joined(parts, torch.cat)
 
     @abstractmethod

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,8 @@ STAGES = (0, 1, 2, 3, 4)
 
 INCEPTION_WEIGHTS_FILE = "weights-inception-2015-12-05-6726825d.pth"
 """torch-fidelity's name of the weights, in PyTorch's cache of checkpoints."""
+
+_Network = TypeVar("_Network", bound=nn.Module)
 
 LPIPS_MIN_IMAGE_SIZE_PX = 16
 """The smallest image on which VGG16's four poolings leave a cell."""
@@ -101,7 +103,7 @@ def efficientnet_lite0_maps(stages: Sequence[int] = STAGES) -> nn.Module:
     return network.requires_grad_(False).eval()
 
 
-def fuse_for_inference(network: nn.Module) -> nn.Module:
+def fuse_for_inference(network: _Network) -> _Network:
     """Fold each batch normalization, and the ReLU6 after it, into the convolution that stands before it.
 
     The normalization's scale goes into the weights, which moves the network's outputs by rounding alone. What is not
