@@ -1,6 +1,7 @@
 """Round trips between diffusers' folders and CompVis' files are bitwise; what does not fit is told."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -245,3 +246,39 @@ def test_a_damaged_header_is_told(attending_kl: AutoencoderKL, tmp_path: Path) -
     state = {key: tensor.contiguous() for key, tensor in diffusers_to_ldm(attending_kl.state_dict(), 3).items()}
     save_file(state, tmp_path / "model.safetensors", metadata={"eqvae": "{"})
     assert "header" in refused(str(tmp_path / "model.safetensors"), tmp_path / "out", "diffusers")
+
+
+def test_a_pairs_note_is_its_own_and_follows_it(tmp_path: Path) -> None:
+    source = load_autoencoder("untrained:taesd")
+    source.model.register_to_config(scaling_factor=2.0, shift_factor=0.25)
+    torch.nn.init.ones_(source.model.encoder.layers[0].bias)  # those of one seed are alike
+    source.save(tmp_path / "source")
+    pair = convert_autoencoder(str(tmp_path / "source"), tmp_path / "pair", "taesd").path
+    for path in pair.glob("*.pth"):
+        path.rename(pair / path.name.replace("taesd", "taesd-mine"))
+    assert load_autoencoder(str(pair)).model.config.scaling_factor == 2.0
+    other = convert_autoencoder("untrained:taesdxl", tmp_path / "other", "taesd").path
+    names = sorted(path.name for path in other.glob("*.pth"))
+    assert names == ["taesdxl_decoder.pth", "taesdxl_encoder.pth"]
+    for name in names:
+        shutil.copy(other / name, pair / name)
+    assert load_autoencoder(str(pair / names[1])).model.config.scaling_factor == 1.0
+    flux = convert_autoencoder("untrained:taef1", tmp_path / "flux", "taesd").path
+    assert (flux / "taef1_encoder.pth").is_file()
+
+
+def test_a_file_in_a_folder_keeps_the_folders_card(tmp_path: Path) -> None:
+    folder = convert_autoencoder("tiny-kl", tmp_path / "tiny-kl", "diffusers").path
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        copy = convert_autoencoder(str(folder / name), tmp_path / name.partition(".")[0], "diffusers").path
+        assert (copy / "eqvae.json").read_text() == (folder / "eqvae.json").read_text()
+
+
+def test_what_a_file_is_its_first_bytes_say(kl_folder: Path, tmp_path: Path) -> None:
+    convert_autoencoder(str(kl_folder), tmp_path / "kl.safetensors", "ldm")
+    expected = load_autoencoder(tmp_path / "kl.safetensors")
+    for name in ("kl.ckpt", "kl.sft", "kl_encoder.safetensors"):
+        (tmp_path / name).write_bytes((tmp_path / "kl.safetensors").read_bytes())
+        found = load_autoencoder(tmp_path / name)
+        assert found.fingerprint() == expected.fingerprint()
+        assert found.model.config.scaling_factor == expected.model.config.scaling_factor

@@ -201,3 +201,48 @@ def test_the_local_cache_needs_no_network(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     expected = load_autoencoder(str(folder)).fingerprint()
     assert load_autoencoder("some/model").fingerprint() == expected
+
+
+def test_a_variant_says_which_weights_it_has(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = load_file(folder / WEIGHTS)
+    doubled = {name: 2 * tensor for name, tensor in state.items()}
+    raw, averaged = load_autoencoder(str(folder)).fingerprint(), "diffusion_pytorch_model.ema.safetensors"
+    save_file(doubled, folder / averaged)
+    assert load_autoencoder(str(folder)).fingerprint() == raw
+    assert f"'{folder}#ema'" in capsys.readouterr().err
+    other = load_autoencoder(f"{folder}#ema").fingerprint()
+    assert other != raw
+    (folder / WEIGHTS).unlink()
+    assert load_autoencoder(str(folder)).fingerprint() == other
+    assert "holds no raw weights" in fault(f"{folder}#raw")
+    save_file(state, folder / "diffusion_pytorch_model.non_ema.safetensors")
+    assert load_autoencoder(f"{folder}#raw").fingerprint() == raw
+    assert load_autoencoder(f"{folder}#ema").fingerprint() == other
+
+
+def test_half_precision_in_the_cache_is_not_the_published_weights(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    snapshot = tmp_path / "hub" / "models--some--other" / "snapshots" / ("0" * 40)
+    shutil.copytree(folder, snapshot)
+    (snapshot / WEIGHTS).unlink()
+    half = {name: tensor.half() for name, tensor in load_file(folder / WEIGHTS).items()}
+    save_file(half, snapshot / "diffusion_pytorch_model.fp16.safetensors")
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    load_autoencoder("some/other")  # there is no network
+    assert "holds no whole precision" in capsys.readouterr().err
+
+    def download(repository: str, path: str) -> Path:
+        if path == WEIGHTS:
+            shutil.copy(folder / WEIGHTS, snapshot / WEIGHTS)
+        return snapshot / path
+
+    monkeypatch.setattr("eqvae.autoencoders.weight_files._list_files", lambda _: {"config.json", WEIGHTS})
+    monkeypatch.setattr("eqvae.autoencoders.weight_files._download", download)
+    assert load_autoencoder("some/other").fingerprint() == load_autoencoder(str(folder)).fingerprint()
+
+
+def test_nobodys_home_is_one_line() -> None:
+    assert "nobody's home" in fault("~nosuchuser/vae")

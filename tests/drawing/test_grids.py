@@ -1,12 +1,15 @@
 """Grids of pictures (Figures 2 and 6)."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
+from PIL import ImageFont
 
 from eqvae.artifacts.records import Pictures
-from eqvae.drawing.pictures import draw_grid, latent_map_grid, transform_grids, turning_grids
+from eqvae.drawing.pictures import _fitted, draw_grid, latent_map_grid, transform_grids, turning_grids
 
 
 def test_columns_are_the_papers(pictures):
@@ -28,6 +31,16 @@ def test_scaled_pictures_are_enlarged_pixel_by_pixel_to_the_cell(pictures):
     expected = column.pictures[0].repeat_interleave(2, 1).repeat_interleave(2, 2).movedim(0, -1).numpy()
     assert grid.enlargement(column) == 2
     np.testing.assert_array_equal(cell, expected)
+
+
+def test_a_long_name_keeps_its_ends_within_its_column(pictures):
+    grids = transform_grids({"a/very/long/path/to/some/fine-tuned/autoencoder-of-mine": pictures(0)})
+    column = grids[0].columns[1]
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 9)
+    shown = _fitted(column.name, font, 100)
+    assert font.getlength(shown) <= 100
+    assert shown.startswith("a/") and shown.endswith("mine") and "…" in shown
+    assert _fitted("base", font, 100) == "base"
 
 
 def test_pictures_that_do_not_fill_the_cell_are_centred_on_transparency(pictures):

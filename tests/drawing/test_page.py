@@ -153,3 +153,9 @@ def test_the_pages_parts_are_installed_with_the_package():
         assert files("eqvae.drawing").joinpath(name).is_file()
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     assert project["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["src/eqvae"]}
+
+
+def test_an_unfinished_fine_tuning_says_so(page, run_folder):
+    assert "not finished, steps 40." in page(run_folder)
+    write_json(run_folder / "metrics.json", {"num_steps": 40})
+    assert "not finished" not in page(run_folder)

@@ -75,3 +75,10 @@ def test_long_noisy_lines_are_thinned_without_losing_a_peak():
     assert lines[0].get_ydata().min() == values.min()
     assert (lines[1].get_xdata()[0], lines[1].get_xdata()[-1]) == (0.0, 39_999.0)
     assert len(draw_panel(panel)) < 200_000
+
+
+def test_a_single_record_is_seen(tmp_path):
+    series = Series(color=ACCENT, steps=np.array([1.0]), values=np.array([0.5]), is_noisy=True)
+    one = draw_panel(Panel(title="Loss", summary="", y_label="loss", series=(series,)))
+    none = draw_panel(Panel(title="Loss", summary="", y_label="loss", series=()))
+    assert one.count("<use ") > none.count("<use ")

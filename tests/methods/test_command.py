@@ -78,6 +78,7 @@ def test_a_text_becomes_a_mixture_whose_text_is_the_same_mixture(text, expected)
         ("eq(transforms=rotations)", "Did you mean 'rotation'?"),
         ("nowhere.py:Mine", "'nowhere.py' is no file"),
         ("uae(low=9, high=8)", "leaves nothing between"),
+        ("blend(low=0.9, high=0.1)", "leaves nothing between"),
         ('viewpoint(views="a b)', r"breaks at '\(views="),
     ],
 )
@@ -308,3 +309,10 @@ def test_types_that_no_text_has():
         read_value(tuple[int, float], "[1, 2, 3]")
     with pytest.raises(UserError, match="no text is a .*Mapping.*. Use bool, int"):
         read_value(Mapping[str, int], "a")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_recorded_of_a_method_reads_back_as_itself(name):
+    method = METHODS[name]()
+    (part,) = parse_method(str(method))
+    assert part.method == method

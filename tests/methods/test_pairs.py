@@ -1,5 +1,6 @@
 """Pairs: their identity draws are Equation 1, they commute with an averaging autoencoder, and all processes agree."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -243,11 +244,21 @@ def test_views_of_whole_cells_commute_where_both_see_the_scene(averaging_autoenc
 def test_views_that_cant_be_used_are_one_line(averaging_autoencoder, x, tmp_path):
     with pytest.raises(UserError, match="holds no view pairs"):
         draw(f"viewpoint(p=1, views={tmp_path})", x, averaging_autoencoder)
-    (tmp_path / "a.npz").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="is no pair of views"):
+    whole = io.BytesIO()
+    np.savez(whole, first=np.zeros((64, 64, 3), np.uint8), second=np.zeros((64, 64, 3), np.uint8), flow=["a"])
+    for content in (b"nothing", b"", whole.getvalue()[:-40], b"PK" + bytes(100)):
+        (tmp_path / "a.npz").write_bytes(content)
+        with pytest.raises(UserError, match="is no pair of views"):
+            draw(f"viewpoint(p=1, views={tmp_path})", x, averaging_autoencoder)
+    (tmp_path / "a.npz").write_bytes(whole.getvalue())
+    with pytest.raises(UserError, match=r"a flow of \(1,\)"):
         draw(f"viewpoint(p=1, views={tmp_path})", x, averaging_autoencoder)
+    with pytest.raises(UserError, match="square views, not of 32x64"):
+        read(f"viewpoint(p=1, views={tmp_path})").check(
+            averaging_autoencoder, image_size=ImageSize(32, 64), num_images=1
+        )
     np.savez(tmp_path / "a.npz", first=np.zeros((8, 8, 3)), second=np.zeros((8, 8, 3)), flow=np.zeros((8, 8, 2)))
-    with pytest.raises(UserError, match="Give uint8 views and a flow of --image-size 64"):
+    with pytest.raises(UserError, match="Give uint8 views and a float32 flow of --image-size 64"):
         draw(f"viewpoint(p=1, views={tmp_path})", x, averaging_autoencoder)
 
 

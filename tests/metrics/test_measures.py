@@ -3,9 +3,11 @@
 import pytest
 import torch
 from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
 
 from eqvae.artifacts.files import read_json
+from eqvae.errors import UserError
 from eqvae.metrics.autoencoder import evaluate_autoencoder
 from eqvae.metrics.measures import LatentGeometry, LatentSpectrum, ReconstructionDistance, TransformedDistance
 from eqvae.metrics.per_image import evaluation_transforms
@@ -131,3 +133,25 @@ def test_precision_is_that_of_the_features_too(averaging_autoencoder):
         reconstruction = ReconstructionDistance(Dtypes(), precision)
         figures_of(averaging_autoencoder, flat_cells(2), reconstruction, size=2)
     assert seen == [torch.float32] * 2 + [torch.bfloat16] * 2
+
+
+def test_pictures_without_detail_leave_the_spectrum_out(tmp_path, small_autoencoder, capsys):
+    for number in range(5):
+        colour = torch.full((64, 64, 3), 40 * number, dtype=torch.uint8)
+        Image.fromarray(colour.numpy()).save(tmp_path / f"{number}.png")
+    config = EvaluateConfig(
+        autoencoder="small", data=str(tmp_path), out=tmp_path / "out", image_size=64, lpips=False, num_workers=0,
+        device="cpu", all=True, features="efficientnet-lite0",
+    )  # fmt: skip
+    assert "spectrum_excess_db" not in evaluate(config, small_autoencoder)
+    assert "spectrum_excess_db is left out" in capsys.readouterr().err
+    assert (config.out / "metrics.json").is_file()
+
+
+def test_lpips_is_refused_below_what_it_sees(tmp_path, photographs, averaging_autoencoder):
+    averaging_autoencoder.stride = 2
+    config = EvaluateConfig(
+        autoencoder="small", data=str(photographs), out=tmp_path / "out", image_size=8, lpips=True, device="cpu"
+    )
+    with pytest.raises(UserError, match="--lpips sees nothing of 8"):
+        evaluate(config, averaging_autoencoder)

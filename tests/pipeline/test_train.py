@@ -156,6 +156,13 @@ def test_resuming_is_exact_and_watched_at_every_stretch(configure, data):
     assert all(torch.equal(one[name], longer[name]) for name in one)
     with pytest.raises(UserError, match="has taken 5 steps, more than --max-steps 4"):
         train(configure("early", **watched | {"max_steps": 4}))
+    (early.out / "metrics.json").unlink()
+    before = (early.out / "config.json").read_text()
+    with pytest.raises(UserError, match="is at step 5, beyond --max-steps 4"):
+        train(configure("early", **watched | {"max_steps": 4}))
+    assert (early.out / "config.json").read_text() == before
+    with pytest.raises(UserError, match="--keep-last 3 has no place"):
+        train(configure("early", **watched | {"keep_last": 3}))
 
 
 def test_saved_statistics_as_reference(configure, data, tmp_path):

@@ -20,9 +20,11 @@ import pytest
 import torch
 from PIL import Image
 
+from eqvae.autoencoders.padding import set_padding_mode
 from eqvae.cli import run
 from eqvae.drawing.exploration import encode_still, kept_html, rows_html, spectra_html
 from eqvae.drawing.pictures import encode_animation
+from eqvae.errors import UserError
 from eqvae.images import BrokenImageError, Pixels, open_images
 from eqvae.methods import METHODS, Pair
 from eqvae.runs.explore import ExploreConfig, list_pairs, list_pictures, make_views
@@ -60,6 +62,13 @@ def test_an_equivariant_autoencoder_shows_the_same_both_ways(averaging_autoencod
     torch.testing.assert_close(*decoded, atol=1, rtol=0.0)  # of 255
     assert right.figures[1] == "latent error 0.000"
     assert left.figures[0] == right.figures[0]
+
+
+def test_a_scale_that_reflection_cannot_pad_is_one_line(small_autoencoder):
+    set_padding_mode(small_autoencoder, "reflect")
+    views = views_of(small_autoencoder)
+    with pytest.raises(UserError, match="can't be padded by reflection"):
+        views.encoded_then_moved(replace(CAT, num_cells=1))
 
 
 def test_what_the_sliders_choose_is_the_papers_where_it_can_be(small_autoencoder, averaging_autoencoder):

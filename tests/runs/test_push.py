@@ -50,6 +50,14 @@ def test_a_folder_is_what_diffusers_loads_with_its_card(run: Path, tmp_path: Pat
         if file.suffix in (".md", ".json"):
             assert str(run.parent) not in file.read_text()
     push(PushConfig(run=run, name=where))  # again
+    (tmp_path / "mine" / ".git").mkdir()
+    with pytest.raises(UserError, match=r"also holds \.git"):
+        push(PushConfig(run=run, name=where))
+    assert (tmp_path / "mine" / ".git").is_dir() and not list(tmp_path.glob(".*.part"))
+    (tmp_path / "mine" / ".git").rmdir()
+    (tmp_path / "link").symlink_to(where)
+    push(PushConfig(run=run, name=f"{tmp_path}/link"))
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "mine" / "README.md").is_file()
 
 
 def test_the_hub_gets_the_same_folder(run: Path, monkeypatch: pytest.MonkeyPatch):
@@ -107,6 +115,7 @@ def test_where_files_lay_is_nobodys_business(tmp_path: Path, monkeypatch: pytest
     said = {
         "/home/me/secret/pictures": "pictures",
         "--data=/home/me/secret/pictures": "--data=pictures",
+        "--data=/home/my self/pictures": "--data=pictures",
         "taesd=~/models/taesd": "taesd=taesd",
         "runs/latents": "latents",
         "eq + /home/me/m.py:Mine(p=0.5)": "eq + m.py:Mine(p=0.5)",

@@ -2,11 +2,15 @@
 
 import math
 from dataclasses import replace
+from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.protocol import Posterior
+from eqvae.equivariance import equivariance_loss
 from eqvae.errors import UserError
 from eqvae.losses.reconstruction import ReconstructionLoss
 from eqvae.methods import Batch, Drawn, Pair
@@ -15,7 +19,7 @@ from eqvae.runtime.seeds import generator_for
 from eqvae.training.autoencoder_config import AutoencoderTraining
 from eqvae.training.autoencoder_state import TrainState, build_state
 from eqvae.training.autoencoder_step import NotFiniteError, StepRecord, learning_rate_at, train_step
-from eqvae.transforms import Compose, Rotate, Scale, TransformSampler
+from eqvae.transforms import Compose, Draw, Rotate, Scale, TransformSampler
 
 CPU = torch.device("cpu")
 L1 = ReconstructionLoss("none", 1.0)
@@ -401,6 +405,24 @@ def test_a_small_plain_image_weighs_as_a_scaled_one_does(another_autoencoder, x,
         record = step(state, x, config, replace(config.transform.sampler(), **changes))
         found[name] = record.reconstruction / record.l1
     assert found["before"] == pytest.approx(found["tau"], rel=1e-5)
+
+
+@pytest.mark.parametrize("weighting", ["area", "equal"])
+def test_codes_of_a_small_plain_image_weigh_as_those_of_a_scaled_one(weighting):
+    # The codebook's gradient is that of `equivariance_loss` on the same pictures, in the parts that a step makes of it.
+    half, x = Scale(Fraction(1, 2), Fraction(1, 2)), torch.rand(2, 3, 64, 64) * 2 - 1
+    config = configure(transforms="released-code", resolution_weighting=weighting)
+    for drawn in (Draw(before=half, branch="low-resolution plain"), Draw(tau=half, branch="equivariance")):
+        state = build_state(load_autoencoder("tiny-vq"), config, CPU)
+        sampler = SimpleNamespace(draw=lambda size, generator, drawn=drawn: drawn)
+        state.optimizer.step = lambda: None
+        step(state, x, config, sampler)
+        expected = load_autoencoder("tiny-vq")
+        images = drawn.before(x)
+        noise = torch.zeros(2, expected.latent_channels, *(side // expected.stride for side in images.shape[-2:]))
+        loss = equivariance_loss(expected, images, drawn.tau, noise).mean()
+        (loss * (4.0 if weighting == "equal" else 1.0) / x[0].numel()).backward()
+        assert_close({"codebook": state.autoencoder.codebook.grad}, {"codebook": expected.codebook.grad})
 
 
 # Randomness and failure ---------------------------------------------------------------------------------------------

@@ -34,8 +34,19 @@ _NUM_NAMED = 3
 _DIGEST = "sha256"
 """Entry of a safetensors file's metadata: SHA-256 over names, types, shapes, bytes and all other metadata."""
 
+_UMASK = os.umask(0)  # the only way to read it is to set it
+os.umask(_UMASK)
+
 _guarded: dict[Path, tuple[int, int]] = {}
 """Device and inode of the folders that this process holds."""
+
+
+def expanded(path: str | Path) -> Path:
+    """Put a home in the place of a leading `~`."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"'{path}' begins with nobody's home", "Write the whole path, or ./ before it") from None
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], *, former: Path | None = None) -> None:
@@ -50,7 +61,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, former: Pat
     temporary = Path(name)
     try:
         write(temporary)
-        temporary.chmod(0o644)
+        temporary.chmod(0o666 & ~_UMASK)
         with temporary.open("rb+") as file:  # Windows syncs what may be written alone
             os.fsync(file.fileno())
         if former is not None and path.exists():
@@ -68,6 +79,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, former: Pat
 def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     """Let `fill` write a folder beside its final place and rename it there; an error leaves nothing half-written."""
     check_still_there(folder)
+    folder = folder.resolve() if folder.is_symlink() else folder  # the link stays
     part, former = (folder.with_name(f".{folder.name}.{kind}part") for kind in ("", "former."))
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)

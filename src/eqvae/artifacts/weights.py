@@ -86,17 +86,20 @@ class WeightSet:
         return f"'{self.prefix.removesuffix('.')}'" if self.prefix else "the top level"
 
 
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is of this kind, by its first bytes, or at least should be."""
+    try:
+        with path.open("rb") as file:
+            return file.read(9)[8:] == b"{" or path.suffix == ".safetensors"
+    except FileNotFoundError:
+        raise UserError(f"'{path}' does not exist", "Check the path") from None
+
+
 def read_named(path: Path) -> NamedTensors:
     """Read names and places of a file's tensors; what kind of file it is its first bytes say."""
     if path.suffix == ".json":
         return _read_shards(path)
-    try:
-        with path.open("rb") as file:
-            head = file.read(9)
-    except FileNotFoundError:
-        raise UserError(f"'{path}' does not exist", "Check the path") from None
-    is_safetensors = head[8:] == b"{" or path.suffix == ".safetensors"
-    getters = _safetensors_getters(path) if is_safetensors else _held(read_pickle(path))
+    getters = _safetensors_getters(path) if is_safetensors(path) else _held(read_pickle(path))
     return NamedTensors(path=path, getters=_without_wrappers(getters, path))
 
 

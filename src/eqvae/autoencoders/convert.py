@@ -6,12 +6,20 @@ Only diffusers' config has a place for scaling and shift factors; in other forma
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import torch
 
-from eqvae.artifacts.files import check_writable, read_json, replace_folder, write_atomically, write_json, write_tensors
+from eqvae.artifacts.files import (
+    check_writable,
+    expanded,
+    read_json,
+    replace_folder,
+    write_atomically,
+    write_json,
+    write_tensors,
+)
 from eqvae.artifacts.names import AUTOENCODER, CONFIG, CONVERSION, MODEL_CARD
 from eqvae.artifacts.records import Converted
 from eqvae.artifacts.weights import compare_names
@@ -27,7 +35,7 @@ from eqvae.autoencoders.layouts import (
     pair_to_diffusers,
 )
 from eqvae.autoencoders.loading import choose_weights, load_autoencoder, split_weights
-from eqvae.autoencoders.notes import NOTE, factors_of, read_note, read_pair_note
+from eqvae.autoencoders.notes import NOTE, PAIR, factors_of, pair_identity, read_note, read_pair_note
 from eqvae.autoencoders.presets import PRESETS, UNTRAINED
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
@@ -127,7 +135,7 @@ def _check_class(source: str, class_name: str, to: Format) -> None:
 
 def _read_note(source: str) -> dict[str, Any]:
     """What `_write_file` or `_write_pair` left beside weights; empty for everything else."""
-    path = Path(source).expanduser()
+    path = expanded(source)
     if source.removeprefix(UNTRAINED) in PRESETS or not path.exists() or (path / CONFIG).exists():
         return {}
     if (pair := find_pair(path)) is not None:
@@ -139,7 +147,9 @@ def _read_card(source: str) -> dict[str, Any] | None:
     """Read `eqvae.json` beside the weights that `load_autoencoder` finds."""
     if source.startswith(UNTRAINED):
         return None
-    path = PRESETS[source].packaged if source in PRESETS else Path(source).expanduser()
+    path = PRESETS[source].packaged if source in PRESETS else expanded(source)
+    if path is not None and path.is_file() and (path.with_name(CONFIG)).is_file():
+        path = path.parent
     folders = () if path is None else (path / AUTOENCODER, path / "vae", path)
     folder = next((folder for folder in folders if (folder / CONFIG).is_file()), None)
     return read_json(folder / MODEL_CARD) if folder is not None and (folder / MODEL_CARD).is_file() else None
@@ -204,8 +214,8 @@ def _write_pair(
     model: Any = autoencoder.model
     encoder, decoder = diffusers_to_pair(model.state_dict())
     _check_tiny_architecture(model.config, pair_to_diffusers(encoder, decoder), source)
-    stem = {4: "taesd", 16: "taesd3", 32: "taef2"}.get(autoencoder.latent_channels, "tiny")
-    note = factors_of(model.config) | ({} if card is None else {"card": card})
+    stem = _pair_name(autoencoder.latent_channels, source, str((card or {}).get("base", "")))
+    note = factors_of(model.config) | {PAIR: pair_identity(encoder)} | ({} if card is None else {"card": card})
 
     def write(folder: Path) -> None:
         for part, state in (("encoder", encoder), ("decoder", decoder)):
@@ -217,9 +227,16 @@ def _write_pair(
     advice = [
         f"madebyollin's TAESD({stem}_encoder.pth, {stem}_decoder.pth, latent_channels={autoencoder.latent_channels}); "
         "its pictures are in [0, 1]",
-        f"ComfyUI finds a pair in models/vae_approx by the name of its base's ({stem})",
+        f"ComfyUI finds a pair in models/vae_approx by the name of its base's: {stem}, if that is its base",
     ]
     return names, advice + _factors_advice(note, "taesd")
+
+
+def _pair_name(num_channels: int, *sources: str) -> str:
+    """Name a pair after its base where that is told, else after the first model that had as many channels."""
+    known = ("taesdxl", "taesd3", "taef1", "taef2", "taesd")  # longer names first
+    told = (name for source in sources for name in known if name in PurePath(source).name.lower())
+    return next(told, {4: "taesd", 16: "taesd3", 32: "taef2"}.get(num_channels, "tiny"))
 
 
 def _check_tiny_architecture(config: Mapping[str, Any], read_back: Published, source: str) -> None:

@@ -88,6 +88,8 @@ class DiffusersAutoencoder(Autoencoder):
     def set_latent_statistics(self, statistics: LatentStatistics) -> None:
         """Write `scaling_factor` and `shift_factor`; without a shift, the reciprocal of the root mean square."""
         mean, std = statistics.overall()
+        if not std > 0.0:
+            raise UserError(f"The latents of '{self.name}' do not vary", "Take other weights, or other images")
         if self.has_shift:
             self.model.register_to_config(scaling_factor=1.0 / std, shift_factor=mean)
         else:
@@ -121,9 +123,8 @@ class KLAutoencoder(DiffusersAutoencoder):
         """
         config = self.model.config
         if config.latents_mean is not None and config.latents_std is not None:
-            self.model.register_to_config(
-                latents_mean=list(statistics.mean), latents_std=list(statistics.std), scaling_factor=1.0
-            )
+            std = [each or 1.0 for each in statistics.std]  # a channel that never varies has nothing to scale
+            self.model.register_to_config(latents_mean=list(statistics.mean), latents_std=std, scaling_factor=1.0)
         else:
             super().set_latent_statistics(statistics)
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from eqvae.artifacts.weights import read_named
 from eqvae.errors import UserError
 
 LDM_ANCHORS = ("encoder.conv_in.weight", "decoder.conv_in.weight")
@@ -190,9 +191,19 @@ def find_pair(path: Path) -> tuple[Path, Path] | None:
         raise UserError(f"'{path}' holds several tiny autoencoders ({names})", "Give the path of one encoder file")
     encoder = encoders[0]
     decoder = encoder.with_name(encoder.name.replace("_encoder.", "_decoder."))
+    if not decoder.is_file() and not path.is_dir() and not _is_half(encoder):
+        return None  # a whole autoencoder of such a name
     if not decoder.is_file():
         raise UserError(f"'{decoder}' does not exist", f"It belongs to '{encoder.name}': fetch both files")
     return encoder, decoder
+
+
+def _is_half(path: Path) -> bool:
+    """Whether a file's names are those of a pair's, numbers in their first part; a damaged one may be anything."""
+    try:
+        return all(name.partition(".")[0].isdigit() for name in read_named(path).getters)
+    except UserError:
+        return True
 
 
 def pair_to_diffusers(encoder: dict[str, Tensor], decoder: dict[str, Tensor]) -> Published:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eqvae.artifacts.building import bounded_building
-from eqvae.artifacts.files import load_strictly, read_json
+from eqvae.artifacts.files import expanded, load_strictly, read_json
 from eqvae.artifacts.names import AUTOENCODER, CONFIG
 from eqvae.artifacts.weights import (
     NamedTensors,
@@ -34,7 +34,14 @@ from eqvae.autoencoders.layouts import (
 from eqvae.autoencoders.notes import factors_of, read_note, read_pair_note
 from eqvae.autoencoders.presets import PACKAGED, PRESETS, UNTRAINED
 from eqvae.autoencoders.protocol import Autoencoder
-from eqvae.autoencoders.weight_files import choose_weight_file, fetch_folder, looks_like_hub_id
+from eqvae.autoencoders.weight_files import (
+    HALF,
+    choose_weight_file,
+    fetch_folder,
+    looks_like_hub_id,
+    variant_of,
+    weights_of,
+)
 from eqvae.errors import UserError, nearest_name
 from eqvae.runtime.journal import say_once
 
@@ -77,7 +84,7 @@ def load_autoencoder(name: str | Path) -> Autoencoder:
     source, name = _Source(str(name), which), stem
     if name.startswith(UNTRAINED):
         return build_autoencoder(name.removeprefix(UNTRAINED), seed=0)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if name in PRESETS:
         if path.exists():
             say_once(f"'{name}' is the preset of this name; write './{name}' for what lies here")
@@ -130,7 +137,7 @@ def _family(class_name: str, source: str) -> "type[DiffusersAutoencoder]":
 def split_weights(name: str) -> tuple[str, WhichWeights | None]:
     """Take `#ema` or `#raw` off a name, where no file has such a name."""
     stem, _, which = name.rpartition("#")
-    if not stem or which not in ("ema", "raw") or Path(name).expanduser().exists():
+    if not stem or which not in ("ema", "raw") or expanded(name).exists():
         return name, None
     return stem, "ema" if which == "ema" else "raw"
 
@@ -217,11 +224,26 @@ def _load_diffusers(folder: Path, source: _Source, file: str | None = None) -> A
     file = file or choose_weight_file(names, source.which)
     if file is None:
         raise UserError(f"'{folder}' has a {CONFIG} but no weights", "Fetch or write it again, or name the file")
+    source = _check_variant(folder, file, names, source)
     named = read_named(folder / file)
     expected = list(autoencoder.model.state_dict())
     sets = find_sets(named, (expected[0], expected[-1]))
     taken = _take(named, sets, source) if sets else _Taken(named.take(plain_names(named, expected)))
     return _fill(autoencoder, rename_legacy_attention(taken.state), folder / file, taken.state, taken.line)
+
+
+def _check_variant(folder: Path, file: str, names: Sequence[str], source: _Source) -> _Source:
+    """Hold a file's variant to what was asked for, and say what else was there."""
+    variant = variant_of(file)
+    told = weights_of(variant)
+    if source.which is not None and told not in (None, source.which):
+        raise UserError(f"'{folder}' holds no {source.which} weights, but '{file}'", "Leave out --weights")
+    other = "raw" if told == "ema" else "ema"
+    if source.which is None and any(weights_of(variant_of(name)) == other for name in names):
+        say_once(f"'{folder}' holds other weights, too, '{source.name}#{other}'; '{file}' is taken")
+    if variant in HALF:
+        say_once(f"'{folder}' holds no whole precision: '{file}' is taken")
+    return source if told is None else source._replace(which=None)
 
 
 def _no_autoencoder(folder: Path, config: Mapping[str, Any]) -> UserError:

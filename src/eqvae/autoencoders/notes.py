@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from eqvae.artifacts.files import read_json
+from eqvae.artifacts.files import fingerprint, read_json
 from eqvae.artifacts.names import CONVERSION
 from eqvae.artifacts.parsing import parse_json
 from eqvae.artifacts.pickles import read_pickled_text
+from eqvae.artifacts.weights import is_safetensors, plain_names, read_named
 from eqvae.errors import UserError
+
+PAIR = "encoder_fingerprint"
+"""Entry of a pair's note."""
 
 NOTE = "eqvae"
 """In a header the only entry where no other is asked for: safetensors writes several in no fixed order."""
@@ -34,7 +39,7 @@ def factors_of(config: Mapping[str, Any]) -> dict[str, Any]:
 def read_note(path: Path) -> dict[str, Any]:
     """Read what was left with a file, or with a pair's first file; empty where there is nothing."""
     try:
-        if path.suffix == ".safetensors":
+        if is_safetensors(path):
             with safe_open(path, framework="pt") as file:
                 text = (file.metadata() or {}).get(NOTE)
         else:
@@ -46,6 +51,14 @@ def read_note(path: Path) -> dict[str, Any]:
 
 
 def read_pair_note(encoder: Path) -> dict[str, Any]:
-    """Read what was left beside a pair; empty where there is nothing."""
+    """Read what was left beside a pair, whatever it is called now; empty where there is nothing, or of another pair."""
     path = encoder.with_name(CONVERSION)
-    return read_json(path) if path.is_file() else {}
+    note = read_json(path) if path.is_file() else {}
+    named = read_named(encoder) if note else None
+    is_its = named is not None and note.get(PAIR) == pair_identity(named.take(plain_names(named)))
+    return note if is_its else {}
+
+
+def pair_identity(encoder: Mapping[str, Tensor]) -> str:
+    """Tell pairs in one folder apart, as `conversion.json` does."""
+    return fingerprint(sorted(encoder.items()))

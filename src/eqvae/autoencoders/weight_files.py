@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from eqvae.artifacts.files import read_json
 from eqvae.artifacts.names import AUTOENCODER_WEIGHTS, CONFIG
@@ -16,19 +17,33 @@ _VARIANT = re.compile(rf"{_STEM}(?:\.(?P<first>\w+))?\.(safetensors|bin)(\.index
 _PREFERENCE = ("", "ema", "fp32", "fp16", "bf16", "non_ema")
 """Variants of diffusers' weights, the preferred one first: of two half precisions, the finer."""
 
+HALF = ("fp16", "bf16")
+
 _FILE_SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt", ".bin", ".json")
 _OFFLINE_CHOICES = "Offline choices: the preset 'tiny-kl', or the path of a local folder"
 
 
+def variant_of(name: str) -> str | None:
+    """Read diffusers' variant off the name of a weight file: `fp16`, `ema`, empty where it has none."""
+    found = _VARIANT.fullmatch(name)
+    return None if found is None else found["first"] or found["last"] or ""
+
+
+def weights_of(variant: str | None) -> WhichWeights | None:
+    """Say which weights a variant has; None: it does not tell."""
+    return "raw" if variant is not None and "non_ema" in variant else "ema" if variant == "ema" else None
+
+
 def choose_weight_file(names: Collection[str], which: WhichWeights | None) -> str | None:
-    """Choose among the names in a diffusers folder: whole precision before half, averaged weights before raw."""
+    """Choose among a diffusers folder's names: what was asked for, else what diffusers takes; whole before half."""
 
     def rank(name: str) -> tuple[object, ...]:
-        found = _VARIANT.fullmatch(name)
-        variant = (found["first"] or found["last"] or "") if found is not None else None
-        is_raw = variant is not None and "non_ema" in variant
+        variant = variant_of(name)
+        told = weights_of(variant)
+        is_other = told is not None and told != (which or "ema")
+        is_asked = which is not None and told == which
         known = _PREFERENCE.index(variant) if variant in _PREFERENCE else len(_PREFERENCE)
-        return is_raw != (which == "raw"), known, ".bin" in name, ".index" in name, name
+        return is_other, not is_asked, known, ".bin" in name, ".index" in name, name
 
     found = [name for name in names if _WEIGHTS.fullmatch(name) and not _SHARD.fullmatch(name)]
     usual = [name for name in found if _VARIANT.fullmatch(name)]
@@ -48,9 +63,14 @@ def fetch_folder(repository: str, subfolder: str, which: WhichWeights | None = N
     """Bring config and weights into the hub's local cache; what is there already is not downloaded again."""
     folders = (subfolder,) if subfolder else ("", "vae")
     cached = next((found for folder in folders if (found := _find_cached(repository, folder, which))), None)
-    if cached is not None:
-        return cached
-    published = _list_files(repository)
+    if cached is not None and cached.is_best:
+        return cached.folder
+    try:
+        published = _list_files(repository)
+    except UserError:
+        if cached is None:
+            raise
+        return cached.folder  # the network may be gone
     for folder in folders:
         here = [path.name for path in map(PurePosixPath, published) if path.parent == PurePosixPath(folder)]
         weights = choose_weight_file(here, which)
@@ -61,7 +81,16 @@ def fetch_folder(repository: str, subfolder: str, which: WhichWeights | None = N
     raise UserError(f"'{repository}' on the hub holds no autoencoder in diffusers' format", "Give another repository")
 
 
-def _find_cached(repository: str, folder: str, which: WhichWeights | None) -> Path | None:
+class _Cached(NamedTuple):
+    """An autoencoder in the local cache."""
+
+    folder: Path
+
+    is_best: bool
+    """Whether the repository can't have what is nearer to what was asked for."""
+
+
+def _find_cached(repository: str, folder: str, which: WhichWeights | None) -> _Cached | None:
     """Look for config and all weights in the local cache."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -73,7 +102,8 @@ def _find_cached(repository: str, folder: str, which: WhichWeights | None) -> Pa
     weights = choose_weight_file(names, which)
     if weights is None or any(shard not in names for shard in _shards_of(here / weights)):
         return None
-    return here
+    variant = variant_of(weights)
+    return _Cached(here, is_best=variant not in HALF and (which is None or weights_of(variant) == which))
 
 
 def _shards_of(weights: Path) -> list[str]:

@@ -110,6 +110,12 @@ class OutputFolder:
         return [by_step[step] for step in sorted(by_step)]
 
     @property
+    def recorded_step(self) -> int:
+        """The last in the journal."""
+        steps = [record["step"] for kind in ("train", "validation") for record in self.records(kind)[-1:]]
+        return max(steps, default=0)
+
+    @property
     def messages(self) -> list[str]:
         """What went wrong: broken images in one line, and the first few of the watchdog's words."""
         named = [record for record in self.journal if record.get("kind") == "broken_image"]
@@ -183,6 +189,12 @@ class FineTuning(OutputFolder):
 
     TITLE = "Fine-tuning run:"
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has taken all its steps, those of polishing included."""
+        wanted = sum(int(self.config.get(name) or 0) for name in ("max_steps", "polish_steps"))
+        return bool(self.metrics) and int(self.metrics.get("num_steps", wanted)) >= wanted
+
 
 @dataclass(frozen=True, kw_only=True)
 class Training(OutputFolder):
@@ -207,8 +219,7 @@ class Training(OutputFolder):
     @property
     def step(self) -> int:
         """The last that is known of."""
-        steps = [record["step"] for kind in ("train", "validation") for record in self.records(kind)[-1:]]
-        return max([*steps, *self.sheets], default=0)
+        return max([self.recorded_step, *self.sheets])
 
     @property
     def is_finished(self) -> bool:

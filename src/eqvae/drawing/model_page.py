@@ -102,6 +102,9 @@ def without_local_paths(value: Any) -> Any:
 
 def _without_places(text: str) -> str:
     """Cut a path, or each in a command, a `NAME=PATH` or a mixture of methods."""
+    flag, equals, value = text.partition("=")
+    if equals and flag.startswith("--") and _is_local(value):
+        return flag + equals + _end(value)  # which may hold spaces
     return _end(text) if _is_local(text) else _WORD_WITH_SLASH.sub(lambda word: _end(word[0]), text)
 
 

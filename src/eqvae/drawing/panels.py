@@ -268,7 +268,9 @@ def _step_panels(records: Sequence[dict[str, Any]], quantity: Quantity) -> list[
     plain = [record for record in records if "plain" in record.get("branch", "equivariance")]
     branches = {"": (records, ACCENT)}
     if quantity.is_noisy and equivariance and plain:
-        branches = {"plain branch": (plain, BASE), "equivariance branch": (equivariance, ACCENT)}
+        names = {record.get("branch", "equivariance") for record in equivariance}
+        other = f"{names.pop()} branch" if len(names) == 1 else "other branches"
+        branches = {"plain branch": (plain, BASE), other: (equivariance, ACCENT)}
     found = {name: _read_series(of_branch, quantity.key, color) for name, (of_branch, color) in branches.items()}
     drawn = ((name, item) for name, item in found.items() if item is not None)
     series = tuple(replace(item, name=name, is_noisy=quantity.is_noisy) for name, item in drawn)
@@ -330,7 +332,7 @@ def _draw_series(axes: Axes, series: Series) -> None:
         strong = np.unique(np.linspace(0, last, MAX_POINTS).astype(np.int64))
         look = marks(series.color, len(strong)) if series.name else {"color": series.color}
         axes.plot(series.steps[light], series.values[light], color=series.color, alpha=0.28, linewidth=0.9)
-        look |= {"linewidth": 2.0, "label": in_legend(series.name)}
+        look |= {"linewidth": 2.0, "label": in_legend(series.name)} | ({"marker": "o"} if len(strong) == 1 else {})
         axes.plot(series.steps[strong], smooth(series.values)[strong], **look)
     else:
         marker = "o" if len(series.steps) <= 20 else ""

@@ -194,6 +194,16 @@ def card_grids(evaluations: Sequence[Evaluation]) -> dict[str, Grid]:
     return grids
 
 
+def _fitted(name: str, font: ImageFont.FreeTypeFont, width_px: int) -> str:
+    """Leave out the middle of a name that is wider than its column."""
+    shown = name
+    for kept in range(len(name) - 1, 1, -1):
+        if font.getlength(shown) <= width_px:
+            break
+        shown = f"{name[: (kept + 1) // 2]}…{name[len(name) - kept // 2 :]}"
+    return shown
+
+
 def draw_grid(grid: Grid, gap_px: int = 8) -> Image.Image:
     """Draw a grid as one picture on white, the columns' names above: for papers and readmes."""
     width, height = grid.cell_px
@@ -207,7 +217,7 @@ def draw_grid(grid: Grid, gap_px: int = 8) -> Image.Image:
     for position, column in enumerate(grid.columns):
         left = gap_px + position * (width + gap_px)
         centre = left + width // 2
-        draw.text((centre, gap_px + size), column.name, fill="#6b6b70", font=font, anchor="ms")
+        draw.text((centre, gap_px + size), _fitted(column.name, font, width), fill="#6b6b70", font=font, anchor="ms")
         draw.text((centre, gap_px + 2.4 * size), column.formula, fill="#1d1d1f", font=font, anchor="ms")
         for row in range(grid.num_rows):
             cell = grid.cell(column, row)

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
+from eqvae.artifacts.files import expanded
 from eqvae.errors import UserError, printable
 from eqvae.images.arrays import ARRAY_SUFFIXES
 from eqvae.images.decoding import IMAGE_SUFFIXES, is_image
@@ -131,7 +132,7 @@ def _sort_files(files: list[str]) -> tuple[list[str], list[str], list[str], list
 
 def _of_split(data: str, files: list[str], split: Split, left_out: Counter[str]) -> list[str]:
     """Keep the tables or archives of one split, where their folders or names say which is which."""
-    if not Path(data).expanduser().is_dir():  # a glob or a file says which ones are meant
+    if not expanded(data).is_dir():  # a glob or a file says which ones are meant
         return files
     root = root_of(data)
     paths = [relative(Path(file), root) for file in files]
@@ -154,7 +155,7 @@ def _open_files(
     root = root_of(data)
     folders = [relative(Path(image), root).parent.parts for image in images]
     # A glob or a file says which ones are meant.
-    is_folder = Path(data).expanduser().is_dir()
+    is_folder = expanded(data).is_dir()
     found = sort_by_folders(data, folders, split, is_labelled=is_labelled, choose_split=is_folder)
     files = Files.of([images[index] for index in found.kept], root)
     aside = Aside(left_out=left_out + found.left_out, unlabelled=found.unlabelled)

@@ -14,6 +14,7 @@ from typing import final
 
 import pyarrow as pa
 
+from eqvae.artifacts.files import expanded
 from eqvae.errors import UserError, nearest_name, printable
 from eqvae.images.labels import LabelColumn
 from eqvae.images.sources import Split, num_bytes
@@ -151,7 +152,7 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 def list_files(data: str, kinds: Sequence[str]) -> tuple[list[str], Counter[str]]:
     """List the files that a path or a glob names, in the order of their paths, and count what is left out."""
-    path = Path(data).expanduser()
+    path = expanded(data)
     walk = Walk()
     # What no file can be called; an empty text would stand for the folder that one is in.
     longest = max(map(len, map(os.fsencode, path.parts)), default=0)
@@ -209,7 +210,7 @@ def _parts(name: str) -> list[str]:
 
 def root_of(data: str) -> Path:
     """Find the folder under which a path's or a glob's files lie: class folders are directly under it."""
-    path = Path(data).expanduser()
+    path = expanded(data)
     if path.is_dir():
         return path
     if path.is_file():

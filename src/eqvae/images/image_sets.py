@@ -10,6 +10,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from eqvae.artifacts.files import expanded
 from eqvae.artifacts.names import SAMPLE_SET
 from eqvae.artifacts.sample_sets import IMAGES_KEY, check_header, moments_in, open_array, reading, skip
 from eqvae.errors import UserError, printable
@@ -107,7 +108,7 @@ they are met."""
 
 def open_samples(path: Path) -> ImageSet:
     """Open SAMPLES."""
-    path = path.expanduser()
+    path = expanded(path)
     if not path.exists():
         raise UserError(f"Samples '{path}' do not exist", "Give an .npz, an output folder of eqvae sample, or images")
     npz = path / SAMPLE_SET if (path / SAMPLE_SET).is_file() else path
@@ -129,7 +130,7 @@ def open_reference(
 ) -> ImageSet:
     """Open the images of REFERENCE, cut to a size where they are no samples themselves."""
     size = ImageSize.of(image_size_px)
-    path = Path(reference).expanduser()
+    path = expanded(reference)
     npz = path / SAMPLE_SET if (path / SAMPLE_SET).is_file() else path
     if npz.suffix != ".npz":
         source = open_images(reference, image_column=image_column).read_as(pixels)

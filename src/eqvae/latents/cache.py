@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
-from eqvae.errors import UserError, nearest_name
+from eqvae.errors import UserError
 from eqvae.latents.index import CacheIndex, Kind, ShardEntry, expected_tensors, read_index
 from eqvae.latents.shards import MIRRORED, BrokenShardError, Shard, concatenate_labels, to_tensor
 
@@ -236,8 +236,8 @@ def choose_normalization(name: str, index: CacheIndex) -> Normalization:
 def fixed_normalization(name: str, num_channels: int) -> Normalization:
     """Read `fixed:FACTOR`."""
     if not name.startswith(FIXED):
-        known = (MEASURED, f"{FIXED}0.18215")
-        raise UserError(f"The normalization '{name}' is not known", nearest_name(name, known))
+        what = "is that of a cache" if name == MEASURED else "is not known"
+        raise UserError(f"The normalization '{name}' {what}", f"Give {FIXED}0.18215, say")
     try:
         factor = float(name.removeprefix(FIXED))
     except ValueError:

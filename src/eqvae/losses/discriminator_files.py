@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eqvae.artifacts.files import load_strictly, read_json, read_tensors, write_json, write_tensors
+from eqvae.artifacts.files import expanded, load_strictly, read_json, read_tensors, write_json, write_tensors
 from eqvae.artifacts.names import AUTOENCODER, CHECKPOINT, CONFIG, DISCRIMINATOR, DISCRIMINATOR_WEIGHTS
 from eqvae.artifacts.weights import NamedTensors, read_named
 from eqvae.errors import UserError
@@ -47,7 +47,7 @@ def save_discriminator(discriminator: Discriminator, folder: Path) -> None:
 
 def load_discriminator(source: str, *, features_weights: Path | None = None, image_channels: int = 3) -> Discriminator:
     """Load an exported discriminator, or PatchGAN out of a checkpoint, and say in one line what was found."""
-    path = Path(source).expanduser()
+    path = expanded(source)
     if not path.exists():
         raise UserError(f"--discriminator '{source}' does not exist", "Check the path")
     folder = _find_exported(path)

@@ -162,6 +162,10 @@ class Method(ABC):
             values = value if isinstance(value, tuple) else (value,)
             if any(isinstance(each, int | float) and not low <= each <= high for each in values):
                 raise UserError(f"--method {self.name}({name}={show(value)})", f"It must lie in [{low:g}, {high:g}]")
+        low, high = (self.parameters().get(name, 0) for name in ("low", "high"))
+        if low > high:
+            given = f"low={show(low)}, high={show(high)}"
+            raise UserError(f"--method {self.name}({given}) leaves nothing between", "Give low <= high")
 
     def parameters(self) -> dict[str, Any]:
         """Its parameters by name."""

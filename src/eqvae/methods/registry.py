@@ -89,7 +89,7 @@ def read_value(annotation: Any, text: str) -> object:
     """Turn the text of a parameter into its value; a ValueError says what it should be."""
     origin, options = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
-        for option in sorted(options, key=lambda option: option is str):  # every text is a str
+        for option in sorted(options, key=lambda option: option in (str, Path)):  # as which any text can be read
             with contextlib.suppress(ValueError):
                 return read_value(option, text)
         raise ValueError(" or ".join(map(_called, options)))

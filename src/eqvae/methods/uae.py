@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eqvae.errors import UserError
 from eqvae.methods.protocol import Batch, Drawn, Pair
 from eqvae.methods.registry import method
 from eqvae.methods.spectra import dct, inverse_dct
@@ -25,14 +24,6 @@ class Uae(Pair):
     low: int = 32
     """m is uniform between this and `high`, for each step; the source's values."""
     high: int = 256
-
-    def __post_init__(self) -> None:
-        """Check that there is something between both."""
-        super().__post_init__()
-        if self.low > self.high:
-            raise UserError(
-                f"--method uae(low={self.low}, high={self.high}) leaves nothing between", "Give low <= high"
-            )
 
     def act(self, batch: Batch) -> Drawn:
         """Draw how many coefficients are kept."""

@@ -9,19 +9,11 @@ from torch import Tensor, nn
 
 from eqvae.artifacts.records import to_uint8
 from eqvae.autoencoders.protocol import Autoencoder
+from eqvae.images.sizes import ImageSize
 from eqvae.methods.protocol import Encoded, Term
 from eqvae.methods.registry import method
-from eqvae.networks.pretrained import EFFICIENTNET_LITE0, check_timm_name
-from eqvae.networks.teachers import load_teacher
-
-
-class Projection(nn.Module):
-    """A frozen teacher, and the learned 1 x 1 convolution from latents to its channels; neither is exported."""
-
-    def __init__(self, name: str, weights: Path | None, side: int, num_channels: int) -> None:
-        super().__init__()
-        self.teacher = load_teacher(name, grid=(side, side), weights=weights).requires_grad_(False)
-        self.convolution = nn.Conv2d(num_channels, self.teacher.channels, 1, bias=False)
+from eqvae.networks.pretrained import EFFICIENTNET_LITE0
+from eqvae.networks.teachers import Projection, check_teacher, load_teacher
 
 
 @method("vf")
@@ -40,12 +32,15 @@ class Vf(Term):
     distance_margin: float = 0.25
     cosine_margin: float = 0.5
 
+    def check(self, autoencoder: Autoencoder, *, image_size: ImageSize, num_images: int) -> None:
+        """Refuse a teacher that there is not."""
+        super().check(autoencoder, image_size=image_size, num_images=num_images)
+        check_teacher(self.teacher, self.teacher_weights, flag="--method vf: teacher")
+
     def build(self, autoencoder: Autoencoder, *, image_size_px: int) -> nn.Module:
         """Load the teacher; its grid has a cell for at least 16 px, and its tokens are interpolated to z's."""
-        if self.teacher != EFFICIENTNET_LITE0:
-            check_timm_name(self.teacher, "--method vf: teacher", (EFFICIENTNET_LITE0,))
         side = max(image_size_px // max(autoencoder.stride, 16), 1)
-        return Projection(self.teacher, self.teacher_weights, side, autoencoder.latent_channels)
+        return Projection(load_teacher(self.teacher, grid=(side, side), weights=self.teacher_weights), autoencoder)
 
     def value(self, encoded: Encoded) -> Float[Tensor, " n"]:
         """Compare angles between cells, and each cell with its token."""

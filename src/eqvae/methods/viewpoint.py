@@ -9,7 +9,7 @@ from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.images.sizes import ImageSize
 from eqvae.methods.protocol import Batch, Drawn, Pair
 from eqvae.methods.registry import method
-from eqvae.methods.views import read_views
+from eqvae.methods.views import check_views, read_views
 from eqvae.methods.warping import is_inside, project, warp
 
 
@@ -33,7 +33,7 @@ class Viewpoint(Pair):
         super().check(autoencoder, image_size=image_size, num_images=num_images)
         if self.views is not None:
             self.check_rgb(autoencoder)
-            read_views(self.views, [0], image_size_px=image_size.width, stride=autoencoder.stride)
+            check_views(self.views, image_size)
 
     def act(self, batch: Batch) -> Drawn:
         """Draw the homography, or which scenes are seen."""

@@ -4,9 +4,10 @@ Each holds `first` and `second`, (h, w, 3) uint8, and `flow`, (h, w, 2) float32:
 `second` is the one at row i + flow[i, j, 1], column j + flow[i, j, 0] of `first`; NaN where the scene is occluded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +15,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from eqvae.artifacts.parsing import DAMAGE
 from eqvae.errors import UserError
+from eqvae.images.sizes import ImageSize
+
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +44,16 @@ def list_views(folder: Path) -> list[Path]:
     return found
 
 
+def check_views(folder: Path, image_size: ImageSize) -> None:
+    """Refuse a folder in which a file is cut off, or whose first pair is of another size."""
+    if not image_size.is_square:
+        raise UserError(f"--method viewpoint has square views, not of {image_size}", "Give a square --image-size")
+    files = list_views(folder)
+    for path in files:
+        _opened(path, lambda file: file.files)
+    _read(files[0], image_size.width)
+
+
 def read_views(folder: Path, numbers: Sequence[int], *, image_size_px: int, stride: int) -> Views:
     """Read the pairs that numbers choose."""
     files = list_views(folder)
@@ -53,18 +68,24 @@ def read_views(folder: Path, numbers: Sequence[int], *, image_size_px: int, stri
     return Views(first=first, second=second, grid=mean.permute(0, 2, 3, 1), mask=mask)
 
 
+def _opened(path: Path, read: Callable[[Any], _Found]) -> _Found:
+    """Read something of a file of arrays."""
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            return read(file)
+    except DAMAGE as error:
+        raise UserError(f"'{path}' is no pair of views ({error})", "It should hold first, second and flow") from None
+
+
 def _read(path: Path, size_px: int) -> tuple[Tensor, Tensor, Tensor]:
     """Two images in [-1, 1], and where the second one's pixels lie in the first, -1 to 1 over the frame."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            first, second, flow = (file[name] for name in ("first", "second", "flow"))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"'{path}' is no pair of views ({error})", "It should hold first, second and flow") from None
+    first, second, flow = _opened(path, lambda file: [file[name] for name in ("first", "second", "flow")])
     shapes = ((size_px, size_px, 3), (size_px, size_px, 3), (size_px, size_px, 2))
-    if (first.shape, second.shape, flow.shape) != shapes or {first.dtype, second.dtype} != {np.dtype("uint8")}:
+    dtypes, is_real = {first.dtype, second.dtype}, np.issubdtype(flow.dtype, np.floating)
+    if (first.shape, second.shape, flow.shape) != shapes or dtypes != {np.dtype("uint8")} or not is_real:
         raise UserError(
-            f"'{path}' holds views of {first.shape} and a flow of {flow.shape}",
-            f"Give uint8 views and a flow of --image-size {size_px}",
+            f"'{path}' holds views of {first.shape} and a flow of {flow.shape}, {flow.dtype}",
+            f"Give uint8 views and a float32 flow of --image-size {size_px}",
         )
     images = [torch.from_numpy(view.astype(np.float32) / 127.5 - 1.0).permute(2, 0, 1) for view in (first, second)]
     here = torch.from_numpy(np.stack(np.meshgrid(np.arange(size_px), np.arange(size_px)), 0).astype(np.float32))

@@ -23,6 +23,7 @@ from eqvae.metrics.spectrum import SpectrumSums, high_frequency_excess_db, image
 from eqvae.networks.features import FeatureExtractor, metric_key
 from eqvae.networks.pretrained import fuse_for_inference
 from eqvae.runtime.device import Precision, place
+from eqvae.runtime.journal import say_once
 from eqvae.runtime.processes import Processes
 from eqvae.transforms import Transform
 
@@ -196,8 +197,11 @@ class LatentSpectrum(Measure):
                 self.images.merge(images)
 
     def curves(self) -> dict[str, list[float]]:
-        """Both spectra, for `spectrum.json`."""
-        latents, images = self.latents.spectrum(), self.images.spectrum()
+        """Both spectra, for `spectrum.json`; empty where one has none."""
+        try:
+            latents, images = self.latents.spectrum(), self.images.spectrum()
+        except ValueError:
+            return {}  # `figures` says why
         return {
             "frequency": latents.frequency.tolist(),
             "latent_power": latents.power.tolist(),
@@ -206,7 +210,11 @@ class LatentSpectrum(Measure):
 
     def figures(self) -> dict[str, float | int]:
         """`spectrum_excess_db`; see `high_frequency_excess_db`."""
-        return {"spectrum_excess_db": high_frequency_excess_db(self.latents.spectrum(), self.images.spectrum())}
+        try:
+            return {"spectrum_excess_db": high_frequency_excess_db(self.latents.spectrum(), self.images.spectrum())}
+        except ValueError as error:
+            say_once(f"spectrum_excess_db is left out: {error}")
+            return {}
 
 
 class PerceptualDistance(Measure):

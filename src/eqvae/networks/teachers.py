@@ -14,6 +14,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from eqvae.artifacts.channels import mean_over_triples
+from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.errors import UserError
 from eqvae.networks.pretrained import (
     EFFICIENTNET_LITE0,
@@ -66,14 +67,28 @@ class Teacher(nn.Module, ABC):
 
 def load_teacher(name: str = DINOV2_B, *, grid: tuple[int, int], weights: Path | None = None) -> Teacher:
     """Load a teacher, on the CPU."""
+    check_teacher(name, weights)
+    return EfficientNetLite0Teacher(grid) if name == EFFICIENTNET_LITE0 else TimmTeacher(name, grid, weights)
+
+
+def check_teacher(name: str, weights: Path | None, *, flag: str = "--teacher") -> None:
+    """Refuse a teacher that there is not, and weights that are none or have no place."""
+    weights_flag = f"{flag}-weights" if flag.startswith("--teacher") else f"{flag}_weights"
     if weights is not None and not weights.is_file():
-        raise UserError(f"--teacher-weights '{weights}' does not exist", "Check the path")
-    if name == EFFICIENTNET_LITE0:
-        if weights is not None:
-            raise UserError(f"--teacher-weights has no place: --teacher {name} brings its own", "Leave it out")
-        return EfficientNetLite0Teacher(grid)
-    check_timm_name(name, "--teacher", (EFFICIENTNET_LITE0,))
-    return TimmTeacher(name, grid, weights)
+        raise UserError(f"{weights_flag} '{weights}' does not exist", "Check the path")
+    if name != EFFICIENTNET_LITE0:
+        check_timm_name(name, flag, (EFFICIENTNET_LITE0,))
+    elif weights is not None:
+        raise UserError(f"{weights_flag} has no place: {flag} {name} brings its own", "Leave it out")
+
+
+class Projection(nn.Module):
+    """A frozen teacher, and a learned 1 x 1 convolution from latents to its channels."""
+
+    def __init__(self, teacher: Teacher, autoencoder: Autoencoder) -> None:
+        super().__init__()
+        self.teacher = teacher.requires_grad_(False)
+        self.convolution = nn.Conv2d(autoencoder.latent_channels, teacher.channels, 1, bias=False)
 
 
 @final

@@ -38,7 +38,8 @@ class AdaptConfig:
     """Move a trained DiT, SiT or REPA to the latents of another autoencoder: align its ends, then train on."""
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]
-    """Folder of `eqvae train` or `eqvae convert`. What is not given here is as it was in that training."""
+    """Folder of `eqvae train` or `eqvae convert`. What is not given here is as it was in that training, but for
+    --shard, --compile, --cache-teacher, --posthoc-ema and milestones, which this command has not."""
 
     latents: Path
     """The latent cache of the new autoencoder; of the same images as the old one as far as both go."""
@@ -84,6 +85,9 @@ class AdaptConfig:
 
     reference: str | None = None
     """DATA or saved statistics against which samples are measured during the run; None: pictures only."""
+
+    reference_image_column: str | None = None
+    """Column of its table, or ending of its archive's members, that holds the images; None: the usual one."""
 
     features: str = "efficientnet-lite0"
     """Features of that measure: `inception` (FID), `efficientnet-lite0` (offline) or a model of timm."""

@@ -43,7 +43,7 @@ from eqvae.metrics.measures import (
 )
 from eqvae.metrics.per_image import evaluation_transforms
 from eqvae.networks.features import features_at_hand, load_features
-from eqvae.networks.pretrained import Lpips, lpips_is_cached
+from eqvae.networks.pretrained import LPIPS_MIN_IMAGE_SIZE_PX, Lpips, lpips_is_cached
 from eqvae.runtime.device import Precision, choose_device, place
 from eqvae.runtime.journal import Journal
 from eqvae.runtime.processes import join_processes, notice_lost_process
@@ -180,7 +180,9 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
     batches = _cut(config, source)
     processes = join_processes(device)
     measures = choose_measures(config, processes.device)
-    lpips = lpips_is_cached() if config.lpips is None else config.lpips
+    lpips = lpips_is_cached() and min(size) >= LPIPS_MIN_IMAGE_SIZE_PX if config.lpips is None else config.lpips
+    if lpips and min(size) < LPIPS_MIN_IMAGE_SIZE_PX:
+        raise UserError(f"--lpips sees nothing of {size}", f"Give --image-size {LPIPS_MIN_IMAGE_SIZE_PX} or more")
     parts, own_broken = batches[processes.own_part(len(batches))], list[BrokenImage]()
     with (
         notice_lost_process("the same command measures anew"),
@@ -222,8 +224,8 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
         for image in broken:
             journal.write("broken_image", **image._asdict())
         for measure in measures:
-            if isinstance(measure, LatentSpectrum):
-                write_json(config.out / SPECTRUM, measure.curves())
+            if isinstance(measure, LatentSpectrum) and (curves := measure.curves()):
+                write_json(config.out / SPECTRUM, curves)
         write_json(config.out / METRICS, figures)
     return figures
 

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from eqvae.artifacts.records import to_uint8
+from eqvae.autoencoders.padding import check_reflection, padding_mode_of
 from eqvae.autoencoders.protocol import Autoencoder, Posterior
 from eqvae.drawing.charts import autoencoder_colors
 from eqvae.drawing.evaluation_charts import SpectrumChart, SpectrumLine, spectrum_chart
@@ -195,6 +196,7 @@ class Views:
         autoencoder, z = self._models[index], found.latents[index]
         if choice.method is None:
             tau = self._tau(choice)
+            check_reflection(padding_mode_of(autoencoder), choice.num_cells)
             return Acted(Drawn(image=tau, latent=tau, name=str(tau)), found.x[:1], z[:1])
         pair = self.pairs[choice.method]
         count = 1 if _takes(pair, autoencoder, self.image_size_px) else 2

@@ -34,7 +34,7 @@ from eqvae.runtime.signals import stop_on_signals
 from eqvae.training.adapters import add_adapters, trained_parameters
 from eqvae.training.autoencoder_config import AutoencoderTraining
 from eqvae.training.autoencoder_state import build_state
-from eqvae.training.checkpoints import saved_step
+from eqvae.training.checkpoints import check_kept, check_not_beyond
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +125,7 @@ class FinetuneConfig:
     def resolved(self) -> "FinetuneConfig":
         """Fill in every None and check what can be checked without reading data."""
         check_ranges(self, _RANGES)
+        check_kept(self.keep_every, self.keep_last)
         if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
             raise UserError("--tensorboard needs TensorBoard", "Run: pip install 'eqvae[tensorboard]'")
         for name in self.watched:
@@ -230,13 +231,7 @@ def finetune(config: FinetuneConfig, autoencoder: Autoencoder | None = None) -> 
     has_polished = bool((folder.saved or {}).get("polish_steps"))
     folder.check_same(config, FREE_TO_CHANGE - ({"max_steps"} if has_polished else set()))
     identity = check_origin(folder, config, base_fingerprint, discriminator, (source, validation_source))
-    step = saved_step(config.out) or 0
-    if step > training.total_steps:  # told before `config.json` is written
-        raise UserError(
-            f"'{config.out}' is at step {step}, beyond --max-steps {training.max_steps} and "
-            f"--polish-steps {training.polish_steps}",
-            "Give as many or more, or another --out",
-        )
+    check_not_beyond(config.out, max_steps=training.max_steps, polish_steps=training.polish_steps)
     done = folder.figures_after(training.total_steps)
     if done is not None:
         return done if processes.is_first else None

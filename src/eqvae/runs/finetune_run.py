@@ -186,11 +186,10 @@ class FinetuneRun:
             if self.state.discriminator is not None:
                 save_discriminator(self.state.discriminator, folder / DISCRIMINATOR)
 
-        processor_sec = sum(self.processes.gather(loop.processor_sec))
         metrics = figures | {
             "num_steps": num_steps,
             "training_sec": loop.training_sec,
-            "training_device_sec": processor_sec if self.processes.device.type == "cpu" else loop.training_sec,
+            "training_device_sec": loop.total_device_sec(),
             "training_images_per_sec": num_steps * config.training.batch_size / max(loop.training_sec, 1e-9),
         }
         if self.processes.is_first:

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from eqvae.artifacts.files import check_writable, read_json, replace_folder, write_json
+from eqvae.artifacts.files import check_writable, expanded, read_json, replace_folder, write_json
 from eqvae.artifacts.names import (
     AUTOENCODER,
     CONFIG,
@@ -76,12 +76,18 @@ def push(config: PushConfig) -> str:
     if not config.run.is_dir():
         raise UserError(f"The folder '{config.run}' does not exist", "Check the path")
     is_local = config.name.startswith(_LOCAL)
-    folder = config.run / "hub" if config.dry_run else Path(config.name).expanduser()
+    folder = config.run / "hub" if config.dry_run else expanded(config.name)
     if not is_local:
         _check_name(config.name)
     if is_local or config.dry_run:
         _check_folder(folder)
-        replace_folder(folder, lambda part: _fill(part, config, folder.resolve().name if is_local else config.name))
+        title = folder.resolve().name if is_local else config.name
+
+        def fill(part: Path) -> None:
+            _fill(part, config, title)
+            _check_lost(folder, part)
+
+        replace_folder(folder, fill)
         return str(folder)
     with tempfile.TemporaryDirectory(prefix="eqvae-push-") as temporary:
         _fill(Path(temporary), config, config.name)
@@ -107,6 +113,22 @@ def _check_folder(folder: Path) -> None:
     check_writable(folder, "NAME")
 
 
+def _check_lost(folder: Path, part: Path) -> None:
+    """Refuse to replace a folder that holds what no push writes; pictures are named after their steps."""
+    there, new = ({path.name for path in each.iterdir()} if each.is_dir() else set() for each in (folder, part))
+    if lost := sorted(name for name in there - new if not name.endswith(".png")):
+        raise UserError(f"'{folder}' also holds {', '.join(lost[:3])}", "Move it away, or choose another folder")
+
+
+def _copy(source: Path, folder: Path) -> None:
+    """Copy files of a folder; what of it may only be read can be changed in the copy."""
+    for path in source.rglob("*"):
+        if path.is_file():
+            target = folder / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
+
 def _fill(folder: Path, config: PushConfig, title: str) -> None:
     """Lay out what the hub is given."""
     run = config.run
@@ -118,17 +140,17 @@ def _fill(folder: Path, config: PushConfig, title: str) -> None:
     if not (run / METRICS).is_file():
         raise UserError(f"The run in '{run}' has not finished", "The same command that began it goes on with it")
     if is_autoencoder:
-        shutil.copytree(run / AUTOENCODER, folder, dirs_exist_ok=True)
+        _copy(run / AUTOENCODER, folder)
         _rewrite(folder / MODEL_CARD)
     else:
-        shutil.copytree(run / GENERATOR, folder / GENERATOR)
+        _copy(run / GENERATOR, folder / GENERATOR)
         _rewrite(folder / GENERATOR / GENERATOR_CARD)
     for own, name in _RECORDS.items():
         write_json(folder / name, without_local_paths(read_json(run / own)))
     sheets = sorted((run / (VALIDATION if is_autoencoder else CONTACT_SHEETS)).glob("*.png"))
     shown = [sheets[0], sheets[-1]] if is_autoencoder and len(sheets) > 1 else sheets[-1:]
     for sheet in shown:
-        shutil.copy(sheet, folder / sheet.name)
+        shutil.copyfile(sheet, folder / sheet.name)
     write = autoencoder_page if is_autoencoder else generator_page
     page = write(run, title, license_name=config.license, pictures=[sheet.name for sheet in shown])
     (folder / "README.md").write_text(page, encoding="utf-8")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from eqvae.artifacts.files import check_writable, to_plain, write_json
+from eqvae.artifacts.files import check_writable, expanded, to_plain, write_json
 from eqvae.artifacts.names import CONFIG, METRICS
 from eqvae.artifacts.sample_sets import has_images, moments_in
 from eqvae.errors import Interrupted, UserError
@@ -217,7 +217,7 @@ def _check_config(config: ScoreConfig) -> None:
 
 def _open(config: ScoreConfig, samples: ImageSet) -> ImageSet | FeatureStatistics:
     """Open the reference: its images, or statistics where a file holds no images."""
-    path = Path(config.reference).expanduser()
+    path = expanded(config.reference)
     if path.suffix == STATISTICS_SUFFIX:
         known = FeatureStatistics.load(path)
     elif path.suffix == ".npz" and moments_in(path) and not has_images(path):
@@ -268,9 +268,9 @@ def read_reference(
 ) -> FeatureStatistics:
     """Extract the features of a reference; where an ADM batch holds moments of more images, these count."""
     statistics = _read(images, indices, "reference", config, extractor, processes, stop)
-    npz = Path(config.reference)
-    is_adm = config.features == INCEPTION and npz.suffix == ".npz" and moments_in(npz.expanduser())
-    return with_adm_moments(statistics, npz.expanduser()) if is_adm else statistics
+    npz = expanded(config.reference)
+    is_adm = config.features == INCEPTION and npz.suffix == ".npz" and moments_in(npz)
+    return with_adm_moments(statistics, npz) if is_adm else statistics
 
 
 def _read(

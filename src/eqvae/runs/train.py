@@ -35,7 +35,7 @@ from eqvae.runtime.seeds import generator_for
 from eqvae.runtime.signals import StopRequest, stop_on_signals
 from eqvae.training.adapters import add_block_adapters, merged_weights
 from eqvae.training.adversarial_step import AdversarialState, adversarial_step, build_adversarial_state
-from eqvae.training.checkpoints import has_checkpoint
+from eqvae.training.checkpoints import check_not_beyond, has_checkpoint
 from eqvae.training.generator_step import GeneratorState, TrainingBatch, TrainState, build_state, train_step
 from eqvae.training.loop import Loop, Schedule
 from eqvae.training.sharding import shard, whole
@@ -72,6 +72,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     done = folder.figures_after(config.max_steps)
     if done is not None:
         return done if processes.is_first else None
+    check_not_beyond(config.out, max_steps=config.max_steps)
     autoencoder = load_autoencoder(plan.decoder)
     decoder_fingerprint = plan.check_decoder(autoencoder)
     if folder.saved is not None and folder.saved.get("decoder_fingerprint", fingerprint) != decoder_fingerprint:

@@ -29,6 +29,7 @@ from eqvae.runtime.device import Precision
 from eqvae.runtime.journal import installed_version, say
 from eqvae.runtime.processes import Processes
 from eqvae.runtime.run_folder import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, check_ranges
+from eqvae.training.checkpoints import check_kept
 from eqvae.training.generator_step import TrainingBatch
 
 _MODELLED = {"moments": "latents", "tokens": "tokens"}
@@ -174,6 +175,7 @@ class TrainConfig:
     def resolved(self) -> "TrainConfig":
         """Fill in what follows from other fields and check what can be checked without reading the cache."""
         check_ranges(self, _RANGES)
+        check_kept(self.keep_every, self.keep_last)
         recipe = self.find_recipe()
         self._check_adaptation(recipe)
         if recipe.draws == "pass" and self.watch_steps not in (None, 1):

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from eqvae.artifacts.files import expanded
 from eqvae.artifacts.names import CONTACT_SHEETS, contact_sheet_name
 from eqvae.autoencoders.protocol import Autoencoder
 from eqvae.generators.checkpoints import Generator
@@ -117,7 +117,7 @@ def load_reference(config: TrainConfig, index: CacheIndex, processes: Processes)
         return None
     announce_channels(index.image_channels)
     extractor = place(load_features(config.features), processes.device)
-    path, found = Path(config.reference).expanduser(), None
+    path, found = expanded(config.reference), None
     if holds_statistics(path):
         statistics = FeatureStatistics.load(path)
         samples = Provenance(

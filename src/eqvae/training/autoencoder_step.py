@@ -260,7 +260,7 @@ def _accumulate(
     # Through the cut, terms go back by themselves, when the adaptive weights are known.
     is_cut, quantization = leaf is not z, []
     regularization = x.new_zeros(()) if is_cut else added
-    num_latent_values = autoencoder.latent_channels * x[0, 0].numel() // autoencoder.stride**2
+    num_latent_values = autoencoder.latent_channels * batch.x[0, 0].numel() // autoencoder.stride**2
     for each in comparisons:
         losses = each.quantization(config, num_latent_values=num_latent_values)
         if losses is not None:

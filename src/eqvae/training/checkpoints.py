@@ -45,6 +45,21 @@ def saved_step(folder: Path) -> int | None:
         return None
 
 
+def check_kept(keep_every: int, keep_last: int) -> None:
+    """Refuse to count milestones that are not kept."""
+    if keep_last and not keep_every:
+        raise UserError(f"--keep-last {keep_last} has no place: no checkpoints are kept", "Give --keep-every, too")
+
+
+def check_not_beyond(folder: Path, *, max_steps: int, polish_steps: int | None = None) -> None:
+    """Refuse a folder whose latest checkpoint is of a later step; to be asked before `config.json` is written."""
+    step = saved_step(folder) or 0
+    if step > max_steps + (polish_steps or 0):
+        wanted = f"--max-steps {max_steps}"
+        wanted += "" if polish_steps is None else f" and --polish-steps {polish_steps}"
+        raise UserError(f"'{folder}' is at step {step}, beyond {wanted}", "Give as many or more, or another --out")
+
+
 def read_latest_checkpoint(folder: Path) -> Checkpoint | None:
     """Read the latest checkpoint that is whole; None where there is none at all."""
     damages: list[str] = []

@@ -96,7 +96,7 @@ class Loop(Generic[Batch]):
     """What the checkpoint keeps beside tensors, step and time."""
     training_sec: float = 0.0
     """Spent in training steps, over all sessions."""
-    processor_sec: float = 0.0
+    device_sec: float = 0.0
     """Of all threads of this process in them: what a busy machine does not lengthen."""
     watched_step: int = 0
     """Step of the last watch."""
@@ -122,7 +122,8 @@ class Loop(Generic[Batch]):
         self.state.load(found.tensors, step)
         self.saved_step = step
         self.training_sec = numbers.pop("training_sec")
-        self.processor_sec = numbers.pop("processor_sec", 0.0)  # an older checkpoint has none
+        device_sec = numbers.pop("device_sec", 0.0)  # of all processes; an older checkpoint has none
+        self.device_sec = device_sec if self.processes.is_first else 0.0
         self.numbers |= numbers
         for record in read_journal(self.out):
             if record.get("kind") == "validation" and record["step"] <= step:
@@ -140,7 +141,7 @@ class Loop(Generic[Batch]):
             self.processes.progress(self.title, total=schedule.max_steps, start=state.step) as progress,
         ):
             began_sec, began_step, shown = time.perf_counter(), state.step, dict[str, float]()
-            began_processor_sec = time.process_time()
+            began_device_sec = self._device_clock()
             for batch in batches:
                 figures = self._step(batch)
                 is_stopping = self.processes.any(bool(self.stop))
@@ -149,7 +150,7 @@ class Loop(Generic[Batch]):
                     figures = self._means(figures)  # waits for the device, so that the clock can be read
                     elapsed_sec = time.perf_counter() - began_sec
                     self.training_sec += elapsed_sec
-                    self.processor_sec += time.process_time() - began_processor_sec
+                    self.device_sec += self._device_clock() - began_device_sec
                     rate = (state.step - began_step) * schedule.batch_size / elapsed_sec
                     figures |= {"images_per_sec": rate, **self.figures_of_rate(rate)}
                     shown = {label: figures[name] for label, name in self.shown.items()}
@@ -165,7 +166,14 @@ class Loop(Generic[Batch]):
                     self.write_checkpoint()
                 self._watch_where_due()
                 began_sec, began_step = time.perf_counter(), state.step
-                began_processor_sec = time.process_time()
+                began_device_sec = self._device_clock()
+
+    def total_device_sec(self) -> float:
+        """Sum up what training has taken of all processes' devices: processor time on CPUs. All of them call it."""
+        return sum(self.processes.gather(self.device_sec))
+
+    def _device_clock(self) -> float:
+        return time.process_time() if self.processes.device.type == "cpu" else time.perf_counter()
 
     def look(self) -> dict[str, float | int]:
         """Watch now, and write down what is found."""
@@ -182,9 +190,9 @@ class Loop(Generic[Batch]):
 
     def write_checkpoint(self) -> None:
         """Write all that a resume needs."""
-        tensors = self.state.tensors()
+        tensors, device_sec = self.state.tensors(), self.total_device_sec()
         if self.processes.is_first:
-            times = {"training_sec": self.training_sec, "processor_sec": self.processor_sec}
+            times = {"training_sec": self.training_sec, "device_sec": device_sec}
             numbers = {"step": self.state.step, **self.numbers, **times}
             # A damaged checkpoint must not take the place of the whole one before, nor one of the same step.
             rotate = self.damage is None and self.saved_step != self.state.step
