@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.encode import write_photographs
 from benchmarks.harness import Turn, Variant, Work
 from benchmarks.machine import ROOT, git
+from eqvae.runtime.device import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ class Evaluate(Work):
         return {
             self.commit: Variant(self.earlier, memory=False),
             "ours": Variant(lambda folder: self.prepare(ROOT / "src", folder), memory=False),
+            "ours, bf16": Variant(lambda folder: self.prepare(ROOT / "src", folder, "bf16"), "bf16", memory=False),
         }
 
     def earlier(self, folder: Path) -> Turn:
@@ -52,13 +54,13 @@ class Evaluate(Work):
         shutil.unpack_archive(archive, folder, filter="data")
         return self.prepare(folder / "src", folder)
 
-    def prepare(self, sources: Path, folder: Path) -> Turn:
+    def prepare(self, sources: Path, folder: Path, precision: Precision = "fp32") -> Turn:
         """Run the command from these sources."""
         numbers = itertools.count()
         data = self.data or str(write_photographs(folder / "photographs", self.num_images))
         flags = {
             "data": data, "image-size": self.image_size, "num-images": self.num_images, "device": self.device,
-            "features": "efficientnet-lite0",
+            "features": "efficientnet-lite0", "precision": precision,
         }  # fmt: skip
         words = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
 
