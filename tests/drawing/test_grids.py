@@ -1,15 +1,13 @@
 """Grids of pictures (Figures 2 and 6)."""
 
 from dataclasses import replace
-from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
-from PIL import ImageFont
 
 from eqvae.artifacts.records import Pictures
-from eqvae.drawing.pictures import _fitted, draw_grid, latent_map_grid, transform_grids, turning_grids
+from eqvae.drawing.lettering import fitted, lettering
+from eqvae.drawing.pictures import draw_grid, latent_map_grid, transform_grids, turning_grids
 
 
 def test_columns_are_the_papers(pictures):
@@ -36,11 +34,11 @@ def test_scaled_pictures_are_enlarged_pixel_by_pixel_to_the_cell(pictures):
 def test_a_long_name_keeps_its_ends_within_its_column(pictures):
     grids = transform_grids({"a/very/long/path/to/some/fine-tuned/autoencoder-of-mine": pictures(0)})
     column = grids[0].columns[1]
-    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 9)
-    shown = _fitted(column.name, font, 100)
+    font = lettering(9)
+    shown = fitted(column.name, font, 100)
     assert font.getlength(shown) <= 100
     assert shown.startswith("a/") and shown.endswith("mine") and "…" in shown
-    assert _fitted("base", font, 100) == "base"
+    assert fitted("base", font, 100) == "base"
 
 
 def test_pictures_that_do_not_fill_the_cell_are_centred_on_transparency(pictures):

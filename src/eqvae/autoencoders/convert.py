@@ -44,6 +44,9 @@ Format = Literal["diffusers", "ldm", "stability", "comfyui", "taming", "taesd", 
 
 _FILE_SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
 _TINY_CLASSES = ("AutoencoderTiny", "PooledAutoencoderTiny")
+_PAIR_NAMES = ("taesdxl", "taesd3", "taef1", "taef2", "taesd")
+"""What their author calls his models, longer names first."""
+
 _OF_ARCHITECTURE = (
     "in_channels", "out_channels", "encoder_block_out_channels", "decoder_block_out_channels", "act_fn", "upsample_fn",
     "upsampling_scaling_factor", "num_encoder_blocks", "num_decoder_blocks",
@@ -148,7 +151,7 @@ def _read_card(source: str) -> dict[str, Any] | None:
     if source.startswith(UNTRAINED):
         return None
     path = PRESETS[source].packaged if source in PRESETS else expanded(source)
-    if path is not None and path.is_file() and (path.with_name(CONFIG)).is_file():
+    if path is not None and path.is_file() and path.with_name(CONFIG).is_file():
         path = path.parent
     folders = () if path is None else (path / AUTOENCODER, path / "vae", path)
     folder = next((folder for folder in folders if (folder / CONFIG).is_file()), None)
@@ -234,8 +237,7 @@ def _write_pair(
 
 def _pair_name(num_channels: int, *sources: str) -> str:
     """Name a pair after its base where that is told, else after the first model that had as many channels."""
-    known = ("taesdxl", "taesd3", "taef1", "taef2", "taesd")  # longer names first
-    told = (name for source in sources for name in known if name in PurePath(source).name.lower())
+    told = (name for source in sources for name in _PAIR_NAMES if name in PurePath(source).name.lower())
     return next(told, {4: "taesd", 16: "taesd3", 32: "taef2"}.get(num_channels, "tiny"))
 
 

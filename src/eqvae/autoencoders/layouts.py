@@ -191,9 +191,9 @@ def find_pair(path: Path) -> tuple[Path, Path] | None:
         raise UserError(f"'{path}' holds several tiny autoencoders ({names})", "Give the path of one encoder file")
     encoder = encoders[0]
     decoder = encoder.with_name(encoder.name.replace("_encoder.", "_decoder."))
-    if not decoder.is_file() and not path.is_dir() and not _is_half(encoder):
-        return None  # a whole autoencoder of such a name
     if not decoder.is_file():
+        if not path.is_dir() and not _is_half(encoder):
+            return None  # a whole autoencoder of such a name
         raise UserError(f"'{decoder}' does not exist", f"It belongs to '{encoder.name}': fetch both files")
     return encoder, decoder
 

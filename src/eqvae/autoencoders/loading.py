@@ -238,9 +238,9 @@ def _check_variant(folder: Path, file: str, names: Sequence[str], source: _Sourc
     told = weights_of(variant)
     if source.which is not None and told not in (None, source.which):
         raise UserError(f"'{folder}' holds no {source.which} weights, but '{file}'", "Leave out --weights")
-    other = "raw" if told == "ema" else "ema"
-    if source.which is None and any(weights_of(variant_of(name)) == other for name in names):
-        say_once(f"'{folder}' holds other weights, too, '{source.name}#{other}'; '{file}' is taken")
+    for other in sorted({weights_of(variant_of(name)) or "" for name in names} - {told, ""}):
+        if source.which is None:
+            say_once(f"'{folder}' holds other weights, too, '{source.name}#{other}'; '{file}' is taken")
     if variant in HALF:
         say_once(f"'{folder}' holds no whole precision: '{file}' is taken")
     return source if told is None else source._replace(which=None)

@@ -110,10 +110,17 @@ class OutputFolder:
         return [by_step[step] for step in sorted(by_step)]
 
     @property
-    def recorded_step(self) -> int:
-        """The last in the journal."""
-        steps = [record["step"] for kind in ("train", "validation") for record in self.records(kind)[-1:]]
-        return max(steps, default=0)
+    def step(self) -> int:
+        """The last that is known of."""
+        return max(
+            (record["step"] for kind in ("train", "validation") for record in self.records(kind)[-1:]), default=0
+        )
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has its figures, after all steps; a run that is made longer is unfinished again."""
+        wanted = sum(int(self.config.get(name) or 0) for name in ("max_steps", "polish_steps"))
+        return bool(self.metrics) and self.step >= wanted
 
     @property
     def messages(self) -> list[str]:
@@ -189,12 +196,6 @@ class FineTuning(OutputFolder):
 
     TITLE = "Fine-tuning run:"
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether it has taken all its steps, those of polishing included."""
-        wanted = sum(int(self.config.get(name) or 0) for name in ("max_steps", "polish_steps"))
-        return bool(self.metrics) and int(self.metrics.get("num_steps", wanted)) >= wanted
-
 
 @dataclass(frozen=True, kw_only=True)
 class Training(OutputFolder):
@@ -219,12 +220,7 @@ class Training(OutputFolder):
     @property
     def step(self) -> int:
         """The last that is known of."""
-        return max([self.recorded_step, *self.sheets])
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether it has taken all its steps; a run that is made longer is unfinished again."""
-        return bool(self.metrics) and self.step >= int(self.config.get("max_steps") or 0)
+        return max([super().step, *self.sheets])
 
     def num_images(self, step: int) -> int | None:
         """Count the images that training has seen."""

@@ -26,7 +26,7 @@ from eqvae.drawing.tables import (
     SPECTRUM_EXCESS,
     Metric,
     distance_metric,
-    with_minus_sign,
+    short_number,
 )
 from eqvae.evidence.curves import finite
 from eqvae.methods import METHODS, Term
@@ -238,11 +238,6 @@ def smooth(values: Float64[ndarray, " n"]) -> Float64[ndarray, " n"]:
     return averages
 
 
-def short_number(value: float) -> str:
-    """Print a value with three digits, thousands in full."""
-    return with_minus_sign(f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}")
-
-
 def _metric_panels(
     records: Sequence[dict[str, Any]], metric: Metric, y_label: str, *, has_base: bool = False
 ) -> list[Panel]:
@@ -330,9 +325,9 @@ def _draw_series(axes: Axes, series: Series) -> None:
     if series.is_noisy:
         light, last = _extremes(series.values), len(series.values) - 1
         strong = np.unique(np.linspace(0, last, MAX_POINTS).astype(np.int64))
-        look = marks(series.color, len(strong)) if series.name else {"color": series.color}
+        look = marks(series.color, len(strong)) if series.name or last == 0 else {"color": series.color}
         axes.plot(series.steps[light], series.values[light], color=series.color, alpha=0.28, linewidth=0.9)
-        look |= {"linewidth": 2.0, "label": in_legend(series.name)} | ({"marker": "o"} if len(strong) == 1 else {})
+        look |= {"linewidth": 2.0, "label": in_legend(series.name)}
         axes.plot(series.steps[strong], smooth(series.values)[strong], **look)
     else:
         marker = "o" if len(series.steps) <= 20 else ""

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import matplotlib
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from eqvae.artifacts.names import SAMPLE_SHEET, SHEET_GAP_PX, SHEET_SIDE
 from eqvae.artifacts.records import Pictures
 from eqvae.drawing.folders import Evaluation, SampleSet, Training
 from eqvae.drawing.latent_maps import latent_maps
+from eqvae.drawing.lettering import fitted, lettering
 from eqvae.drawing.tables import grouped
 from eqvae.errors import UserError
 from eqvae.images import open_picture
@@ -194,21 +194,11 @@ def card_grids(evaluations: Sequence[Evaluation]) -> dict[str, Grid]:
     return grids
 
 
-def _fitted(name: str, font: ImageFont.FreeTypeFont, width_px: int) -> str:
-    """Leave out the middle of a name that is wider than its column."""
-    shown = name
-    for kept in range(len(name) - 1, 1, -1):
-        if font.getlength(shown) <= width_px:
-            break
-        shown = f"{name[: (kept + 1) // 2]}…{name[len(name) - kept // 2 :]}"
-    return shown
-
-
 def draw_grid(grid: Grid, gap_px: int = 8) -> Image.Image:
     """Draw a grid as one picture on white, the columns' names above: for papers and readmes."""
     width, height = grid.cell_px
     size = max(width // 16, 9)
-    font = _font(size)
+    font = lettering(size)
     header = 3 * size + gap_px
     sheet = Image.new(
         "RGB", (len(grid.columns) * (width + gap_px) + gap_px, header + grid.num_rows * (height + gap_px)), "white"
@@ -217,7 +207,7 @@ def draw_grid(grid: Grid, gap_px: int = 8) -> Image.Image:
     for position, column in enumerate(grid.columns):
         left = gap_px + position * (width + gap_px)
         centre = left + width // 2
-        draw.text((centre, gap_px + size), _fitted(column.name, font, width), fill="#6b6b70", font=font, anchor="ms")
+        draw.text((centre, gap_px + size), fitted(column.name, font, width), fill="#6b6b70", font=font, anchor="ms")
         draw.text((centre, gap_px + 2.4 * size), column.formula, fill="#1d1d1f", font=font, anchor="ms")
         for row in range(grid.num_rows):
             cell = grid.cell(column, row)
@@ -285,7 +275,7 @@ def draw_stages(sheets: Sequence[Sheet]) -> Image.Image:
     """Lay sheets side by side under their labels, for papers."""
     pictures = [read_sheet(sheet) for sheet in sheets]
     gap, size = max(pictures[0].width // 24, 8), max(pictures[0].width // 22, 13)
-    font = _font(size)
+    font = lettering(size)
     pairs = list(zip(sheets, pictures, strict=True))
     widths = [max(picture.width, int(font.getlength(sheet.label)) + 1) for sheet, picture in pairs]
     top, height = 2 * gap + size, max(item.height for item in pictures)
@@ -296,11 +286,6 @@ def draw_stages(sheets: Sequence[Sheet]) -> Image.Image:
         page.paste(picture, (x, top))
         x += width + gap
     return page
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # it has the Greek letters
-    return ImageFont.truetype(str(path), size)
 
 
 def _enlarged(picture: Image.Image, factor: int) -> Image.Image:

@@ -6,7 +6,7 @@ from typing import Any
 
 from eqvae.drawing.comparison import findings, last_value
 from eqvae.drawing.comparison_charts import quality_label
-from eqvae.drawing.folders import Contents, Evaluation, FineTuning, SampleSet, Score, Training
+from eqvae.drawing.folders import Contents, Evaluation, SampleSet, Score, Training
 from eqvae.drawing.panels import sample_distances
 from eqvae.drawing.tables import COUNT, ERRORS, PSNR, Metric, data_name, score_columns
 from eqvae.evidence.arms import RunComparison
@@ -80,12 +80,11 @@ def notes(contents: Contents) -> list[str]:
         conditions = "; ".join(f"{item.name} on {item.describe_conditions()}" for item in (evaluations[0], *different))
         found.append(f"Not comparable, so changes are left out: {conditions}.")
     found += [f"{item.name}: the evaluation has no pictures." for item in evaluations if item.pictures is None]
-    runs: list[FineTuning | Training] = [*contents.runs, *contents.trainings]
-    for run in runs:
+    for run in (*contents.runs, *contents.trainings):
         if not run.journal:
             found.append(f"{run.name}: the run has no journal yet.")
         elif not run.is_finished:
-            steps = training_facts(run)["Steps"] if isinstance(run, Training) else f"{run.recorded_step:,}"
+            steps = training_facts(run)["Steps"] if isinstance(run, Training) else f"{run.step:,}"
             found.append(f"{run.name}: not finished, steps {steps}.")
     items = (*evaluations, *contents.runs, *contents.scores)
     return found + [f"{item.name}: {message}" for item in items for message in item.messages]

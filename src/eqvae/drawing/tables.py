@@ -303,6 +303,11 @@ def markdown_table(names: Sequence[str], rows: Sequence[Sequence[str]], *, num_t
     return "\n".join(f"| {' | '.join(line)} |" for line in (names, alignment, *rows))
 
 
+def short_number(value: float) -> str:
+    """Print a value with three digits, thousands in full."""
+    return with_minus_sign(f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}")
+
+
 def with_minus_sign(text: str) -> str:
     """Set the typographic minus sign, as wide as a plus."""
     return text.replace("-", "\N{MINUS SIGN}")

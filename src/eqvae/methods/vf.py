@@ -35,7 +35,8 @@ class Vf(Term):
     def check(self, autoencoder: Autoencoder, *, image_size: ImageSize, num_images: int) -> None:
         """Refuse a teacher that there is not."""
         super().check(autoencoder, image_size=image_size, num_images=num_images)
-        check_teacher(self.teacher, self.teacher_weights, flag="--method vf: teacher")
+        flags = {"flag": "--method vf: teacher", "weights_flag": "--method vf: teacher_weights"}
+        check_teacher(self.teacher, self.teacher_weights, **flags)
 
     def build(self, autoencoder: Autoencoder, *, image_size_px: int) -> nn.Module:
         """Load the teacher; its grid has a cell for at least 16 px, and its tokens are interpolated to z's."""

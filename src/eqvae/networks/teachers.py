@@ -71,9 +71,10 @@ def load_teacher(name: str = DINOV2_B, *, grid: tuple[int, int], weights: Path |
     return EfficientNetLite0Teacher(grid) if name == EFFICIENTNET_LITE0 else TimmTeacher(name, grid, weights)
 
 
-def check_teacher(name: str, weights: Path | None, *, flag: str = "--teacher") -> None:
+def check_teacher(
+    name: str, weights: Path | None, *, flag: str = "--teacher", weights_flag: str = "--teacher-weights"
+) -> None:
     """Refuse a teacher that there is not, and weights that are none or have no place."""
-    weights_flag = f"{flag}-weights" if flag.startswith("--teacher") else f"{flag}_weights"
     if weights is not None and not weights.is_file():
         raise UserError(f"{weights_flag} '{weights}' does not exist", "Check the path")
     if name != EFFICIENTNET_LITE0:

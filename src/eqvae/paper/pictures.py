@@ -8,10 +8,11 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from eqvae.artifacts.files import write_atomically
 from eqvae.drawing.charts import ACCENT, INK, PAPER_STYLE, SIZE_INCHES
+from eqvae.drawing.lettering import lettering
 from eqvae.drawing.pictures import Grid, draw_grid
 from eqvae.images import open_picture
 
@@ -67,7 +68,7 @@ def draw_sheets(
     """Cut the same pictures out of each row's contact sheets and lay them side by side (Figures 4 and 7)."""
     parts = [[_cut_out(sheet, cell_px, first, count) for sheet in sheets] for sheets in rows.values()]
     size, gap = 14, 10
-    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+    font = lettering(size)
     left = int(max(font.getlength(line) for name in rows for line in name.splitlines())) + 2 * gap
     widths = [max(own[column].width for own in parts) for column in range(len(titles))]
     heights = [max(part.height for part in own) for own in parts]

@@ -180,9 +180,10 @@ def evaluate(config: EvaluateConfig, autoencoder: Autoencoder | None = None) -> 
     batches = _cut(config, source)
     processes = join_processes(device)
     measures = choose_measures(config, processes.device)
-    lpips = lpips_is_cached() and min(size) >= LPIPS_MIN_IMAGE_SIZE_PX if config.lpips is None else config.lpips
-    if lpips and min(size) < LPIPS_MIN_IMAGE_SIZE_PX:
+    is_seen = min(size) >= LPIPS_MIN_IMAGE_SIZE_PX
+    if config.lpips and not is_seen:
         raise UserError(f"--lpips sees nothing of {size}", f"Give --image-size {LPIPS_MIN_IMAGE_SIZE_PX} or more")
+    lpips = is_seen and (lpips_is_cached() if config.lpips is None else config.lpips)
     parts, own_broken = batches[processes.own_part(len(batches))], list[BrokenImage]()
     with (
         notice_lost_process("the same command measures anew"),

@@ -97,7 +97,8 @@ class Loop(Generic[Batch]):
     training_sec: float = 0.0
     """Spent in training steps, over all sessions."""
     device_sec: float = 0.0
-    """Of all threads of this process in them: what a busy machine does not lengthen."""
+    """Of this process's device in them: on CPUs processor time, which a busy machine does not lengthen. The first
+    process's holds what all of them had taken when the checkpoint was written that it goes on from."""
     watched_step: int = 0
     """Step of the last watch."""
     saved_step: int | None = None
