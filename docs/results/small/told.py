@@ -1,0 +1,37 @@
+"""The tables of README.md: worked out from the files that lie here.
+
+python docs/results/small/told.py > docs/results/small/told.txt
+"""
+
+import json
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ARMS = {"base": "TAESD", "plain": "plain", "eq": "EQ-VAE"}
+FIGURES = ("equivariance_error_rotation", "equivariance_error_scale", "psnr_db", "ssim", "latent_std")
+
+
+def read(name: str) -> dict:
+    """Read a file beside this one."""
+    return json.loads((HERE / name).read_text())
+
+
+def distances(figures: dict) -> str:
+    """Write the Frechet distance, and the kernel distance in brackets."""
+    return f"{figures['fd_efficientnet_lite0']:.1f} ({figures['kd_efficientnet_lite0']:.3f})"
+
+
+print(f"autoencoders, on {read('metrics-eq-0.json')['num_images']} photographs: {', '.join(FIGURES)}")
+print("  TAESD:", *(f"{read('metrics-eq-0.json')[f'before_{name}']:.3f}" for name in FIGURES))
+for run in ("plain-0", "plain-0-polished", "eq-0", "eq-0-polished"):
+    print(f"  {run}:", *(f"{read(f'metrics-{run}.json')[name]:.3f}" for name in FIGURES))
+for arm in ("plain", "eq"):
+    found = read(f"reconstructions-{arm}.json")
+    print(f"rFD of {arm}, {found['num_images']} images: {found['rfd_efficientnet_lite0']:.1f}")
+
+print("| | seed | 32,000 images | 64,000 | 96,000, SDE | 96,000, Heun |\n|---|---|---|---|---|---|")
+scores = read("scores.json")
+for run, validations in read("validations.json").items():
+    arm, seed = run.split("-")
+    by_ode = distances(scores[run]) if run in scores else ""
+    print("|", " | ".join([ARMS[arm], seed, *map(distances, validations), by_ode]), "|")
