@@ -150,6 +150,7 @@ def test_the_mean_goes_as_far_as_all_seeds(write_run):
         ({"features": "inception"}, "features efficientnet-lite0 and inception"),
         ({"num_watch_samples": 51}, "num_watch_samples 50 and 51"),
         ({"watch_steps": 9}, "watch_steps 8 and 9"),
+        ({"watch_sampler": "heun"}, "watch_sampler None and heun"),
     ],
 )
 def test_curves_that_were_measured_differently_are_refused(write_run, change: dict[str, Any], said: str):

@@ -66,6 +66,11 @@ def test_resolving_twice_changes_nothing():
     assert configure(max_steps=3).resolved().sample_every == 1
 
 
+def test_the_published_sampler_is_one_measure_said_or_not():
+    assert configure(recipe="sit-ti-2", watch_sampler="sde").resolved().watch_sampler is None
+    assert configure(recipe="sit-ti-2", watch_sampler="heun").resolved().watch_sampler == "heun"
+
+
 @pytest.mark.parametrize(
     ("options", "what"),
     [({"batch_size": 0}, "--batch-size is 0"), ({"learning_rate": 0.0}, "--learning-rate is 0"),
@@ -73,6 +78,7 @@ def test_resolving_twice_changes_nothing():
      ({"learning_rate": float("nan")}, "--learning-rate is nan"), ({"seed": -1}, "--seed is -1"),
      ({"max_grad_norm": -1.0}, "--max-grad-norm"), ({"sample_every": 0}, "--sample-every"),
      ({"watch_steps": 1}, "--watch-steps is 1. It must be in 2 ... 1000"), ({"watch_steps": 1001}, "--watch-steps"),
+     ({"watch_sampler": "heun"}, "--watch-sampler heun is not for 'dit-ti-4'. Use ddpm or ddim"),
      ({"reference": "x", "num_watch_samples": 1}, "--num-watch-samples is 1"),
      ({"path": "gvp"}, "--path gvp is SiT's"), ({"prediction": "noise"}, "train a SiT"),
      ({"teacher": "efficientnet-lite0"}, "--teacher efficientnet-lite0 is REPA's, and 'dit-ti-4' is no REPA"),

@@ -143,6 +143,7 @@ def pretend(run: PlannedRun) -> None:
     figures |= {"equivariance_error_rotation": chance, "intrinsic_dimension": 20 + chance, "spectrum_excess_db": chance}
     figures |= {"kd_efficientnet_lite0": 0.1 + chance}
     if isinstance(config, TrainConfig):
+        figures |= {"num_steps": config.max_steps}
         records = [
             {"kind": "validation", "step": step, "training_sec": float(step), "num_samples": 4,
              "fd_efficientnet_lite0": 100 / step + chance}

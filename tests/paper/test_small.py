@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from eqvae.artifacts.files import read_json, write_json
-from eqvae.errors import Interrupted
+from eqvae.errors import Interrupted, UserError
 from eqvae.evidence.arms import read_arms
 from eqvae.paper import execution
 from eqvae.paper.arms import equivariant, more_training
@@ -38,7 +38,8 @@ def core_seconds(run: PlannedRun) -> float:
         return training.max_steps * STEP_SEC + training.polish_steps * POLISHING_STEP_SEC
     if isinstance(config, TrainConfig):
         watched = config.num_watch_samples * (-(-config.max_steps // (config.sample_every or config.max_steps)))
-        per_sample = (config.watch_steps or 50) / (3 * TRAINED) + 1 / DECODED + 1 / SEEN_BY_FEATURES
+        num_calls = (config.watch_steps or 50) * (2 if config.watch_sampler == "heun" else 1)
+        per_sample = num_calls / (3 * TRAINED) + 1 / DECODED + 1 / SEEN_BY_FEATURES
         return config.max_steps * config.batch_size / TRAINED + watched * per_sample
     if run.command == "encode":
         return 2 * SMALL.num_images / ENCODED
@@ -194,6 +195,21 @@ def test_bounds_are_said():
     assert "after at least **1.50 times** fewer" in row(bound="at_least", low=None, high=None)[0]
     assert row(bound="unknown") == ["| SiT | the speed-up could not be told |"]
     assert readme_rows({"sit": None, "scale": "small"}) == []
+
+
+def test_shorter_learning_curves_are_lengthened(reproduced, twins: Setting, performed: list[str]):
+    reproduced("table9", seeds=1, curve_images=8)
+    cut = [name for name in performed if name.startswith("generators/")]
+    assert cut and all(read_json(twins.root / name / "config.json")["max_steps"] == 4 for name in cut)
+    others = len(performed) - len(cut) - sum(name.startswith(("samples/", "scores/")) for name in performed)
+    performed.clear()
+    reproduced("table9", seeds=1)
+    assert set(cut) <= set(performed) and len(performed) == len(set(performed)) < len(cut) + others
+    assert all(read_json(twins.root / name / "config.json")["max_steps"] == 8 for name in cut)
+    with pytest.raises(UserError, match=r"--max-steps 8, and now it is 4"):
+        reproduced("table9", seeds=1, curve_images=8)
+    with pytest.raises(UserError, match="--curve-images is 1. It must be at least a batch, 2"):
+        reproduced("table9", curve_images=1)
 
 
 # Causes ---------------------------------------------------------------------------------------------------------------

@@ -66,6 +66,17 @@ def test_bf16(configure):
     assert 0.5 < losses(config.out)[0] < 2.0
 
 
+def test_the_watch_draws_by_the_sampler_that_is_asked_for(configure, tmp_path):
+    config = configure(recipe="sit-ti-8", watch_sampler="heun", watch_steps=3, num_watch_samples=2, max_steps=1)
+    train(config)
+    drawing = SampleConfig(run=str(config.out), out=tmp_path, num_samples=2, num_steps=3, precision="fp32")
+    sample(replace(drawing, sampler="heun", out=tmp_path / "heun"))
+    sample(replace(drawing, out=tmp_path / "published"))
+    sheet = (config.out / "samples" / "step_0000001.png").read_bytes()
+    assert sheet == (tmp_path / "heun" / "samples.png").read_bytes()
+    assert sheet != (tmp_path / "published" / "samples.png").read_bytes()
+
+
 def test_an_unlabelled_cache_trains_unconditionally(configure, unlabelled_latents):
     with pytest.raises(UserError, match="no mirror images.*--no-flip"):
         train(configure("plain", latents=unlabelled_latents))
@@ -196,6 +207,7 @@ def test_a_longer_run_is_measured_as_before(configure, data, other_data):
     for change, says in (
         ({"watch_steps": 3}, "--watch-steps 2, not 3"),
         ({"num_watch_samples": 6}, "--num-watch-samples 4, not 6"),
+        ({"watch_sampler": "ddim"}, "--watch-sampler None, not ddim"),
         ({"reference": str(other_data)}, "measured its samples against other images than those of"),
     ):
         with pytest.raises(UserError, match=says):

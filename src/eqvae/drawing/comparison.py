@@ -75,7 +75,9 @@ def _passes(comparison: RunComparison) -> str:
     steps = comparison.measure.get("watch_steps")
     if steps is None:
         return "one pass"
-    return f"{steps} sampling steps" + (f" ({', '.join(in_one_pass)}: one pass)" if in_one_pass else "")
+    sampler = comparison.measure.get("watch_sampler")
+    drawn = f"{steps} sampling steps" + (f" of {sampler}" if sampler else "")
+    return drawn + (f" ({', '.join(in_one_pass)}: one pass)" if in_one_pass else "")
 
 
 def shared_curves(trainings: Sequence[Training]) -> list[RunComparison]:

@@ -19,7 +19,7 @@ from eqvae.generators.families import FAMILIES
 CARD = Path(GENERATOR, GENERATOR_CARD)
 """What the exported generator says of itself; runs whose weights were left behind have none."""
 
-MEASURE = ("reference", "features", "num_watch_samples", "watch_steps")
+MEASURE = ("reference", "features", "num_watch_samples", "watch_steps", "watch_sampler")
 """Fields that say how a curve was measured: they must agree."""
 
 TIMING = ("compile", "gradient_checkpointing", "gradient_accumulation_steps", "shard")
@@ -121,7 +121,7 @@ def _how_drawn(config: Mapping[str, Any]) -> dict[str, Any]:
     """Say how samples were drawn; a generator that draws in one pass has no number of steps to agree on."""
     family = next((each for name, each in FAMILIES.items() if str(config.get("recipe")).startswith(f"{name}-")), None)
     takes_steps = family is None or family.draws != "pass"
-    return {name: config.get(name) for name in MEASURE if takes_steps or name != "watch_steps"}
+    return {name: config.get(name) for name in MEASURE if takes_steps or name not in ("watch_steps", "watch_sampler")}
 
 
 def read_recipe(places: Sequence[Path], known: frozenset[Path] = frozenset()) -> tuple[str, tuple[int, ...]]:

@@ -104,6 +104,20 @@ class Recipe(ABC):
     def __str__(self) -> str:
         """The name that `find_recipe` reads."""
 
+    @classmethod
+    def check_sampler(cls, sampler: str | None, flag: str, recipe: str) -> None:
+        """Refuse one of another kind of generator; None is the published one."""
+        if sampler is not None and sampler not in cls.samplers:
+            raise UserError(f"{flag} {sampler} is not for '{recipe}'", f"Use {' or '.join(cls.samplers)}")
+
+    def check_watch(self, num_steps: int | None, sampler: str | None) -> None:
+        """Refuse what samples during its training can't be drawn by."""
+        self.check_sampler(sampler, "--watch-sampler", str(self))
+        if self.draws == "pass" and num_steps not in (None, 1):
+            raise UserError(f"--watch-steps {num_steps} is not for '{self}'", "It draws in one pass")
+        if self.draws != "pass" and num_steps == 1:
+            raise UserError("--watch-steps is 1", "It must be in 2 ... 1000")
+
     @abstractmethod
     def transformer(self, latents: LatentSpecification) -> BackboneConfig:
         """Describe the network."""

@@ -251,7 +251,10 @@ class Arm:
         parts = ["generators", self.recipe, autoencoder.name]
         parts += ["fixed"] if self.is_fixed else []
         parts += [f"as-{like.name}"] if like is not None else []
-        parts += [f"{steps}-steps"] if steps != setting.training[self.family].max_steps else []
+        usual = setting.training[self.family]
+        # A curve is called so at any length, since it may be lengthened.
+        parts += ["curve"] if template != replace(usual, max_steps=template.max_steps) else []
+        parts += [f"{steps}-steps"] if self.max_steps is not None and steps != usual.max_steps else []
         needs = [latents(setting, autoencoder), reference(setting)]
         scaled_as, deviation_of = None, None
         if like is not None:
@@ -282,7 +285,10 @@ def redrawn(arm: Arm, decoder: PlannedAutoencoder) -> tuple[PlannedRun, ...]:
     setting, template = arm.setting, arm.setting.training[arm.family]
     config = setting.sampling[arm.family]
     if config.guidance_scale == 1.0:  # else their distances were sample sets'
-        config = replace(config, num_samples=template.num_watch_samples, num_steps=template.watch_steps)
+        config = replace(
+            config, num_samples=template.num_watch_samples, num_steps=template.watch_steps,
+            sampler=template.watch_sampler,
+        )  # fmt: skip
     decoders = [each for each in decoder.all_seeds for _ in setting.seeds]
     statistics, scores = reference(setting), []
     for own, run in zip(decoders, arm.trained, strict=True):

@@ -239,10 +239,15 @@ def score_cells(arm: Arm, *, guided: bool) -> dict[str, Cell]:
 def protocol(setting: Setting, family: Family, *, with_tokens: bool = False) -> str:
     """Say how distances are measured: they depend on the number of images."""
     training, sampling = setting.training[family], setting.sampling[family]
-    watch = f"{training.num_watch_samples} samples of {training.watch_steps} steps while training"
-    drawn = f"{sampling.num_samples} of {sampling.num_steps} in sample sets"
+    watched = f"{training.watch_steps} steps{_of(training.watch_sampler)}"
+    drawn = f"{sampling.num_samples} of {sampling.num_steps}{_of(sampling.sampler)} in sample sets"
     if with_tokens:
         tokens = setting.sampling["maskgit"]
         drawn += f" (on tokens all are of {tokens.num_samples} guided samples of {tokens.num_steps} steps)"
     num_images = setting.evaluation.num_images or "all"
+    watch = f"{training.num_watch_samples} samples of {watched} while training"
     return f"Distances: {watch}, {drawn}; autoencoders on {num_images} images of {setting.evaluation.image_size} px."
+
+
+def _of(sampler: str | None) -> str:
+    return f" of {sampler}" if sampler else ""

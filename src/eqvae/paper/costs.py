@@ -197,7 +197,7 @@ def _train(run: PlannedRun, config: Any, setting: Setting) -> Cost:
         cost += Cost(bf16_flops=num_taught * network_flops(recipe.repa.teacher, side))
     cost += Cost(fp32_flops=num_watches * config.num_watch_samples * network_flops(config.features))
     num_drawn = num_watches * (config.num_watch_samples + _NUM_SHEET_IMAGES)
-    per_image = config.watch_steps * generator_size(recipe, latents)[0]
+    per_image = _calls(config.watch_sampler, config.watch_steps) * generator_size(recipe, latents)[0]
     return cost + _drawing(run, setting, config, num_drawn, per_image)
 
 
@@ -206,7 +206,7 @@ def _sample(run: PlannedRun, config: Any, setting: Setting) -> Cost:
     (training,) = (need.config for need in run.needs if isinstance(need.config, TrainConfig))
     guided_share = config.guidance_high - config.guidance_low if config.guidance_scale != 1.0 else 0.0
     forward, _ = generator_size(training.find_recipe(), _latents(run, setting))
-    per_image = config.num_steps * (1 + guided_share) * forward
+    per_image = _calls(config.sampler, config.num_steps) * (1 + guided_share) * forward
     num_bytes = config.num_samples * (3 * square_px(setting.encoding.image_size) ** 2 + 8)
     return _drawing(run, setting, config, config.num_samples, per_image) + Cost(disk_bytes=num_bytes)
 
@@ -215,6 +215,11 @@ def _score(run: PlannedRun, config: Any, setting: Setting) -> Cost:
     """Features of the samples; the reference's are there."""
     (sampling,) = (need.config for need in run.needs if isinstance(need.config, SampleConfig))
     return _computing(config, (config.num_images or sampling.num_samples) * network_flops(config.features))
+
+
+def _calls(sampler: str | None, num_steps: int) -> int:
+    """How often a sampler asks the network: twice in each of Heun's steps but the last."""
+    return 2 * num_steps - 1 if sampler == "heun" else num_steps
 
 
 def _computing(config: Any, flops: float) -> Cost:

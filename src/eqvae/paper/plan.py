@@ -121,8 +121,12 @@ class PlannedRun:
 
     @property
     def is_finished(self) -> bool:
-        """Whether all is there: every command writes `metrics.json` last."""
-        return (self.folder / METRICS).is_file()
+        """Whether all is there: every command writes `metrics.json` last. A longer training goes on with a shorter."""
+        path = self.folder / METRICS
+        if not path.is_file() or not isinstance(self.config, TrainConfig):
+            return path.is_file()
+        wanted = self.config.max_steps
+        return bool(_read_figures(path, path.stat().st_mtime_ns).get("num_steps", wanted) >= wanted)
 
     @property
     def has_begun(self) -> bool:
@@ -169,7 +173,8 @@ class PlannedRun:
         free = _CHANGES_NO_FIGURE | (set() if self.is_ready else later)
         for name, now in flat(self.resolved() if self.is_ready else self.config).items():
             # None leaves the value to the command, which has written down what it chose.
-            if now is not None and name not in free and name in saved and now != former[name]:
+            goes_on = name == "max_steps" and self.command == "train" and saved.get(name, now) < now
+            if now is not None and name not in free and name in saved and now != former[name] and not goes_on:
                 raise UserError(
                     f"'{self.folder}' holds a run with --{name.replace('_', '-')} {saved[name]}, and now it is {now}",
                     "Choose another --out, or remove that folder to have it made again",

@@ -131,6 +131,12 @@ class Setting:
         """Choose the template of a generator's training."""
         return self.long_training.get(family, self.training[family]) if size == "xl" else self.training[family]
 
+    def with_curves_of(self, num_images: int) -> "Setting":
+        """Cut learning curves, or lengthen them; the other generators stay as they are."""
+        long = {family: self.training_of(family, "xl") for family in self.training}
+        cut = {family: replace(config, max_steps=num_images // config.batch_size) for family, config in long.items()}
+        return replace(self, long_training=cut)
+
     def base(self, name: str) -> PlannedAutoencoder:
         """Take a base as it is."""
         return self.bases[name] if name in self.bases else describe_base(name, name)

@@ -23,6 +23,7 @@ from eqvae.runs.train_config import TrainConfig
 from eqvae.runtime.device import Precision
 from eqvae.runtime.journal import say_once
 from eqvae.runtime.run_folder import flat_fields, from_flat
+from eqvae.sampling.config import Sampler
 
 _KEPT = (
     "batch_size", "gradient_accumulation_steps", "learning_rate", "lr_warmup_steps", "adam_beta1", "adam_beta2",
@@ -97,6 +98,9 @@ class AdaptConfig:
 
     watch_steps: int | None = None
     """Sampling steps for them, without guidance; None: 50."""
+
+    watch_sampler: Sampler | None = None
+    """Their sampler, as of `eqvae sample`; None: the published one."""
 
     sample_every: int | None = None
     """Steps between contact sheets and measurements; None: a tenth of max_steps."""

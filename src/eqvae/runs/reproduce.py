@@ -94,6 +94,10 @@ class ReproduceConfig(PlanConfig):
     """`small`: photographs of 128 px and TAESD, a table in hours of two CPU cores. `paper`: ImageNet, as the paper did.
     `tiny`: CIFAR-10 at 64 px, a table in an hour; most of the paper's effects are too small to be seen there."""
 
+    curve_images: int | None = None
+    """Images that the generators of learning curves see, with repetitions; None: 409,600 for `small`, 102,400,000 for
+    `paper`, 19,200 for `tiny`. More lengthen what is there."""
+
     autoencoder: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="[NAME=]AUTOENCODER")] = ()
     """A further row of Tables 1 and 12, or, with the NAME of a base, where its weights are; may be given repeatedly."""
 
@@ -101,14 +105,14 @@ class ReproduceConfig(PlanConfig):
 def command(config: ReproduceConfig) -> str | None:
     """Reproduce and name the pages, or with --dry-run list the runs."""
     if config.dry_run:
-        setting = make_setting(config, config.autoencoder)
+        setting = _setting(config, SETTINGS)
         return describe(config, setting, {item.item: item.runs for item in make_items(config.items, setting)})
     return "\n".join(str(file) for file in reproduce(config) if file.suffix == ".md") or None
 
 
 def reproduce(config: ReproduceConfig, settings: Mapping[ScaleName, Setting] = SETTINGS) -> list[Path]:
     """Do what is left of the runs, and write the items; returns their files, in all processes but the first none."""
-    setting = make_setting(config, config.autoencoder, settings)
+    setting = _setting(config, settings)
     items = make_items(config.items, setting)
     plan = Plan.of(run for item in items for run in item.runs)
 
@@ -117,6 +121,16 @@ def reproduce(config: ReproduceConfig, settings: Mapping[ScaleName, Setting] = S
         return [file for item in changed for file in write_item(item, config.out)]
 
     return write() if carry_out(plan, config, "reproduce", write) else []
+
+
+def _setting(config: ReproduceConfig, settings: Mapping[ScaleName, Setting]) -> Setting:
+    setting = make_setting(config, config.autoencoder, settings)
+    if config.curve_images is None:
+        return setting
+    largest = max(training.batch_size for training in setting.training.values())
+    if config.curve_images < largest:
+        raise UserError(f"--curve-images is {config.curve_images}", f"It must be at least a batch, {largest}")
+    return setting.with_curves_of(config.curve_images)
 
 
 def describe(config: PlanConfig, setting: Setting, items: Mapping[str, Sequence[PlannedRun]]) -> str:

@@ -157,7 +157,7 @@ def _check_measure(folder: RunFolder, config: TrainConfig, reference: Reference)
     """Refuse to go on with another measure of the samples: a curve is of one."""
     if folder.saved is None or not any("num_samples" in record for record in read_journal(config.out)):
         return
-    folder.check_same(config, FREE_TO_CHANGE - {"features", "num_watch_samples", "watch_steps"})
+    folder.check_same(config, FREE_TO_CHANGE - {"features", "num_watch_samples", "watch_steps", "watch_sampler"})
     if folder.saved.get("reference_fingerprint") not in (None, reference.statistics.provenance.fingerprint):
         raise UserError(
             f"'{config.out}' measured its samples against other images than those of '{config.reference}'",

@@ -63,7 +63,9 @@ class SampleWatch:
         drawer = Drawer(
             generator=generator,
             autoencoder=self.autoencoder,
-            config=SamplerConfig(num_steps=config.watch_steps, seed=config.seed, precision=config.precision),
+            config=SamplerConfig(
+                sampler=config.watch_sampler, num_steps=config.watch_steps, seed=config.seed, precision=config.precision
+            ),
             device=device,
         )
         if self.processes.is_first:

@@ -80,12 +80,8 @@ class Drawer:
     def __post_init__(self) -> None:
         """Check that sampler, guidance and classes are the generator's, and that the sampler takes its settings."""
         card = self.generator.card
-        fitting = card.kind.samplers
         self._check_size()
-        if self.config.sampler is not None and self.config.sampler not in fitting:
-            raise UserError(
-                f"--sampler {self.config.sampler} is not for '{card.recipe}'", f"Use {' or '.join(fitting)}"
-            )
+        card.kind.check_sampler(self.config.sampler, "--sampler", card.recipe)
         for name in _FOREIGN[card.kind.draws]:
             self._refuse(name, f"is not for '{card.recipe}'", "Leave it out")
         for name, samplers in _OF_SAMPLERS.items():
