@@ -201,15 +201,29 @@ def test_shorter_learning_curves_are_lengthened(reproduced, twins: Setting, perf
     reproduced("table9", seeds=1, curve_images=8)
     cut = [name for name in performed if name.startswith("generators/")]
     assert cut and all(read_json(twins.root / name / "config.json")["max_steps"] == 4 for name in cut)
-    others = len(performed) - len(cut) - sum(name.startswith(("samples/", "scores/")) for name in performed)
+    assert "scores/sit-ti-2/tiny-kl-f2/curve/seed-0-4-steps" in performed
     performed.clear()
     reproduced("table9", seeds=1)
-    assert set(cut) <= set(performed) and len(performed) == len(set(performed)) < len(cut) + others
+    assert len(performed) == len(set(performed)) == 3 * len(cut)  # all sample sets are of the longer training
+    assert set(performed) >= {*cut, "scores/sit-ti-2/tiny-kl-f2/curve/seed-0-8-steps"}
     assert all(read_json(twins.root / name / "config.json")["max_steps"] == 8 for name in cut)
     with pytest.raises(UserError, match=r"--max-steps 8, and now it is 4"):
         reproduced("table9", seeds=1, curve_images=8)
     with pytest.raises(UserError, match="--curve-images is 1. It must be at least a batch, 2"):
         reproduced("table9", curve_images=1)
+    with pytest.raises(UserError, match="--curve-images is for --scale small, not tiny"):
+        reproduce(ReproduceConfig(items=("table9",), out=twins.root, scale="tiny", curve_images=8))
+
+
+def test_what_was_fine_tuned_already_is_not_fine_tuned_again(reproduced, twins: Setting, performed: list[str]):
+    given = ("tiny-kl-f2+eq=untrained:tiny-kl-f2", "tiny-kl-f2+eq-seed-1=untrained:tiny-kl-f2")
+    reproduced("table9", seeds=1, autoencoder=given)
+    assert not any(name.startswith("autoencoders/") for name in performed)
+    assert read_json(twins.root / "latents/tiny-kl-f2+eq-seed-1/config.json")["autoencoder"] == "untrained:tiny-kl-f2"
+    with pytest.raises(UserError, match=r"--autoencoder tiny-kl-f2\+no=... is no fine-tuning of table9"):
+        reproduced("table9", autoencoder=("tiny-kl-f2+no=untrained:tiny-kl-f2",))
+    with pytest.raises(UserError, match="two autoencoders are called 'mine'"):
+        reproduced("table1", autoencoder=("mine=untrained:tiny-kl-f2", "mine=untrained:tiny-kl"))
 
 
 # Causes ---------------------------------------------------------------------------------------------------------------

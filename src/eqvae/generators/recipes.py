@@ -113,6 +113,8 @@ class Recipe(ABC):
     def check_watch(self, num_steps: int | None, sampler: str | None) -> None:
         """Refuse what samples during its training can't be drawn by."""
         self.check_sampler(sampler, "--watch-sampler", str(self))
+        if sampler == "dopri5":
+            raise UserError("--watch-sampler dopri5 takes no number of steps", "Use heun")
         if self.draws == "pass" and num_steps not in (None, 1):
             raise UserError(f"--watch-steps {num_steps} is not for '{self}'", "It draws in one pass")
         if self.draws != "pass" and num_steps == 1:

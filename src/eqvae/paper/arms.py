@@ -20,6 +20,9 @@ from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runs.sample import SampleConfig
 from eqvae.runtime.run_folder import change_flat, flat
 
+CURVE = "curve"
+"""In names of runs: a generator whose learning curve may be lengthened."""
+
 Transforms = Literal["paper", "rotation", "scale", "anisotropic"]
 
 
@@ -62,7 +65,8 @@ def low_passed(setting: Setting, base: str) -> PlannedAutoencoder:
     def changed(autoencoder: PlannedAutoencoder, like: PlannedAutoencoder) -> PlannedAutoencoder:
         run, measured = autoencoder.run, evaluation(setting, like)
         name = autoencoder.name.replace("+plain", "+lowpass")
-        assert run is not None
+        if run is None:
+            raise UserError(f"'{autoencoder.name}' was given, and '{name}' repeats its fine-tuning", "Leave it out")
         folder = setting.root / "autoencoders" / name
         run = replace(
             run, name=f"autoencoders/{name}", config=change_flat(run.config, out=folder),
@@ -87,13 +91,15 @@ def _tuned(
     epochs: int | None = None,
     max_steps: int | None = None,
 ) -> PlannedAutoencoder:
-    """Plan the fine-tuning with each seed; the first one's folder has the recipe's plain name."""
+    """Plan the fine-tuning with each seed, or take what the user made; the first's folder has the recipe's own name."""
     found = setting.base(base)
     max_steps = max_steps or (setting.epochs if epochs is None else epochs) * setting.steps_per_epoch
     first, *others = setting.autoencoder_seeds
 
     def tuned(seed: int, mark: str = "") -> PlannedAutoencoder:
         name = found.name + suffix + mark
+        if (given := setting.bases.get(name)) is not None:
+            return replace(given, base=found.name)
         run = _planned(
             setting, "finetune", f"autoencoders/{name}", template,
             autoencoder=found.location, max_steps=max_steps, seed=seed, architecture=found.architecture,
@@ -251,10 +257,10 @@ class Arm:
         parts = ["generators", self.recipe, autoencoder.name]
         parts += ["fixed"] if self.is_fixed else []
         parts += [f"as-{like.name}"] if like is not None else []
-        usual = setting.training[self.family]
-        # A curve is called so at any length, since it may be lengthened.
-        parts += ["curve"] if template != replace(usual, max_steps=template.max_steps) else []
-        parts += [f"{steps}-steps"] if self.max_steps is not None and steps != usual.max_steps else []
+        if self.max_steps is not None and steps != setting.training[self.family].max_steps:
+            parts.append(f"{steps}-steps")
+        elif self.size == "xl" and self.family in setting.long_training:
+            parts.append(CURVE)  # at any length: it may be lengthened
         needs = [latents(setting, autoencoder), reference(setting)]
         scaled_as, deviation_of = None, None
         if like is not None:
@@ -276,6 +282,8 @@ class Arm:
 def sample_set(setting: Setting, trained: PlannedRun, config: SampleConfig, *, suffix: str) -> PlannedRun:
     """Draw a sample set."""
     name = "samples/" + trained.name.removeprefix("generators/") + suffix
+    if f"/{CURVE}/" in trained.name:
+        name += f"-{flat(trained.config)['max_steps']}-steps"
     folder = str(trained.folder)
     return _planned(setting, "sample", name, config, (trained,), run=folder, architecture=trained.architecture)
 

@@ -101,13 +101,20 @@ def describe_plan(plan: Plan, items: Mapping[str, Sequence[PlannedRun]], setting
         wanted_by = ",".join(item for item, names in closures.items() if run.name in names)
         cost = estimate(run, setting)
         total += cost
-        left += Cost() if run.is_finished else cost
+        left += Cost() if run.is_finished else estimate(_what_is_left(run), setting)
         rows.append((f"{run.command} {run.name}", state, wanted_by, *cost.show(device)))
     rows.append((f"{len(plan.unfinished)} runs to do", "", "", *left.show(device)))
     rows.append((f"all {len(plan.runs)} runs", "", "", *total.show(device)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     layout = "  ".join(f"{{:{'<' if place < 3 else '>'}{width}}}" for place, width in enumerate(widths))
     return "\n".join(layout.format(*row).rstrip() for row in rows)
+
+
+def _what_is_left(run: PlannedRun) -> PlannedRun:
+    """A training that is lengthened goes on from its end."""
+    if not isinstance(run.config, TrainConfig) or not run.num_steps_done:
+        return run
+    return replace(run, config=replace(run.config, max_steps=run.config.max_steps - run.num_steps_done))
 
 
 def estimate(run: PlannedRun, setting: Setting) -> Cost:

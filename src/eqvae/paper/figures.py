@@ -107,7 +107,7 @@ def figure3(setting: Setting) -> FigureItem:
     labels = {setting.autoencoders[name]: name for name in expected.FIGURE_3 if name in setting.autoencoders}
     rows = []
     for autoencoder in pairs:
-        label, is_base = labels[autoencoder.base], autoencoder.run is None
+        label, is_base = labels[autoencoder.base], autoencoder.name == autoencoder.base
         figures = expected.FIGURE_3[label] if is_base else ()
         rows.append(
             Row(

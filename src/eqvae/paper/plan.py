@@ -123,10 +123,20 @@ class PlannedRun:
     def is_finished(self) -> bool:
         """Whether all is there: every command writes `metrics.json` last. A longer training goes on with a shorter."""
         path = self.folder / METRICS
-        if not path.is_file() or not isinstance(self.config, TrainConfig):
+        if not isinstance(self.config, TrainConfig):
             return path.is_file()
-        wanted = self.config.max_steps
-        return bool(_read_figures(path, path.stat().st_mtime_ns).get("num_steps", wanted) >= wanted)
+        return self.num_steps_done >= self.config.max_steps
+
+    @property
+    def num_steps_done(self) -> int:
+        """Of a training that has finished, at whatever length."""
+        path = self.folder / METRICS
+        try:
+            return int(_read_figures(path, path.stat().st_mtime_ns).get("num_steps", 0))
+        except (FileNotFoundError, UserError):
+            if path.exists():
+                raise
+            return 0  # not yet, or another taker is about to lengthen it
 
     @property
     def has_begun(self) -> bool:
@@ -175,10 +185,12 @@ class PlannedRun:
             # None leaves the value to the command, which has written down what it chose.
             goes_on = name == "max_steps" and self.command == "train" and saved.get(name, now) < now
             if now is not None and name not in free and name in saved and now != former[name] and not goes_on:
+                is_longer = name == "max_steps" and self.command == "train"
                 raise UserError(
                     f"'{self.folder}' holds a run with --{name.replace('_', '-')} {saved[name]}, and now it is {now}",
-                    "Choose another --out, or remove that folder to have it made again",
-                )
+                    "Ask for as many steps or more, or choose another --out" if is_longer
+                    else "Choose another --out, or remove that folder to have it made again",
+                )  # fmt: skip
         for name, (what, content) in self._origins().items():
             if name in saved and saved[name] != content:
                 raise UserError(

@@ -132,14 +132,19 @@ class Setting:
         return self.long_training.get(family, self.training[family]) if size == "xl" else self.training[family]
 
     def with_curves_of(self, num_images: int) -> "Setting":
-        """Cut learning curves, or lengthen them; the other generators stay as they are."""
-        long = {family: self.training_of(family, "xl") for family in self.training}
+        """Cut learning curves, or lengthen them; the tables' other generators stay as they are."""
+        long = self.long_training
         cut = {family: replace(config, max_steps=num_images // config.batch_size) for family, config in long.items()}
         return replace(self, long_training=cut)
 
     def base(self, name: str) -> PlannedAutoencoder:
         """Take a base as it is."""
         return self.bases[name] if name in self.bases else describe_base(name, name)
+
+    def is_fine_tuning(self, name: str) -> bool:
+        """Whether a name is that of a plan's fine-tuning: its base's, and what is done with it."""
+        base, plus, _ = name.partition("+")
+        return bool(plus) and base in {*self.autoencoders.values(), self.generator_base}
 
     def with_data(
         self, *, data: str | None, reference_data: str | None, finetune_data: str | None, validation_data: str | None

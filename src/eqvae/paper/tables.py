@@ -203,7 +203,8 @@ def _arm(setting: Setting, family: Family, autoencoder: PlannedAutoencoder, size
 
 def _long_arm(setting: Setting, family: Family, autoencoder: PlannedAutoencoder) -> Arm:
     """The generator behind Table 4 and the last rows of Table 2."""
-    steps = setting.guided_steps.get(family if autoencoder.run is None else f"{family}+eq")
+    is_ours = autoencoder.name != autoencoder.base
+    steps = setting.guided_steps.get(f"{family}+eq" if is_ours else family)
     return replace(_arm(setting, family, autoencoder), max_steps=steps)
 
 

@@ -25,6 +25,7 @@ from eqvae.paper.results import write_item
 from eqvae.paper.setting import ScaleName, Setting
 from eqvae.paper.settings import SETTINGS
 from eqvae.paper.tables import TABLES
+from eqvae.runtime.journal import say_once
 
 ALL = "all"
 
@@ -95,25 +96,25 @@ class ReproduceConfig(PlanConfig):
     `tiny`: CIFAR-10 at 64 px, a table in an hour; most of the paper's effects are too small to be seen there."""
 
     curve_images: int | None = None
-    """Images that the generators of learning curves see, with repetitions; None: 409,600 for `small`, 102,400,000 for
-    `paper`, 19,200 for `tiny`. More lengthen what is there."""
+    """`small`: images that DiT, SiT and REPA see for their learning curves (Tables 2, 9 and 10, `headline`), with
+    repetitions; None: 409,600. More lengthen what is there; 204,800 measure all rows of Tables 9 and 10."""
 
     autoencoder: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="[NAME=]AUTOENCODER")] = ()
-    """A further row of Tables 1 and 12, or, with the NAME of a base, where its weights are; may be given repeatedly."""
+    """A further row of Tables 1 and 12, or, with the NAME of a base, where its weights are, or, with that of one of the
+    plan's fine-tunings (`taesd+eq`), what was fine-tuned already; may be given repeatedly."""
 
 
 def command(config: ReproduceConfig) -> str | None:
     """Reproduce and name the pages, or with --dry-run list the runs."""
     if config.dry_run:
-        setting = _setting(config, SETTINGS)
-        return describe(config, setting, {item.item: item.runs for item in make_items(config.items, setting)})
+        setting, items = _planned(config, SETTINGS)
+        return describe(config, setting, {item.item: item.runs for item in items})
     return "\n".join(str(file) for file in reproduce(config) if file.suffix == ".md") or None
 
 
 def reproduce(config: ReproduceConfig, settings: Mapping[ScaleName, Setting] = SETTINGS) -> list[Path]:
     """Do what is left of the runs, and write the items; returns their files, in all processes but the first none."""
-    setting = _setting(config, settings)
-    items = make_items(config.items, setting)
+    _, items = _planned(config, settings)
     plan = Plan.of(run for item in items for run in item.runs)
 
     def write(finished: PlannedRun | None = None) -> list[Path]:
@@ -123,14 +124,21 @@ def reproduce(config: ReproduceConfig, settings: Mapping[ScaleName, Setting] = S
     return write() if carry_out(plan, config, "reproduce", write) else []
 
 
-def _setting(config: ReproduceConfig, settings: Mapping[ScaleName, Setting]) -> Setting:
+def _planned(config: ReproduceConfig, settings: Mapping[ScaleName, Setting]) -> tuple[Setting, tuple[Item, ...]]:
     setting = make_setting(config, config.autoencoder, settings)
-    if config.curve_images is None:
-        return setting
-    largest = max(training.batch_size for training in setting.training.values())
-    if config.curve_images < largest:
-        raise UserError(f"--curve-images is {config.curve_images}", f"It must be at least a batch, {largest}")
-    return setting.with_curves_of(config.curve_images)
+    if config.curve_images is not None:
+        batch_sizes = [training.batch_size for training in setting.long_training.values()]
+        if not batch_sizes:
+            raise UserError(f"--curve-images is for --scale small, not {setting.name}", "Leave it out")
+        if config.curve_images < (least := max(batch_sizes)):
+            raise UserError(f"--curve-images is {config.curve_images}", f"It must be at least a batch, {least}")
+        setting = setting.with_curves_of(config.curve_images)
+    items = make_items(config.items, setting)
+    names = {run.name.partition("/")[2] for item in items for run in Plan.of(item.runs).runs}
+    for name in setting.bases:
+        if setting.is_fine_tuning(name) and name not in names:
+            raise UserError(f"--autoencoder {name}=... is no fine-tuning of {', '.join(config.items)}", "Leave it out")
+    return setting, items
 
 
 def describe(config: PlanConfig, setting: Setting, items: Mapping[str, Sequence[PlannedRun]]) -> str:
@@ -174,8 +182,12 @@ def make_setting(
     setting = _with_as_many_as_there_are(setting, settings[config.scale])
     for given in autoencoders:
         name, location = split_name(given)
+        if name in setting.bases.keys() - settings[config.scale].bases.keys():
+            raise UserError(f"two autoencoders are called '{name}'", "Give names: NAME=AUTOENCODER")
         setting = replace(setting, bases={**setting.bases, name: describe_base(name, location)})
-        if name not in (*setting.autoencoders.values(), setting.generator_base, *setting.extra):
+        if setting.is_fine_tuning(name):
+            say_once(f"'{name}' is '{location}', and is not fine-tuned here")
+        elif name not in (*setting.autoencoders.values(), setting.generator_base, *setting.extra):
             setting = replace(setting, extra=(*setting.extra, name))
     return replace(setting.with_all("device", config.device), root=config.out)
 
