@@ -228,6 +228,8 @@ def test_autoencoders_of_one_recipe_are_one_arm(write_run, tmp_path: Path):
     (found,) = compare_arms(arms[:2]).comparisons
     assert found.num_resamples == 0
     assert (found.final.method, found.final.num_autoencoders, found.final.num_seeds) == ("nested t", 2, 2)
+    said = "strong is one fine-tuning: how far another would lie is in no interval against it"
+    assert [said in " ".join(compare_arms(some).notes) for some in (arms, arms[:2])] == [True, False]
     images = found.in_images
     assert (images.seed_range.low, images.seed_range.high) == pytest.approx((120 / 40 / 2**0.5, 3.0))
     assert images.interval.low < images.ratio < images.interval.high  # two autoencoders: one degree of freedom

@@ -18,7 +18,7 @@ from eqvae.paper.plan import Plan, PlannedRun
 from eqvae.paper.results import write_item
 from eqvae.paper.setting import Setting
 from eqvae.paper.settings import SMALL, TINY
-from eqvae.paper.tables import table5, table9
+from eqvae.paper.tables import TABLES, table5, table9
 from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runs.reproduce import ReproduceConfig, reproduce
 from eqvae.runs.train_config import TrainConfig
@@ -62,6 +62,14 @@ def test_learning_curves_are_longer_than_tables():
     assert rows["SiT-XL/2 + EQ-VAE, 50K"].cells["fid"].step == 800
     assert {"fid", "kid", "precision", "recall"} == set(rows["SiT-XL/2 + EQ-VAE, 400K"].cells)
     assert all(not run.name.startswith("generators/sit-ti-2/taesd/seed") for run in table9(SMALL).runs)
+
+
+def test_tables_say_by_what_each_family_is_measured():
+    (several, *_), (repa, *_) = table9(SMALL).notes, TABLES["table10"](SMALL).notes
+    assert (
+        "dit 1000 samples of 20 steps of ddim while training, 10000 of 20 of ddim in sample sets; sit 1000" in several
+    )
+    assert repa.startswith("Distances: 1000 samples of 10 steps of heun while training, 10000 of 10 of heun in sample")
 
 
 def test_every_fine_tuning_is_polished_and_done_with_both_seeds():

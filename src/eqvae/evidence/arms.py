@@ -249,6 +249,10 @@ def _notes(arms: Sequence[Arm]) -> list[str]:
         values = list(dict.fromkeys(str(run.pace[name]) for run in runs))
         if len(values) > 1:
             found.append(f"Runs differ in their {name} ({', '.join(values)}): their times say little of the latents.")
+    counts = [arm.num_autoencoders for arm in arms]
+    for arm in arms if max(counts) > 1 else ():
+        if arm.num_autoencoders == 1 and arm.runs[0].autoencoder_recipe:
+            found.append(f"{arm.name} is one fine-tuning: how far another would lie is in no interval against it.")
     unfinished = [f"'{run.folder.name}' ({run.num_images[-1]:,} images)" for run in runs if not run.is_finished]
     return found + ([f"Not finished: {', '.join(unfinished)}."] if unfinished else [])
 

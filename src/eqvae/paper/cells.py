@@ -236,17 +236,26 @@ def score_cells(arm: Arm, *, guided: bool) -> dict[str, Cell]:
     return {column.key: arm_cell(arm, runs, column.here) for column in named}
 
 
-def protocol(setting: Setting, family: Family, *, with_tokens: bool = False) -> str:
-    """Say how distances are measured: they depend on the number of images."""
-    training, sampling = setting.training[family], setting.sampling[family]
-    watched = f"{training.watch_steps} steps{_of(training.watch_sampler)}"
-    drawn = f"{sampling.num_samples} of {sampling.num_steps}{_of(sampling.sampler)} in sample sets"
+def protocol(setting: Setting, *families: Family, with_tokens: bool = False) -> str:
+    """Say how distances are measured, where families differ of each: they depend on the number of images."""
+    drawn: dict[str, list[str]] = {}
+    for family in families:
+        drawn.setdefault(_drawn(setting, family), []).append(family)
+    texts = [text if len(drawn) == 1 else f"{' and '.join(names)} {text}" for text, names in drawn.items()]
     if with_tokens:
         tokens = setting.sampling["maskgit"]
-        drawn += f" (on tokens all are of {tokens.num_samples} guided samples of {tokens.num_steps} steps)"
+        texts[-1] += f" (on tokens all are of {tokens.num_samples} guided samples of {tokens.num_steps} steps)"
     num_images = setting.evaluation.num_images or "all"
-    watch = f"{training.num_watch_samples} samples of {watched} while training"
-    return f"Distances: {watch}, {drawn}; autoencoders on {num_images} images of {setting.evaluation.image_size} px."
+    evaluated = f"autoencoders on {num_images} images of {setting.evaluation.image_size} px"
+    return f"Distances: {'; '.join([*texts, evaluated])}."
+
+
+def _drawn(setting: Setting, family: Family) -> str:
+    training, sampling = setting.training[family], setting.sampling[family]
+    watch = f"{training.num_watch_samples} samples of {training.watch_steps} steps{_of(training.watch_sampler)}"
+    return (
+        f"{watch} while training, {sampling.num_samples} of {sampling.num_steps}{_of(sampling.sampler)} in sample sets"
+    )
 
 
 def _of(sampler: str | None) -> str:

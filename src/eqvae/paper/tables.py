@@ -94,7 +94,9 @@ def table2(setting: Setting) -> TableItem:
             row = replace(row, here=arm.title, cells=gfid_cells(arm))
         seen.add(arm.trained[0].name)
         rows.append(row)
-    return _table(setting, expected.TABLE_2, "gfid gfid_fixed", rows, *_normalized(setting))
+    return _table(
+        setting, expected.TABLE_2, "gfid gfid_fixed", rows, *_normalized(setting), families=("dit", "sit", "repa-sit")
+    )
 
 
 def table3(setting: Setting) -> TableItem:
@@ -124,7 +126,8 @@ def table4(setting: Setting) -> TableItem:
             cells, against = score_cells(arm, guided=True), _TABLE_4_PAIRS.get(label, "")
             row = replace(row, here=f"{arm.title}, guided", cells=cells, against=against)
         rows.append(row)
-    return _table(setting, expected.TABLE_4, _SAMPLE_KEYS, rows, _seeds(setting))
+    families = tuple(dict.fromkeys(family for family, _ in models.values()))
+    return _table(setting, expected.TABLE_4, _SAMPLE_KEYS, rows, _seeds(setting), families=families)
 
 
 def table5(setting: Setting) -> TableItem:
@@ -262,7 +265,8 @@ def _over_steps(setting: Setting, paper: PaperTable, families: Mapping[str, Fami
         other = label.replace(_OURS, "")
         against = other if other != label and other in paper.rows else ""
         rows.append(replace(_at_step(paper, label, arm, _SHARES[steps]), against=against))
-    return _table(setting, paper, _SAMPLE_KEYS, rows, _seeds(setting), _WATCH)
+    kinds = tuple(families.values())
+    return _table(setting, paper, _SAMPLE_KEYS, rows, _seeds(setting), _WATCH, families=kinds)
 
 
 def _maskgit(setting: Setting, paper: PaperTable, keys: str) -> TableItem:
@@ -275,7 +279,7 @@ def _maskgit(setting: Setting, paper: PaperTable, keys: str) -> TableItem:
         arm = _arm(setting, "maskgit", base if label == pytorch else ours)
         row = _at_step(paper, label, arm, int(label.split()[-2]) / 300)
         rows.append(replace(row, against=pytorch if label == last else ""))
-    return _table(setting, paper, keys, rows, _seeds(setting), _WATCH)
+    return _table(setting, paper, keys, rows, _seeds(setting), _WATCH, families=("maskgit",))
 
 
 def _at_step(paper: PaperTable, label: str, arm: Arm, share: float) -> Row:
@@ -295,7 +299,14 @@ def _at_step(paper: PaperTable, label: str, arm: Arm, share: float) -> Row:
     )  # fmt: skip
 
 
-def _table(setting: Setting, paper: PaperTable, keys: str, rows: Iterable[Row], *notes: str) -> TableItem:
+def _table(
+    setting: Setting,
+    paper: PaperTable,
+    keys: str,
+    rows: Iterable[Row],
+    *notes: str,
+    families: tuple[Family, ...] = ("dit",),
+) -> TableItem:
     kept = kept_keys(setting, keys.split())
     return TableItem(
         item=f"table{paper.number}",
@@ -304,8 +315,5 @@ def _table(setting: Setting, paper: PaperTable, keys: str, rows: Iterable[Row], 
         scale=setting.name,
         columns=columns(setting.reference.features, kept),
         rows=tuple(replace(row, cells={key: cell for key, cell in row.cells.items() if key in kept}) for row in rows),
-        notes=(
-            protocol(setting, "maskgit" if paper.number in (3, 11) else "dit", with_tokens=paper.number == 1),
-            *notes,
-        ),
+        notes=(protocol(setting, *families, with_tokens=paper.number == 1), *notes),
     )

@@ -61,7 +61,7 @@ class RankConfig(PlanConfig):
 
 
 _OF_METHODS: dict[str, object] = {
-    "finetune_steps": None, "equalize": False, "finetune_data": None, "autoencoder_seeds": None
+    "finetune_steps": None, "equalize": False, "equalize_chunks": 5, "finetune_data": None, "autoencoder_seeds": None
 }  # fmt: skip
 """What says nothing where nothing is fine-tuned."""
 
@@ -111,6 +111,10 @@ def make_contestants(
     for flag, default in _OF_METHODS.items():
         if not config.method and getattr(config, flag) != default:
             raise UserError(f"--{flag.replace('_', '-')} is of methods, and no --method is given", "Leave it out")
+    if config.method and not config.equalize and config.equalize_chunks != _OF_METHODS["equalize_chunks"]:
+        raise UserError("--equalize-chunks is of --equalize", "Give both, or leave it out")
+    if config.max_steps is not None and config.max_steps < 1:
+        raise UserError(f"--max-steps is {config.max_steps}", "It must be at least 1")
     setting = make_setting(config, config.autoencoders, settings)
     if config.image_size is not None:
         setting = setting.with_all("image_size", config.image_size)
