@@ -107,6 +107,16 @@ def test_single_file_and_glob(tmp_path: Path) -> None:
     assert colours(open_images(str(tmp_path / "[02].png"))) == [COLOURS[0], COLOURS[2]]
 
 
+def test_a_glob_passes_over_nothing_without_a_word(tmp_path: Path) -> None:
+    for index, name in enumerate(("cat/a.png", "dog/b.png", "cover.png")):
+        write(tmp_path / name, png(COLOURS[index]))
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nothing")
+    source = open_images(str(tmp_path / "*"))
+    assert colours(source) == [COLOURS[0], COLOURS[2], COLOURS[1]], "folders beside a file count too"
+    assert "1 of the images lies beside the class folders" in source.describe()
+    assert "1 left out (1 links to nothing)" in source.describe()
+
+
 def test_folder_of_text_files(tmp_path: Path) -> None:
     for name in ("a.txt", "b.md"):
         write(tmp_path / name, b"text")

@@ -105,7 +105,10 @@ class Walk:
 
     def meet(self, path: str) -> None:
         """Take a file or a folder."""
-        self._meet(path, os.stat(path), frozenset())  # noqa: PTH116 (a million paths)
+        try:
+            self._meet(path, os.stat(path), frozenset())  # noqa: PTH116 (a million paths)
+        except OSError:
+            self.left_out["links to nothing" if os.path.islink(path) else "that can't be read"] += 1  # noqa: PTH114
 
     def _list(self, folder: str) -> None:
         try:
@@ -175,11 +178,7 @@ def list_files(data: str, kinds: Sequence[str]) -> tuple[list[str], Counter[str]
     else:
         found = sorted(glob.iglob(str(path)), key=_parts)  # noqa: PTH207
         for name in found:
-            if os.path.isfile(name):  # noqa: PTH113
-                walk.meet(name)
-        if not walk.files:
-            for name in found:
-                walk.under(name)
+            (walk.under if os.path.isdir(name) else walk.meet)(name)  # noqa: PTH112
         if not found:
             raise _missing(data, kinds)
     return sorted(walk.files, key=_parts), walk.left_out
