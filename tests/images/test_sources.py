@@ -117,6 +117,19 @@ def test_a_glob_passes_over_nothing_without_a_word(tmp_path: Path) -> None:
     assert "1 left out (1 links to nothing)" in source.describe()
 
 
+@pytest.mark.parametrize("data", ["", "*", "**/*.png"])
+def test_a_run_inside_the_data_is_no_data(tmp_path: Path, data: str) -> None:
+    write(tmp_path / "data" / "a.png", png(COLOURS[0]))
+    run = tmp_path / "data" / "runs" / "eq"
+    write(run / "validation" / "step.png", png(COLOURS[1]))
+    write(run / "config.json", b'{"command": "finetune"}')
+    write(run / "environment.json", b"{}")
+    source = open_images(str(tmp_path / "data" / data))
+    assert colours(source) == [COLOURS[0]]
+    assert "1 folders of eqvae's runs" in source.describe()
+    assert colours(open_images(str(run))) == [COLOURS[1]], "what is named itself is read"
+
+
 def test_folder_of_text_files(tmp_path: Path) -> None:
     for name in ("a.txt", "b.md"):
         write(tmp_path / name, b"text")
