@@ -220,6 +220,15 @@ def test_parquet_rows_that_are_broken_or_empty(tmp_path: Path) -> None:
     assert source.read(2).getpixel((0, 0)) == COLOURS[0]
 
 
+@pytest.mark.parametrize("empty", [None, b""])
+def test_parquet_that_begins_with_empty_cells(tmp_path: Path, empty: bytes | None) -> None:
+    write_parquet(tmp_path / "x.parquet", {"image": [empty] * 20 + [png(COLOURS[0])]})
+    source = open_images(str(tmp_path / "x.parquet"))
+    assert source.read(20).getpixel((0, 0)) == COLOURS[0]
+    with pytest.raises(BrokenImageError, match="the cell is empty"):
+        source.read(0)
+
+
 def test_parquet_of_paths(tmp_path: Path) -> None:
     write(tmp_path / "images" / "a.png", png(COLOURS[3]))
     write_parquet(tmp_path / "x.parquet", {"image": [{"bytes": None, "path": str(tmp_path / "images" / "a.png")}]})
@@ -307,11 +316,19 @@ def test_hub_without_network_names_the_offline_choices(monkeypatch: pytest.Monke
             open_images(data)
 
 
+@pytest.mark.parametrize("data", ["hf:", "hf:/", "hf::train", "hf:..", "hf:/etc/x", "hf:a b"])
+def test_what_names_nothing_on_the_hub(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, split: pytest.fail("nothing is to be opened"))
+    with pytest.raises(UserError, match=f"'{data}' names no data set of the hub. DATA is hf:NAME"):
+        open_images(data)
+
+
 @pytest.mark.parametrize(
     ("data", "split", "configuration", "chosen"),
     [
         ("hf:a/b", "train", None, "train"),
         ("hf:a/b", "evaluation", None, "validation"),
+        ("hf:cifar10", "train", None, "train"),
         ("hf:a/b:test", "train", None, "test"),
         ("hf:a/b/320px:test", "train", "320px", "test"),
     ],
@@ -330,7 +347,7 @@ def test_hub_splits(
         datasets, "get_dataset_split_names", lambda name, configuration: ["test", "train", "validation"]
     )
     source = open_images(data, split=split)
-    assert opened == [("a/b", configuration, chosen)]
+    assert opened == [("cifar10" if "cifar10" in data else "a/b", configuration, chosen)]
     assert colours(source) == [COLOURS[0]]
     assert source.label(0) == f"{data.removesuffix(f':{chosen}')}:{chosen}[0]"
 
