@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from eqvae.errors import Interrupted, ProcessLost, UserError, nearest_name
+from eqvae.errors import Interrupted, ProcessLost, UserError, nearest_name, printable
 from eqvae.runtime.company import is_to_speak, leave_company
 from eqvae.runtime.signals import StopRequest, terminated_by_signal
 
@@ -62,6 +62,8 @@ _YAML_WORDS |= dict.fromkeys(("true", "yes", "on"), "True") | dict.fromkeys(("fa
 
 def main() -> None:
     """Run the command line and exit: 0 done, 2 wrong input, 130 interrupted and resumable."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what a terminal can't show ends no finished command
     code = run(sys.argv[1:])
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all is done: the rest of the process has nothing to stop
     sys.exit(code)
@@ -144,7 +146,7 @@ def _dispatch(arguments: list[str]) -> int:
     module: ModuleType = importlib.import_module(f"eqvae.runs.{command}")
     said = module.command(parse(getattr(module, f"{command.title()}Config"), command, rest))
     if said is not None:
-        print(said)  # noqa: T201
+        print("\n".join(map(printable, said.split("\n"))))  # noqa: T201
     return 0
 
 
