@@ -12,6 +12,7 @@ from eqvae.runs.demo import DemoConfig, demo
 from eqvae.runs.finetune import FinetuneConfig
 
 
+@pytest.mark.slow
 def test_a_model_that_went_on_is_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def scale_weights(config: FinetuneConfig) -> None:
         """Stand for the fine-tuning: other weights for another number of steps."""

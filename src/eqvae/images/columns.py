@@ -68,7 +68,7 @@ def is_encoded(kind: pa.DataType) -> bool:
 
 def _holds_images(columns: Columns, name: str) -> bool:
     """Look at the first cells that are not empty."""
-    filled = itertools.islice(filter(None, columns.contents(name)), NUM_PROBED_CELLS)
+    filled = itertools.islice((content for content in columns.contents(name) if content), NUM_PROBED_CELLS)
     return any(is_image(content) for content in filled)
 
 
