@@ -13,11 +13,13 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from eqvae.errors import Interrupted, ProcessLost, UserError, nearest_name
+from eqvae.errors import Interrupted, ProcessLost, UserError, nearest_name, printable
 from eqvae.runtime.company import is_to_speak, leave_company
 from eqvae.runtime.signals import StopRequest, terminated_by_signal
 
@@ -52,6 +54,9 @@ EQ-VAE: equivariance-regularized latent spaces for image generation (arXiv:2502.
 
 Config = TypeVar("Config")
 
+_SAVE_MEMORY = ("batch_size", "tile", "num_workers")
+"""Fields that lower what memory a command takes, where it has them."""
+
 _MAX_CONFIG_BYTES = 2**16
 
 _YAML_TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null"))
@@ -62,6 +67,8 @@ _YAML_WORDS |= dict.fromkeys(("true", "yes", "on"), "True") | dict.fromkeys(("fa
 
 def main() -> None:
     """Run the command line and exit: 0 done, 2 wrong input, 130 interrupted and resumable."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what a terminal can't show ends no finished command
     code = run(sys.argv[1:])
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all is done: the rest of the process has nothing to stop
     sys.exit(code)
@@ -91,13 +98,18 @@ def _run(arguments: Sequence[str]) -> int:
         if asked:  # compiled code may turn the interruption into an error of its own, as safetensors' reader does
             _complain(f"interrupted, {asked.signal_name}; the same command goes on")
             return 130
-        return _explain(error)
+        return _explain(error, arguments)
 
 
-def _explain(error: Exception) -> int:
+def _explain(error: Exception, arguments: Sequence[str]) -> int:
     """Say in one line what the user can mend, and raise what is our fault; returns the exit code."""
     if isinstance(error, UserError):
         _complain(str(error))
+        return 2
+    if reason := _why_full(error):
+        fields = flag_types(_config_type(arguments[0]))
+        flags = [_flag(name) for name in _SAVE_MEMORY if name in fields]
+        _complain(str(UserError(reason, f"These help: {', '.join(flags)}" if flags else "Free some of it")))
         return 2
     if isinstance(error, OSError):
         where = f": '{error.filename}'" if error.filename else ""
@@ -113,6 +125,12 @@ def _explain(error: Exception) -> int:
 
 def _is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
+
+
+def _why_full(error: Exception) -> str:
+    from eqvae.runtime.memory import why_full  # no `--help` waits for it
+
+    return why_full(error)
 
 
 def _is_lost_process(error: RuntimeError) -> bool:
@@ -141,11 +159,19 @@ def _dispatch(arguments: list[str]) -> int:
         raise UserError(f"eqvae has no command '{command}'", nearest_name(command, COMMANDS))
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # of the libraries; what a user should know is said by our own lines
-    module: ModuleType = importlib.import_module(f"eqvae.runs.{command}")
-    said = module.command(parse(getattr(module, f"{command.title()}Config"), command, rest))
+    config = parse(_config_type(command), command, rest)
+    said = _module(command).command(config)
     if said is not None:
-        print(said)  # noqa: T201
+        print("\n".join(map(printable, said.split("\n"))))  # noqa: T201
     return 0
+
+
+def _module(command: str) -> "ModuleType":
+    return importlib.import_module(f"eqvae.runs.{command}")
+
+
+def _config_type(command: str) -> Any:
+    return getattr(_module(command), f"{command.title()}Config")
 
 
 def parse(config_type: type[Config], command: str, arguments: Sequence[str]) -> Config:
@@ -175,7 +201,22 @@ def parse(config_type: type[Config], command: str, arguments: Sequence[str]) -> 
     if unknown:
         flag = unknown[0].split("=")[0]
         raise UserError(f"eqvae {command} does not know '{unknown[0]}'", nearest_name(flag, map(_flag, fields)))
-    return config
+    return _expand_paths(config)
+
+
+def _expand_paths(value: Any) -> Any:
+    """Put homes in the places of the leading `~` of all paths: no shell does in `--out=~/run`, or in a YAML file."""
+    from eqvae.artifacts.files import expanded
+
+    if isinstance(value, Path):
+        return expanded(value)
+    if isinstance(value, tuple):
+        return tuple(map(_expand_paths, value))
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    now = {field.name: getattr(value, field.name) for field in dataclass_fields(value)}
+    changed = {name: new for name, old in now.items() if (new := _expand_paths(old)) != old}
+    return replace(value, **changed) if changed else value
 
 
 def _missing(config_type: Any, arguments: Sequence[str]) -> list[str]:
@@ -232,7 +273,7 @@ def _with_config_file(fields: dict[str, Any], command: str, arguments: list[str]
                 raise UserError("--config needs a file", "Give a YAML file")
             name = argument.split("=", 1)[1] if inline else arguments[index + 1]
             rest = arguments[:index] + arguments[index + (1 if inline else 2) :]
-            return _merge(fields, command, Path(name), rest)
+            return _merge(fields, command, _expand_paths(Path(name)), rest)
     return arguments
 
 

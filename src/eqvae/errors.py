@@ -5,6 +5,7 @@ any other exception is our fault and keeps its traceback.
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -49,6 +50,11 @@ def printable(name: str) -> str:
     Names of files are bytes; Python keeps those that are no UTF-8 as lone surrogates, which nothing can print.
     """
     return "".join(char if char.isprintable() else _escape(char) for char in name)
+
+
+def readable(text: str) -> str:
+    """Write a text of any length, with escapes for bytes that are none and can't be written; all else stays."""
+    return re.sub("[\ud800-\udfff]", lambda found: _escape(found[0]), text)
 
 
 def _escape(char: str) -> str:

@@ -1,9 +1,12 @@
 """A YAML file stands for flags, whatever the command calls its positional argument."""
 
+from pathlib import Path
+
 import pytest
 
 from eqvae.cli import parse, run
 from eqvae.runs.encode import EncodeConfig
+from eqvae.runs.report import ReportConfig
 from eqvae.runs.sample import SampleConfig
 from eqvae.runs.score import ScoreConfig
 from eqvae.runs.train_config import TrainConfig
@@ -40,3 +43,25 @@ def test_what_is_missing_is_named(words: str, missing: str, capsys: pytest.Captu
     command, *_ = words.split()
     assert run(words.split()) == 2
     assert capsys.readouterr().err == f"eqvae: eqvae {command} needs {missing}. See 'eqvae {command} --help'\n"
+
+
+def test_a_leading_tilde_is_the_home_in_every_path(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "config.yaml").write_text("latents: ~/latents\n")
+    config = parse(TrainConfig, "train", ["dit-s-2", "--config=~/config.yaml", "--out=~/run"])
+    assert (config.latents, config.out) == (tmp_path / "latents", tmp_path / "run")
+    assert parse(SampleConfig, "sample", ["run", "--out=o", "--weak-run=~/weak"]).weak_run == tmp_path / "weak"
+    assert parse(ReportConfig, "report", ["~/a", "b", "--out=o"]).folders == (tmp_path / "a", Path("b"))
+
+
+def test_memory_that_does_not_suffice_is_one_line(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys):
+    def fill(config: object) -> None:
+        raise MemoryError
+
+    for command, words, flags in (
+        ("evaluate", ["tiny-kl", "--data", "photos"], "These help: --batch-size, --tile, --num-workers"),
+        ("report", ["a"], "Free some of it"),
+    ):
+        monkeypatch.setattr(f"eqvae.runs.{command}.command", fill)
+        assert run([command, *words, "--out", str(tmp_path)]) == 2
+        assert capsys.readouterr().err == f"eqvae: the machine's memory is full. {flags}\n"

@@ -331,6 +331,12 @@ def test_an_output_folder_that_holds_something_else(fails, tmp_path, images, com
 
 
 @both
+def test_an_output_folder_whose_name_is_no_text(fails, tmp_path, command):
+    out = tmp_path / os.fsdecode(b"run\xe9")
+    assert "run\\xe9' is no text in UTF-8. Choose" in fails(command, TINY, "--data", "photos", out=out)
+
+
+@both
 def test_an_output_folder_where_nothing_can_be_made(fails, command):
     line = fails(command, TINY, "--data", "photos", "--image-size", 64, out=Path("/proc/x"))
     assert "--out '/proc/x'" in line

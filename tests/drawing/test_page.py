@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 import re
 import tomllib
 from dataclasses import replace
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from eqvae.artifacts.files import write_json
+from eqvae.cli import run
 from eqvae.drawing import write_report
 from eqvae.errors import UserError
 
@@ -121,6 +123,14 @@ def test_an_evaluation_without_pictures_is_said(page, write_evaluation):
 def test_names_are_escaped(page, write_evaluation):
     text = page(write_evaluation("a", config={"autoencoder": "<b>&"}, psnr_db=20.0))
     assert "<h1>&lt;b&gt;&amp;</h1>" in text
+
+
+def test_names_may_be_any_bytes(tmp_path, capsys, write_evaluation):
+    folder = write_evaluation("a", config={"data": os.fsdecode(b"caf\xe9")}, psnr_db=20.0)
+    out = tmp_path / os.fsdecode(b"page\xe9.html")
+    assert run(["report", str(folder), "--out", str(out)]) == 0
+    assert "page\\xe9.html" in capsys.readouterr().out
+    assert "caf\\xe9" in out.read_text(encoding="utf-8")
 
 
 def test_one_autoencoder_evaluated_twice_gets_two_names(page, write_evaluation):

@@ -130,6 +130,16 @@ def test_numbers_without_a_range_need_one_and_are_clipped_to_it() -> None:
         assert np.asarray(decode_image(encoded(deep, "TIFF"), "deep", whole))[0, 1].tolist() == [255] * 3
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.int16])
+def test_a_range_is_not_guessed_from_the_pixels(kind: type) -> None:
+    deep = tiff(np.array([[0, 30_000]], kind))  # they would fit 16 bits without a sign
+    for pixels in (GREY, Pixels()):
+        with pytest.raises(BrokenImageError, match="no fixed range"):
+            decode_image(deep, "deep", pixels)
+    stated = decode_image(deep, "deep", Pixels(channels=1, range=RangeConfig(white=30_000.0)))
+    assert np.asarray(stated).ravel().tolist() == [0.0, 255.0]
+
+
 @pytest.mark.parametrize(("white", "black"), [(0.0, None), (1.0, 2.0), (float("nan"), None), (float("inf"), None)])
 def test_a_range_has_an_inside(white: float, black: float | None) -> None:
     with pytest.raises(UserError, match="--white"):

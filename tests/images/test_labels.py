@@ -190,6 +190,28 @@ def test_a_missing_class_member(tmp_path: Path) -> None:
         open_images(str(tmp_path)).class_of(0)
 
 
+@pytest.mark.parametrize("text", [b"", b" \n"])
+def test_an_empty_text_is_no_label(tmp_path: Path, text: bytes) -> None:
+    source = open_images(
+        write_tar(tmp_path / "x.tar", {"0.png": png(), "0.cls": b"owl", "1.png": png(), "1.cls": text})
+    )
+    with pytest.raises(UserError, match=r"x\.tar\[1\.png\]' has no label"):
+        source.class_of(0)
+    assert open_images(write_tar(tmp_path / "y.tar", {"0.png": png(), "0.cls": text})).class_names is None
+    table = write_table(tmp_path / "x.parquet", datasets.Value("string"), label=["owl", text.decode()])
+    with pytest.raises(UserError, match=r"x\.parquet\[1\]' has no label"):
+        open_images(table).class_of(0)
+    blank = write_table(tmp_path / "y.parquet", datasets.Value("string"), label=[text.decode()] * 2)
+    assert open_images(blank).class_names is None
+
+
+def test_a_class_member_is_not_cut_off(tmp_path: Path) -> None:
+    members = {"0.png": png(), "0.cls": b"owl" * 100 + b"a", "1.png": png(), "1.cls": b"owl" * 100 + b"b"}
+    source = open_images(write_tar(tmp_path / "x.tar", members))
+    assert source.class_names is None
+    assert "2 .cls of more than 256 bytes" in source.describe()
+
+
 @pytest.mark.parametrize("prefix", ["", "train/", "./"])
 def test_folders_of_members(tmp_path: Path, prefix: str) -> None:
     members = {f"{prefix}owl/0.png": png(), f"{prefix}cat/1.png": png(), f"{prefix}cat/young/2.png": png()}

@@ -107,6 +107,29 @@ def test_single_file_and_glob(tmp_path: Path) -> None:
     assert colours(open_images(str(tmp_path / "[02].png"))) == [COLOURS[0], COLOURS[2]]
 
 
+def test_a_glob_passes_over_nothing_without_a_word(tmp_path: Path) -> None:
+    for index, name in enumerate(("cat/a.png", "dog/b.png", "cover.png")):
+        write(tmp_path / name, png(COLOURS[index]))
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nothing")
+    source = open_images(str(tmp_path / "*"))
+    assert colours(source) == [COLOURS[0], COLOURS[2], COLOURS[1]], "folders beside a file count too"
+    assert "1 of the images lies beside the class folders" in source.describe()
+    assert "1 left out (1 links to nothing)" in source.describe()
+
+
+@pytest.mark.parametrize("data", ["", "*", "**/*.png"])
+def test_a_run_inside_the_data_is_no_data(tmp_path: Path, data: str) -> None:
+    write(tmp_path / "data" / "a.png", png(COLOURS[0]))
+    run = tmp_path / "data" / "runs" / "eq"
+    write(run / "validation" / "step.png", png(COLOURS[1]))
+    write(run / "config.json", b'{"command": "finetune"}')
+    write(run / "environment.json", b"{}")
+    source = open_images(str(tmp_path / "data" / data))
+    assert colours(source) == [COLOURS[0]]
+    assert "1 folders of eqvae's runs" in source.describe()
+    assert colours(open_images(str(run))) == [COLOURS[1]], "what is named itself is read"
+
+
 def test_folder_of_text_files(tmp_path: Path) -> None:
     for name in ("a.txt", "b.md"):
         write(tmp_path / name, b"text")
@@ -197,6 +220,15 @@ def test_parquet_rows_that_are_broken_or_empty(tmp_path: Path) -> None:
     assert source.read(2).getpixel((0, 0)) == COLOURS[0]
 
 
+@pytest.mark.parametrize("empty", [None, b""])
+def test_parquet_that_begins_with_empty_cells(tmp_path: Path, empty: bytes | None) -> None:
+    write_parquet(tmp_path / "x.parquet", {"image": [empty] * 20 + [png(COLOURS[0])]})
+    source = open_images(str(tmp_path / "x.parquet"))
+    assert source.read(20).getpixel((0, 0)) == COLOURS[0]
+    with pytest.raises(BrokenImageError, match="the cell is empty"):
+        source.read(0)
+
+
 def test_parquet_of_paths(tmp_path: Path) -> None:
     write(tmp_path / "images" / "a.png", png(COLOURS[3]))
     write_parquet(tmp_path / "x.parquet", {"image": [{"bytes": None, "path": str(tmp_path / "images" / "a.png")}]})
@@ -284,11 +316,19 @@ def test_hub_without_network_names_the_offline_choices(monkeypatch: pytest.Monke
             open_images(data)
 
 
+@pytest.mark.parametrize("data", ["hf:", "hf:/", "hf::train", "hf:..", "hf:/etc/x", "hf:a b"])
+def test_what_names_nothing_on_the_hub(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, split: pytest.fail("nothing is to be opened"))
+    with pytest.raises(UserError, match=f"'{data}' names no data set of the hub. DATA is hf:NAME"):
+        open_images(data)
+
+
 @pytest.mark.parametrize(
     ("data", "split", "configuration", "chosen"),
     [
         ("hf:a/b", "train", None, "train"),
         ("hf:a/b", "evaluation", None, "validation"),
+        ("hf:cifar10", "train", None, "train"),
         ("hf:a/b:test", "train", None, "test"),
         ("hf:a/b/320px:test", "train", "320px", "test"),
     ],
@@ -307,7 +347,7 @@ def test_hub_splits(
         datasets, "get_dataset_split_names", lambda name, configuration: ["test", "train", "validation"]
     )
     source = open_images(data, split=split)
-    assert opened == [("a/b", configuration, chosen)]
+    assert opened == [("cifar10" if "cifar10" in data else "a/b", configuration, chosen)]
     assert colours(source) == [COLOURS[0]]
     assert source.label(0) == f"{data.removesuffix(f':{chosen}')}:{chosen}[0]"
 

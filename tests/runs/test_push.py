@@ -1,5 +1,6 @@
 """What goes to the hub: loads again from there, says where its figures come from, and nothing of this machine."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from diffusers import AutoencoderKL
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from eqvae.artifacts.files import read_json
+from eqvae.artifacts.files import read_json, write_json
 from eqvae.autoencoders import load_autoencoder
 from eqvae.autoencoders.factors import loading_code
 from eqvae.drawing.model_page import without_local_paths
@@ -49,7 +50,11 @@ def test_a_folder_is_what_diffusers_loads_with_its_card(run: Path, tmp_path: Pat
     for file in (tmp_path / "mine").iterdir():
         if file.suffix in (".md", ".json"):
             assert str(run.parent) not in file.read_text()
+    bytes_that_are_no_text = read_json(run / "autoencoder" / "eqvae.json") | {"data": os.fsdecode(b"caf\xe9")}
+    write_json(run / "autoencoder" / "eqvae.json", bytes_that_are_no_text)
     push(PushConfig(run=run, name=where))  # again
+    card = ModelCard.load(tmp_path / "mine" / "README.md")
+    assert "`caf\\xe9`" in card.text and card.data.eval_results[0].dataset_name == "caf\\xe9"
     (tmp_path / "mine" / ".git").mkdir()
     with pytest.raises(UserError, match=r"also holds \.git"):
         push(PushConfig(run=run, name=where))
@@ -122,6 +127,15 @@ def test_where_files_lay_is_nobodys_business(tmp_path: Path, monkeypatch: pytest
         "stabilityai/sd-vae-ft-ema": "stabilityai/sd-vae-ft-ema",
         "hf:frgfm/imagewoof/320px:train": "hf:frgfm/imagewoof/320px:train",
         "https://hub/somebody/mine": "https://hub/somebody/mine",
+        "C:\\Users\\my self\\pictures": "pictures",
+        "--data=d:/my self/pictures": "--data=pictures",
+        "eq + C:\\Users\\me\\m.py:Mine(p=0.5)": "eq + m.py:Mine(p=0.5)",
+        "taesd=..\\models\\taesd": "taesd=taesd",
+        "\\\\server\\me\\pictures": "pictures",
+        "\\\\server\\me": "me",
+        "file:///home/my self/pictures": "pictures",
+        "file:///C:/Users/me/pictures/": "pictures",
+        "caf\\xe9": "caf\\xe9",
     }
     assert without_local_paths(list(said)) == list(said.values())
     assert without_local_paths({"/home/me/m.py": "digest", "steps": 3}) == {"m.py": "digest", "steps": 3}

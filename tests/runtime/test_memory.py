@@ -1,5 +1,7 @@
 """What work takes, worked out on tensors without values, against what can be counted by hand; what does not fit."""
 
+import errno
+
 import psutil
 import pytest
 import torch
@@ -88,6 +90,29 @@ def test_a_device_that_is_full():
         told_when_full(("--batch-size",)),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes."),
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+    ],
+)
+def test_a_machine_that_is_full(error: Exception):
+    with (
+        pytest.raises(UserError, match="the machine's memory is full.*These help: --batch-size"),
+        told_when_full(("--batch-size",)),
+    ):
+        raise error
+
+
+def test_other_errors_are_what_they_are():
+    for error in (RuntimeError("shapes differ"), OSError(errno.ENOSPC, "No space left on device")):
+        with pytest.raises(type(error)), told_when_full(("--batch-size",)):
+            raise error
 
 
 def test_this_machine_has_memory():

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from eqvae.artifacts.expected import check_expected
 from eqvae.artifacts.names import JOURNAL
 from eqvae.artifacts.parsing import DAMAGE, find_not_finite, parse_json
-from eqvae.errors import UserError
+from eqvae.errors import UserError, printable, readable
 
 _MAX_STEP = 2**31
 
@@ -154,8 +154,8 @@ def to_plain(value: Any) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text atomically, in UTF-8 wherever it is."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Write a text atomically, in UTF-8 wherever it is; names of files in it may hold bytes that are no text."""
+    write_atomically(path, lambda temporary: temporary.write_text(readable(text), encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -205,6 +205,10 @@ def read_journal(folder: Path) -> list[dict[str, Any]]:
 
 def check_writable(folder: Path, flag: str) -> None:
     """See whether files can be written into a folder, before a long computation ends in vain."""
+    try:
+        os.fsencode(folder).decode()
+    except UnicodeDecodeError:  # safetensors would write there, and not read
+        raise UserError(f"{flag} '{printable(str(folder))}' is no text in UTF-8", "Choose another folder") from None
     absolute = folder.absolute()
     existing = next(path for path in (absolute, *absolute.parents) if os.path.lexists(path))
     if not existing.is_dir():

@@ -20,6 +20,7 @@ from eqvae.artifacts.names import (
 from eqvae.autoencoders.factors import loading_code, pipeline_advice
 from eqvae.autoencoders.presets import PRESETS
 from eqvae.drawing.tables import MISSING, markdown_table
+from eqvae.errors import readable
 
 _PAPER = (
     "[EQ-VAE: Equivariance Regularized Latent Space for Improved Generative Image Modeling]"
@@ -28,7 +29,10 @@ _PAPER = (
 
 _BEFORE = "before_"
 
-_WORD_WITH_SLASH = re.compile(r"[^\s=,'\"()\[\]]*/[^\s=,'\"()\[\]]*")
+_WORD_WITH_SLASH = re.compile(r"[^\s=,'\"()\[\]]*[/\\][^\s=,'\"()\[\]]*")
+
+_WINDOWS = re.compile(r"[A-Za-z]:[/\\]|\\\\|\.{1,2}\\|~\\")
+"""How a path of Windows begins."""
 
 _NO_QUALITY = ("num_", "training_", "images_per_sec", "latent_", _BEFORE)
 """How figures of `metrics.json` begin that measure no quality."""
@@ -101,7 +105,8 @@ def without_local_paths(value: Any) -> Any:
 
 
 def _without_places(text: str) -> str:
-    """Cut a path, or each in a command, a `NAME=PATH` or a mixture of methods."""
+    """Cut a path, or each in a command, a `NAME=PATH` or a mixture of methods; what is left can be written."""
+    text = readable(text)
     flag, equals, value = text.partition("=")
     if equals and flag.startswith("--") and _is_local(value):
         return flag + equals + _end(value)  # which may hold spaces
@@ -109,12 +114,16 @@ def _without_places(text: str) -> str:
 
 
 def _end(path: str) -> str:
-    return Path(path).name or path if _is_local(path) else path
+    """Keep the last part of a local path."""
+    if not _is_local(path):
+        return path
+    return re.split(r"[/\\]" if _WINDOWS.match(path) else "/", path.rstrip("/\\"))[-1] or path
 
 
 def _is_local(path: str) -> bool:
     """Whether it can be no hub id: by how it begins, or since its folder is here."""
-    return path.startswith(("/", "~", "../", "./")) or ("/" in path and Path(path).parent.is_dir())
+    begins = path.startswith(("/", "~", "../", "./", "file:")) or _WINDOWS.match(path) is not None
+    return begins or ("/" in path and Path(path).parent.is_dir())
 
 
 def _page(

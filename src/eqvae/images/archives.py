@@ -268,11 +268,15 @@ def _sort_member(member: tarfile.TarInfo, order: int, file: BinaryIO, listing: _
     elif not member.isfile() or member.issparse():
         listing.left_out["links, devices or sparse files"] += 1
     elif suffix == ".cls":
-        file.seek(member.offset_data)
-        text = file.read(min(member.size, _MAX_CLASS_BYTES)).decode(errors="backslashreplace")
         key = (str(path.parent), path.name[: -len(path.suffix)])
-        listing.labels[key] = printable(text.strip())
         listing.beside.add(key)
+        if member.size > _MAX_CLASS_BYTES:  # cut off, two classes could be one
+            listing.labels.pop(key, None)
+            listing.left_out[f".cls of more than {_MAX_CLASS_BYTES} bytes"] += 1
+            return
+        file.seek(member.offset_data)
+        text = file.read(member.size).decode(errors="backslashreplace")
+        listing.labels[key] = printable(text.strip())
     elif is_array or suffix in IMAGE_SUFFIXES or _is_image_inside(file, member):
         images = listing.arrays if is_array else listing.images
         if images.pop(member.name, None) is not None:

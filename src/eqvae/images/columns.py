@@ -68,7 +68,7 @@ def is_encoded(kind: pa.DataType) -> bool:
 
 def _holds_images(columns: Columns, name: str) -> bool:
     """Look at the first cells that are not empty."""
-    filled = itertools.islice((content for content in columns.contents(name) if content is not None), NUM_PROBED_CELLS)
+    filled = itertools.islice((content for content in columns.contents(name) if content), NUM_PROBED_CELLS)
     return any(is_image(content) for content in filled)
 
 
@@ -86,7 +86,7 @@ def cell_to_content(cell: Any, folder: Path) -> bytes | Path | None:
 
 
 def filled(content: bytes | Path | None) -> bytes | Path:
-    if content is None:
+    if not content:
         raise ValueError("the cell is empty")
     return content
 

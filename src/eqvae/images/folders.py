@@ -14,7 +14,8 @@ from typing import final
 
 import pyarrow as pa
 
-from eqvae.artifacts.files import expanded
+from eqvae.artifacts.files import expanded, read_json
+from eqvae.artifacts.names import CONFIG, ENVIRONMENT
 from eqvae.errors import UserError, nearest_name, printable
 from eqvae.images.labels import LabelColumn
 from eqvae.images.sources import Split, num_bytes
@@ -74,7 +75,13 @@ class Files:
 @final
 @dataclass(kw_only=True)
 class Walk:
-    """A walk through folders that meets each file once, however many links lead there; hidden ones are left out."""
+    """A walk through folders that meets each file once, however many links lead there.
+
+    Hidden ones are left out, and what eqvae's own commands write: the pictures of a run would be data when it resumes.
+    """
+
+    named: str = ""
+    """The folder that is asked for itself, which is read even where a command wrote it."""
 
     files: list[str] = field(default_factory=list)
 
@@ -105,7 +112,10 @@ class Walk:
 
     def meet(self, path: str) -> None:
         """Take a file or a folder."""
-        self._meet(path, os.stat(path), frozenset())  # noqa: PTH116 (a million paths)
+        try:
+            self._meet(path, os.stat(path), frozenset())  # noqa: PTH116 (a million paths)
+        except OSError:
+            self.left_out["links to nothing" if os.path.islink(path) else "that can't be read"] += 1  # noqa: PTH114
 
     def _list(self, folder: str) -> None:
         try:
@@ -113,6 +123,9 @@ class Walk:
                 entries = sorted(listing, key=lambda entry: entry.name)
         except OSError:
             self.left_out["folders that can't be read"] += 1
+            return
+        if folder != self.named and _is_run(folder, [entry.name for entry in entries]):
+            self.left_out["folders of eqvae's runs"] += 1
             return
         first = len(self._folders)
         for entry in entries:
@@ -146,6 +159,16 @@ class Walk:
             self._seen.add(identity)
 
 
+def _is_run(folder: str, names: Sequence[str]) -> bool:
+    """Whether a command of ours writes into a folder."""
+    if CONFIG not in names or ENVIRONMENT not in names:
+        return False
+    try:
+        return "command" in read_json(Path(folder, CONFIG))
+    except (UserError, OSError):
+        return False
+
+
 def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
@@ -153,11 +176,11 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 def list_files(data: str, kinds: Sequence[str]) -> tuple[list[str], Counter[str]]:
     """List the files that a path or a glob names, in the order of their paths, and count what is left out."""
     path = expanded(data)
-    walk = Walk()
     # What no file can be called; an empty text would stand for the folder that one is in.
     longest = max(map(len, map(os.fsencode, path.parts)), default=0)
     if not data.strip() or "\0" in data or longest > _MAX_NAME_BYTES or len(os.fsencode(path)) > _MAX_PATH_BYTES:
         raise _missing(data[:_MAX_NAME_BYTES], kinds)
+    walk = Walk(named=str(root_of(data)))
     if path.is_file():
         return [str(path)], walk.left_out
     if path.is_dir():
@@ -175,11 +198,7 @@ def list_files(data: str, kinds: Sequence[str]) -> tuple[list[str], Counter[str]
     else:
         found = sorted(glob.iglob(str(path)), key=_parts)  # noqa: PTH207
         for name in found:
-            if os.path.isfile(name):  # noqa: PTH113
-                walk.meet(name)
-        if not walk.files:
-            for name in found:
-                walk.under(name)
+            (walk.under if os.path.isdir(name) else walk.meet)(name)  # noqa: PTH112
         if not found:
             raise _missing(data, kinds)
     return sorted(walk.files, key=_parts), walk.left_out

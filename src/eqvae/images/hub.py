@@ -8,6 +8,8 @@ from typing import final
 import datasets
 import pyarrow as pa
 from huggingface_hub import HfFileSystem
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from eqvae.errors import UserError
 from eqvae.images.columns import Columns, cell_to_content, choose_images, choose_labels, filled
@@ -71,6 +73,11 @@ def open_hub(data: str, split: Split, label_column: str | None, image_column: st
     repository, _, hub_split = data.removeprefix("hf:").partition(":")
     owner_and_name = PurePosixPath(repository).parts[:2]
     name, configuration = "/".join(owner_and_name), "/".join(PurePosixPath(repository).parts[2:]) or None
+    mend = "DATA is hf:NAME[/CONFIGURATION][:SPLIT]"
+    try:
+        validate_repo_id(name)  # else `datasets` takes it for a folder of this machine
+    except HFValidationError:
+        raise UserError(f"'{data}' names no data set of the hub", mend) from None
     datasets.disable_progress_bars()
     try:
         table, hub_split = _load(data, name, configuration, hub_split, split)
@@ -85,7 +92,7 @@ def open_hub(data: str, split: Split, label_column: str | None, image_column: st
         ) from None
     except (datasets.exceptions.DatasetsError, OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"'{data}' cannot be opened ({reason})", "DATA is hf:NAME[/CONFIGURATION][:SPLIT]") from None
+        raise UserError(f"'{data}' cannot be opened ({reason})", mend) from None
     columns = hub_columns(table)
     column, choice = choose_images(data, columns, image_column)
     labels, unlabelled, label_choice = choose_labels(data, columns, label_column)

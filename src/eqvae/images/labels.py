@@ -82,14 +82,15 @@ def number_first(name: str) -> tuple[int, float, str]:
 
 
 def text_labels(texts: Sequence[str | None]) -> LabelColumn | None:
-    """Take labels that were written as text: integers where all are, else names."""
+    """Take labels that were written as text: integers where all are, else names; an empty text is none."""
+    texts = [text if text and text.strip() else None for text in texts]
     if all(text is None for text in texts):
         return None
     if all(text is None or _INTEGER.fullmatch(text) for text in texts):
         return LabelColumn(
             values=pa.chunked_array([[None if text is None else int(text) for text in texts]], pa.int64())
         )
-    return LabelColumn(values=pa.chunked_array([list(texts)], pa.large_string()))
+    return LabelColumn(values=pa.chunked_array([texts], pa.large_string()))
 
 
 def to_labels(column: pa.ChunkedArray) -> pa.ChunkedArray | str:
@@ -112,7 +113,10 @@ def to_labels(column: pa.ChunkedArray) -> pa.ChunkedArray | str:
         if pa.types.is_integer(kind):
             return column.cast(pa.int64())
         if is_text(kind):
-            return column.cast(pa.large_string())
+            column = column.cast(pa.large_string())
+            is_blank = pc.equal(pc.utf8_trim_whitespace(column), "")
+            column = pc.if_else(is_blank, pa.scalar(None, pa.large_string()), column)
+            return "is empty" if column.null_count == len(column) else column
     except pa.ArrowInvalid:
         return (
             "holds numbers that are not whole" if pa.types.is_floating(kind) else f"holds {kind} that can't be labels"

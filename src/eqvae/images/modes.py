@@ -12,6 +12,9 @@ from eqvae.images.bands import UPRIGHT, Bands, Decoded, Pixels, describe, to_pla
 
 _PIXELS_AT_A_TIME = 2**22
 
+_UNSIGNED = 1
+"""TIFF's number for it."""
+
 SIDEWAYS = frozenset(UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
 """What makes a width of a height."""
 
@@ -20,7 +23,7 @@ def to_channels(image: Image.Image, pixels: Pixels) -> Decoded:
     """Make of a loaded picture the channels that are asked for."""
     upright, wanted = _to_upright(image), pixels.channels
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _deep_grey(upright, pixels, _num_bits(image))
+        return _deep_grey(upright, pixels, _num_bits(image), is_narrow=_is_narrow(image))
     if wanted in (1, 3):
         is_grey = image.mode in ("1", "L", "LA")
         if wanted == 1 and image.mode == "L" and not image.has_transparency_data:
@@ -37,30 +40,39 @@ def to_channels(image: Image.Image, pixels: Pixels) -> Decoded:
     return Decoded(Bands(planes), describe(wanted, wanted, "8 bits"))
 
 
-def _deep_grey(image: Image.Image, pixels: Pixels, num_bits: int) -> Decoded:
+def _deep_grey(image: Image.Image, pixels: Pixels, num_bits: int, *, is_narrow: bool) -> Decoded:
     """Scale grey of more than 8 bits; `convert` would clip. Where colours are asked for, it is rounded to 8 bits."""
     if pixels.channels != 3:
-        return to_planes(_values(image)[..., None], pixels, num_bits=num_bits)
+        return to_planes(_values(image, is_narrow)[..., None], pixels, num_bits=num_bits)
     converted, done = Image.new("RGB", image.size), ""
     largest = max(float(np.asarray(rows).max()) for _, rows in _some_rows(image))
     for top, rows in _some_rows(image):
-        scaled, found = to_range(_values(rows), pixels.range, num_bits=num_bits, largest=largest)
+        scaled, found = to_range(_values(rows, is_narrow), pixels.range, num_bits=num_bits, largest=largest)
         converted.paste(Image.fromarray((scaled + 0.5).astype(np.uint8)).convert("RGB"), (0, top))
         done = describe(1, 3, found)
     return Decoded(converted, done)
 
 
-def _values(image: Image.Image) -> Shaped[np.ndarray, "h w"]:
-    """Take grey values; whole ones of 16 bits, which Pillow can hold in 32, in the type whose range they have."""
+def _values(image: Image.Image, is_narrow: bool) -> Shaped[np.ndarray, "h w"]:
+    """Take grey values; those of 16 bits, which Pillow can hold in 32, in the type whose range they have."""
     values = np.asarray(image)
-    is_narrow = values.dtype == np.int32 and values.size and values.min() >= 0 and values.max() <= 65535
-    return values.astype(np.uint16) if is_narrow else values
+    return values.astype(np.uint16) if is_narrow and values.dtype == np.int32 else values
+
+
+def _tag(image: Image.Image, name: ExifTags.Base, default: int) -> int:
+    """Look up what a TIFF says of its grey values; other formats don't."""
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    return int(tags.get(name, (default,))[0])
 
 
 def _num_bits(image: Image.Image) -> int:
-    """Look up how many bits of a grey value count: a TIFF says so."""
-    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
-    return min(int(tags.get(ExifTags.Base.BitsPerSample, (16,))[0]), 16)
+    """Look up how many bits of a grey value count: no format but TIFF has more than 16."""
+    return _tag(image, ExifTags.Base.BitsPerSample, 16)
+
+
+def _is_narrow(image: Image.Image) -> bool:
+    """Whether grey values are without a sign and of 16 bits at most, however many Pillow holds them in."""
+    return _num_bits(image) <= 16 and _tag(image, ExifTags.Base.SampleFormat, _UNSIGNED) == _UNSIGNED
 
 
 def is_cut_to_8_bits(image: Image.Image) -> bool:

@@ -1,15 +1,19 @@
 """`eqvae demo`: the packaged autoencoder fine-tuned on built-in photographs, measured before and after, reported."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eqvae.autoencoders import load_autoencoder
 from eqvae.drawing import write_report
 from eqvae.runs.evaluate import EvaluateConfig, evaluate
 from eqvae.runs.finetune import FinetuneConfig, finetune
 from eqvae.runs.finetune_run import describe_errors
+from eqvae.runtime.device import choose_device
 from eqvae.runtime.journal import say
-from eqvae.runtime.run_folder import from_flat
+from eqvae.runtime.processes import join_processes
+from eqvae.runtime.run_folder import RunFolder, from_flat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +92,19 @@ def demo(config: DemoConfig) -> dict[str, float | int] | None:
     say(f"2/4  fine-tuning it with EQ-VAE for {config.max_steps} steps on other photographs, then its decoder alone")
     finetune(training)
     say("3/4  measuring it again")
+    _forget_other_weights(after, training)
     figures = evaluate(EvaluateConfig(autoencoder=str(training.out), out=after, **measuring))
     if figures is None:
         return None
     say("4/4  drawing the report")
     write_report([before, after, training.out], config.out / "report.html")
     return figures
+
+
+def _forget_other_weights(after: Path, training: FinetuneConfig) -> None:
+    """Remove the evaluation of the model as it was before the fine-tuning went on; the demo wrote it."""
+    processes = join_processes(choose_device(training.device))
+    now = load_autoencoder(str(training.out)).fingerprint()
+    if processes.is_first and RunFolder.claim(after, "evaluate").differs(fingerprint=now):
+        shutil.rmtree(after)
+    processes.wait()

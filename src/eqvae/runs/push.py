@@ -11,7 +11,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from eqvae.artifacts.files import check_writable, expanded, read_json, replace_folder, write_json
+from eqvae.artifacts.files import check_writable, expanded, read_json, replace_folder, write_json, write_text
 from eqvae.artifacts.names import (
     AUTOENCODER,
     CONFIG,
@@ -153,7 +153,7 @@ def _fill(folder: Path, config: PushConfig, title: str) -> None:
         shutil.copyfile(sheet, folder / sheet.name)
     write = autoencoder_page if is_autoencoder else generator_page
     page = write(run, title, license_name=config.license, pictures=[sheet.name for sheet in shown])
-    (folder / "README.md").write_text(page, encoding="utf-8")
+    write_text(folder / "README.md", page)
 
 
 def _rewrite(path: Path) -> None:

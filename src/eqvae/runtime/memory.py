@@ -7,6 +7,8 @@ kernels take inside is not seen.
 
 import contextlib
 import copy
+import errno
+import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +37,7 @@ _KERNELS_BYTES = 50 * 2**20
 """Parts of PyTorch's libraries that come into a process's memory when the kernels of a forward pass first run; those of
 a backward pass take as much again."""
 
-FINETUNE_FLAGS = ("--gradient-accumulation-steps", "--precision bf16", "--batch-size", "--image-size")
+FINETUNE_FLAGS = ("--gradient-accumulation-steps", "--precision bf16", "--batch-size", "--image-size", "--num-workers")
 TRAIN_FLAGS = ("--gradient-accumulation-steps", "--gradient-checkpointing", "--precision bf16", "--batch-size",
                "--shard on several devices")  # fmt: skip
 SAMPLE_FLAGS = ("--batch-size", "--precision bf16")
@@ -121,14 +123,32 @@ def without_values(module: Module, device: torch.device) -> Module:
     return copy.deepcopy(module, copied)
 
 
+_KILLED_WORKER = re.compile(r"DataLoader worker \(pid \d+\) is killed by signal: (Killed|Bus error)")
+"""What PyTorch says where the system, short of memory, ended a process that reads images."""
+
+
+def why_full(error: BaseException) -> str:
+    """Say which memory did not suffice; empty for an error of any other kind."""
+    said = f"{error} {error.__cause__ or ''}"
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"the device's memory is full ({str(error).split('. ')[0]})"
+    if isinstance(error, RuntimeError) and _KILLED_WORKER.search(said):
+        return "the machine's memory is full, and a process that reads images was killed"
+    is_full = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    if is_full or (isinstance(error, RuntimeError) and "can't allocate memory" in said):
+        return "the machine's memory is full"
+    return ""
+
+
 @contextlib.contextmanager
 def told_when_full(flags: Sequence[str]) -> Iterator[None]:
-    """Say in one line that a device's memory did not suffice, and what helps."""
+    """Say in one line that memory did not suffice, and what helps."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        reason = str(error).split(". ")[0]
-        raise UserError(f"the device's memory is full ({reason})", f"These help: {', '.join(flags)}") from None
+    except (RuntimeError, MemoryError, OSError) as error:
+        if reason := why_full(error):
+            raise UserError(reason, f"These help: {', '.join(flags)}") from None
+        raise
 
 
 _GROUP = Path("/sys/fs/cgroup")
