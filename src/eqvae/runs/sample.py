@@ -76,6 +76,11 @@ class SampleConfig(SamplerConfig):
     def check(self) -> None:
         """Check what can be checked without the generator."""
         check_ranges(self, ((AT_LEAST_1, ("num_samples", "batch_size")),))
+        if self.weights != "ema" and self.sigma_rel is not None and self.weak_run is None:
+            raise UserError(
+                f"--weights {self.weights} changes nothing beside --sigma-rel, which are averages",
+                "Leave one of the two out",
+            )
         super().check()
 
 
