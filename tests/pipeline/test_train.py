@@ -254,3 +254,12 @@ def test_the_plan_of_a_published_size(configure):
     assert plan["state_gib"] == pytest.approx(20 * plan["num_parameters"] / 2**30)
     assert plan["tflops_total"] == pytest.approx(10 * plan["tflops_per_step"])
     assert plan["config"]["sample_every"] == 100
+
+
+@pytest.mark.parametrize("recipe", ["dit-ti-4", "sit-ti-4", "repa-sit-ti-4"])
+def test_the_memory_of_every_family_is_worked_out(configure, recipe):
+    sampler = {} if recipe == "dit-ti-4" else {"watch_sampler": "heun"}
+    teacher = {"teacher": "efficientnet-lite0"} if recipe.startswith("repa") else {}
+    plan = describe_plan(configure(recipe=recipe, **sampler, **teacher))
+    assert "memory_unknown" not in plan
+    assert plan["memory_gib_samples"] > 0.0

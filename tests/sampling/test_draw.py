@@ -17,6 +17,7 @@ from eqvae.generators.maskgit_transformer import MaskTransformer, MaskTransforme
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.generators.transformer import Transformer, TransformerConfig
 from eqvae.images.sizes import ImageSize
+from eqvae.runs.memory import sampling_memory
 from eqvae.runs.sample import SampleConfig
 from eqvae.sampling.draw import Drawer, contact_sheet, sheet_indices
 
@@ -342,3 +343,18 @@ def test_what_never_lacked_a_class_cannot_be_guided_by_lacking_one(drawer):
         drawer(sure, guidance_scale=2.0)
     drawer(sure)
     drawer(sure, build_generator(seed=1), guidance_scale=2.0)
+
+
+@ALL_SAMPLERS
+@pytest.mark.parametrize("guided", [{}, {"guidance_scale": 2.0, "guidance_low": 0.2, "guidance_channels": 2}])
+def test_the_memory_of_every_sampler_is_worked_out(drawer, interpolant, sampler, guided):
+    tolerances = {"rtol": 0.1, "atol": 0.01} if sampler == "dopri5" else {}
+    memory = sampling_memory(drawer(build_generator(interpolant), sampler=sampler, **tolerances, **guided), 4)
+    assert memory.unknown == ()
+    assert memory.phases["samples"] > 4 * 3 * 32 * 32
+
+
+@pytest.mark.parametrize("sampler", ["confidence", "halton"])
+@pytest.mark.parametrize("guided", [{}, {"guidance_scale": 2.0, "top_k": 3, "temperature": 0.5}])
+def test_the_memory_of_tokens_is_worked_out(token_drawer, sampler, guided):
+    assert sampling_memory(token_drawer(sampler=sampler, **guided), 4).unknown == ()
