@@ -18,6 +18,7 @@ from eqvae.metrics.autoencoder import evaluate_autoencoder
 from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runs.train import first_state
 from eqvae.runs.train_config import Plan
+from eqvae.runs.train_cost import state_bytes
 from eqvae.runs.train_watch import WATCH_BATCH_SIZE
 from eqvae.runtime.heap import Heap
 from eqvae.runtime.memory import Memory, free_bytes, measure, without_values
@@ -136,7 +137,7 @@ def training_memory(plan: Plan, autoencoder: Autoencoder, processes: Processes) 
         checkpoint=lambda: as_written(parts["state"].tensors()),
     )  # fmt: skip
     if config.shard and processes.count > 1:
-        saved = int(20 * transformer.num_parameters() * (1 - 1 / processes.count))
+        saved = int(state_bytes(plan) * (1 - 1 / processes.count))
         memory = replace(memory, phases={name: max(size - saved, 0) for name, size in memory.phases.items()})
     return memory
 
