@@ -20,7 +20,7 @@ from eqvae.generators.gat_transformer import GatGenerator
 from eqvae.generators.protocol import Objective
 from eqvae.generators.recipes import Backbone
 from eqvae.generators.transformer import Transformer
-from eqvae.latents.index import CacheIndex
+from eqvae.latents.cache import LatentCache
 from eqvae.runs.train_config import FREE_TO_CHANGE, Batches, Plan, TrainConfig, make_plan
 from eqvae.runs.train_cost import describe_plan, training_flops
 from eqvae.runs.train_start import begin_from
@@ -68,7 +68,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     fingerprint = plan.cache.index.fingerprint
     folder = RunFolder.claim(config.out, "train")
     folder.check_same(config, FREE_TO_CHANGE)
-    identity = _check_latents(folder, config, plan.cache.index)
+    identity = _check_latents(folder, config, plan.cache)
     done = folder.figures_after(config.max_steps)
     if done is not None:
         return done if processes.is_first else None
@@ -140,17 +140,23 @@ def _check_memory(plan: Plan, autoencoder: Autoencoder, processes: Processes) ->
         memory.check_fits(processes.device, TRAIN_FLAGS, num_processes=processes.count)
 
 
-def _check_latents(folder: RunFolder, config: TrainConfig, index: CacheIndex) -> dict[str, str]:
+def _check_latents(folder: RunFolder, config: TrainConfig, cache: LatentCache) -> dict[str, str]:
     """Refuse to go on with other latents; returns what `config.json` knows them by."""
+    index = cache.index
     autoencoder = {"latents_fingerprint": index.fingerprint}
     images = {"latents_data": f"{index.num_images} images {index.data_fingerprint}"}
-    if folder.differs(**autoencoder) or folder.contradicts(**images):
-        other = "another autoencoder" if folder.differs(**autoencoder) else "other images"
+    encoding = {"latents_digest": cache.digest}
+    others = {
+        "another autoencoder": folder.differs(**autoencoder),
+        "other images": folder.contradicts(**images),
+        "another encoding": folder.contradicts(**encoding),  # in another size, precision or order, say
+    }
+    if other := next((name for name, is_other in others.items() if is_other), None):
         raise UserError(
             f"'{config.out}' holds a run on latents of {other} than '{config.latents}' has now",
             "Give the same latents to resume it, or another --out",
         )
-    return autoencoder | images
+    return autoencoder | images | encoding
 
 
 def _check_measure(folder: RunFolder, config: TrainConfig, reference: Reference) -> None:
