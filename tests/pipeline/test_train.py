@@ -81,9 +81,11 @@ def test_the_watch_draws_by_the_sampler_that_is_asked_for(configure, tmp_path):
 
 
 def test_an_unlabelled_cache_trains_unconditionally(configure, unlabelled_latents):
-    with pytest.raises(UserError, match="no mirror images.*--no-flip"):
-        train(configure("plain", latents=unlabelled_latents))
-    config = configure("plain", latents=unlabelled_latents, flip=False)  # in the same folder, as advised
+    for command in (train, describe_plan):
+        with pytest.raises(UserError, match="no mirror images.*--no-flip"):
+            command(configure("plain", latents=unlabelled_latents))
+    assert not configure("plain").out.exists()
+    config = configure("plain", latents=unlabelled_latents, flip=False)  # as advised
     train(config)
     generator = read_generator(config.out)
     assert generator.card.transformer.latents.num_classes == 0

@@ -78,6 +78,9 @@ class AdaptConfig:
     ema_decay: float | None = None
     """Decay of the averaged weights; None: RUN's, whose horizon may be longer than this training."""
 
+    flip: bool | None = None
+    """Mirror half of the images; None: as RUN did."""
+
     autoencoder: str | None = None
     """The decoder of samples, where it was trained further or has moved; its encoder must be the new cache's."""
 
