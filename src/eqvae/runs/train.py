@@ -89,6 +89,8 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     alignment = dict[str, float]()
     if config.init is not None and not has_checkpoint(config.out):
         alignment = begin_from(config.init, transformer, plan)
+    if plan.teacher is not None:  # all has been checked: its tokens may take hours
+        plan = replace(plan, teacher=plan.teacher.read(processes))
     if config.shard:
         shard(transformer, processes, config.precision)
     state = first_state(transformer, plan, processes.device)
