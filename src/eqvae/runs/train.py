@@ -27,7 +27,7 @@ from eqvae.runs.train_start import begin_from
 from eqvae.runs.train_watch import WATCH_BATCH_SIZE, Reference, SampleWatch, load_reference
 from eqvae.runtime.device import choose_device, matrix_peak_flops_per_sec, place
 from eqvae.runtime.heap import give_back_at_once
-from eqvae.runtime.journal import Journal
+from eqvae.runtime.journal import Journal, say
 from eqvae.runtime.memory import TRAIN_FLAGS, told_when_full
 from eqvae.runtime.processes import Processes, join_processes
 from eqvae.runtime.run_folder import RunFolder
@@ -97,7 +97,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     if decoder_fingerprint != fingerprint:  # trained further than the latents' own
         identity["decoder_fingerprint"] = decoder_fingerprint
     if reference is not None:
-        identity["reference_fingerprint"] = reference.statistics.provenance.fingerprint
+        identity |= reference.identity
     with (
         # Figures of a run that is made longer are not figures of this one.
         folder.hold(config, processes, seed=config.seed, anew=(METRICS,), **identity),
@@ -166,10 +166,14 @@ def _check_measure(folder: RunFolder, config: TrainConfig, reference: Reference)
     if folder.saved is None or not any("num_samples" in record for record in read_journal(config.out)):
         return
     folder.check_same(config, FREE_TO_CHANGE - {"features", "num_watch_samples", "watch_steps", "watch_sampler"})
-    if folder.saved.get("reference_fingerprint") not in (None, reference.statistics.provenance.fingerprint):
+    if folder.contradicts(**reference.identity):
         raise UserError(
             f"'{config.out}' measured its samples against other images than those of '{config.reference}'",
             "Give the same --reference, or another --out",
+        )
+    if "reference_moments" not in folder.saved and reference.takes_moments_of_a_batch:
+        say(
+            f"earlier distances in '{config.out}' are to the images of '{config.reference}', from now on to its moments"
         )
 
 

@@ -127,7 +127,7 @@ class TrainConfig:
     """Of a reference that is a table or an archive: the column or ending that holds the images; None: the usual one."""
 
     reference: str | None = None
-    """DATA or saved statistics against which samples are measured during the run; None: pictures only."""
+    """DATA, an ADM batch or saved statistics that samples are measured against meanwhile; None: pictures only."""
 
     features: str = "efficientnet-lite0"
     """Features of that measure: `inception` (FID), `efficientnet-lite0` (offline) or a model of timm."""
