@@ -145,13 +145,13 @@ def is_lost_process(error: RuntimeError) -> bool:
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
-def wait_for_file(path: Path, check: Callable[[], object] = lambda: None) -> None:
+def wait_for_file(path: Path, stop_if_asked: Callable[[], object] = lambda: None) -> None:
     """Wait until another process has written a file; where it failed, its launcher ends us.
 
     No collective waits so long: they end a process after ten or thirty minutes.
     """
     while not path.exists():
-        check()
+        stop_if_asked()
         time.sleep(_POLL_SEC)
 
 
