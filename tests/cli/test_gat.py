@@ -101,11 +101,17 @@ def test_the_whole_line(line, sampling, data, tmp_path, capsys):
 def test_the_plan_counts_both_networks(training, tmp_path, capsys):
     assert run(training("--dry-run")) == 0
     plan = json.loads(capsys.readouterr().out)
+    assert "memory_unknown" not in plan
     assert (plan["num_tokens"], plan["num_classes"], plan["latent_size"]) == (4, 2, [4, 4, 4])
     assert plan["num_parameters"] + plan["num_discriminator_parameters"] > 4e6
     assert {"r1_weight", "normalization"} <= plan["config"].keys()
     assert not {"qk_norm", "path", "teacher", "schedule"} & plan["config"].keys()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_memory_of_one_pass_is_worked_out(sampling, capsys):
+    assert run(sampling("--truncation", 0.3, "--guidance-scale", 1.5, "--dry-run")) == 0
+    assert "memory_unknown" not in json.loads(capsys.readouterr().out)
 
 
 def test_an_image_is_the_same_in_any_batch_and_another_when_asked(sampling, tmp_path):

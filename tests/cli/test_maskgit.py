@@ -122,6 +122,7 @@ def test_a_run_holds_the_same_files_as_a_dits(trained):
 def test_the_plan_says_what_the_tokens_are(training, tmp_path, capsys):
     assert run(training("--dry-run")) == 0
     plan = json.loads(capsys.readouterr().out)
+    assert "memory_unknown" not in plan
     assert (plan["num_tokens"], plan["codebook_size"], plan["num_classes"]) == (16, 1024, 2)
     assert plan["config"]["recipe"] == "maskgit-ti"
     assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eqvae.artifacts.files import read_journal, read_json, read_tensors
+from eqvae.artifacts.files import read_journal, read_json, read_tensors, write_json
 from eqvae.cli import run
 
 FAST = [
@@ -117,6 +117,33 @@ def test_latents_of_other_images_are_not_resumed_on(arguments, latents: Path, tm
     assert run(arguments("--max-steps", 2, *more)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "holds a run on latents of other images than" in line
+
+
+def test_latents_that_were_encoded_otherwise_are_not_resumed_on(arguments, latents: Path, tmp_path: Path, capsys):
+    encode = read_json(latents / "config.json")
+
+    def encode_again(size: int) -> None:
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        flags = ["--image-size", str(size), "--batch-size", "4", "--num-workers", "0", "--device", "cpu"]
+        assert (
+            run(["encode", encode["autoencoder"], "--data", encode["data"], "--out", f"{tmp_path / 'cache'}", *flags])
+            == 0
+        )
+
+    encode_again(64)
+    more = ("--latents", tmp_path / "cache")
+    assert run(arguments("--max-steps", 1, *more)) == 0
+    encode_again(64)  # the same latents
+    assert run(arguments("--max-steps", 2, *more)) == 0
+    encode_again(32)
+    capsys.readouterr()
+    assert run(arguments("--max-steps", 3, *more)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "holds a run on latents of another encoding than" in line
+    saved = read_json(tmp_path / "run" / "config.json")
+    write_json(tmp_path / "run" / "config.json", {key: saved[key] for key in saved if key != "latents_digest"})
+    encode_again(64)
+    assert run(arguments("--max-steps", 3, *more)) == 0  # as a run of an earlier version
 
 
 def test_a_folder_that_another_process_writes_into(arguments, tmp_path: Path, refused_while_held):

@@ -246,6 +246,15 @@ def test_an_adm_reference_batch(config, untrained_inception, tmp_path):
         score(replace(config, reference=str(tmp_path / "moments.npz"), num_reference=4, out=tmp_path / "c"))
 
 
+def test_moments_of_another_precision(config, untrained_inception, tmp_path):
+    np.savez(tmp_path / "both.npz", arr_0=_crops(5), mu=np.zeros(2048), sigma=np.eye(2048))
+    config = replace(config, features="inception", weights=untrained_inception, reference=str(tmp_path / "both.npz"))
+    with pytest.raises(
+        UserError, match="both.npz' holds moments .* in fp32, the samples' in bf16. Use --precision fp32"
+    ):
+        score(replace(config, precision="bf16"))
+
+
 # Output folders -----------------------------------------------------------------------------------------------------
 
 

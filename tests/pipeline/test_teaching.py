@@ -1,5 +1,8 @@
 """REPA's teacher: tokens of the very images, on the fly or from a file."""
 
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from eqvae.latents.cache import LatentCache
 from eqvae.latents.teaching import TeacherTokens, read_teacher_tokens, teach, write_teacher_tokens
 from eqvae.runs.train import train
 from eqvae.runs.train_config import TrainConfig
+from eqvae.runs.train_cost import describe_plan
 from eqvae.runtime.processes import Processes
 
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
@@ -23,7 +27,7 @@ REPA = {"recipe": "repa-sit-ti-4", "teacher": "efficientnet-lite0"}
 def tokens_of(config: TrainConfig) -> TeacherTokens:
     cache, recipe = LatentCache.open(config.latents), find_recipe(config.recipe)
     _, height, width = cache.latent_shape
-    return teach(config.repa, cache, (height // recipe.patch_size, width // recipe.patch_size), ALONE)
+    return teach(config.repa, cache, (height // recipe.patch_size, width // recipe.patch_size), ALONE).read(ALONE)
 
 
 def test_tokens_are_the_images(configure, latents: Path):
@@ -56,6 +60,27 @@ def test_cached_tokens_are_those_of_the_fly(configure, latents: Path):
         .shape[1]
         == 16
     )
+
+
+def test_tokens_are_computed_when_all_has_been_checked(configure, data, tmp_path):
+    shutil.copytree(configure().latents, tmp_path / "cache", ignore=shutil.ignore_patterns("teacher-*"))
+    config = configure(**REPA, cache_teacher=True, latents=tmp_path / "cache", max_steps=1)
+    describe_plan(config)
+    with pytest.raises(UserError, match="holds no 'eqvae train' run"):
+        train(replace(config, out=data))
+    assert not list(config.latents.glob("teacher-*"))
+    train(config)
+    assert list(config.latents.glob("teacher-*"))
+
+
+def test_other_processes_wait_for_the_first_one_to_compute(configure, tmp_path):
+    shutil.copytree(configure().latents, tmp_path / "cache", ignore=shutil.ignore_patterns("teacher-*"))
+    config = configure(**REPA, cache_teacher=True, latents=tmp_path / "cache")
+    taught = teach(config.repa, LatentCache.open(config.latents), (2, 2), ALONE)
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(taught.read, replace(ALONE, rank=1, count=2))
+        first = taught.read(replace(ALONE, count=2))
+        assert torch.equal(second.result(60).stored["mirrored"], first.stored["mirrored"])
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,6 +14,7 @@ from torch import Tensor
 from eqvae.autoencoders import load_autoencoder
 from eqvae.generators.checkpoints import read_generator
 from eqvae.latents.cache import LatentCache
+from eqvae.networks.features import load_features
 from eqvae.runs.train import train
 from eqvae.runs.train_config import TrainConfig
 from eqvae.runs.train_watch import SampleWatch, load_reference
@@ -89,3 +91,21 @@ def test_without_reference_there_are_pictures_only(watch):
         width, height = sheet.size
     assert height == 2 * 66 + 2  # a row for each of the two classes
     assert 10 * 66 + 2 < width < 11 * 66  # whose names stand at the left
+
+
+def test_an_adm_batch_is_taken_as_score_takes_it(configure, latents, untrained_inception, tmp_path, monkeypatch):
+    """Its moments count, with images beside them or alone."""
+    inception = load_features("inception", weights=untrained_inception)
+    monkeypatch.setattr("eqvae.runs.train_watch.load_features", lambda name: inception)
+    random, index = np.random.default_rng(0), LatentCache.open(latents).index
+    moments = {"mu": random.normal(size=2048), "sigma": np.eye(2048)}
+    np.savez(tmp_path / "alone.npz", **moments)
+    np.savez(tmp_path / "both.npz", arr_0=random.integers(0, 256, (3, 64, 64, 3), dtype=np.uint8), **moments)
+    config = configure(features="inception", reference=str(tmp_path / "alone.npz"))
+    alone = load_reference(config, index, ALONE)
+    both = load_reference(replace(config, reference=str(tmp_path / "both.npz")), index, ALONE)
+    for found in (alone, both):
+        assert found.statistics.mean.tolist() == moments["mu"].tolist()
+        assert found.identity["reference_moments"] == "file"
+    assert (alone.takes_moments_of_a_batch, both.takes_moments_of_a_batch) == (False, True)
+    assert (alone.statistics.pooled, len(both.statistics.pooled)) == (None, 3)

@@ -16,6 +16,8 @@ from eqvae.generators.interpolant import Interpolant
 from eqvae.generators.maskgit_transformer import MaskTransformer, MaskTransformerConfig
 from eqvae.generators.protocol import LatentSpecification
 from eqvae.generators.transformer import Transformer, TransformerConfig
+from eqvae.images.sizes import ImageSize
+from eqvae.runs.memory import sampling_memory
 from eqvae.runs.sample import SampleConfig
 from eqvae.sampling.draw import Drawer, contact_sheet, sheet_indices
 
@@ -47,7 +49,8 @@ def drawer(averaging_autoencoder) -> Callable[..., Drawer]:
     """Makes drawers; fp32 and five steps unless told otherwise."""
 
     def make(generator: Generator | None = None, weak: Generator | None = None, **options) -> Drawer:
-        config = SampleConfig(run="run", out=Path("out"), **{"num_steps": 5, "precision": "fp32"} | options)
+        few = {} if options.get("sampler") == "dopri5" else {"num_steps": 5}
+        config = SampleConfig(run="run", out=Path("out"), **few | {"precision": "fp32"} | options)
         config.check()
         return Drawer(
             generator=generator or build_generator(), autoencoder=averaging_autoencoder, config=config,
@@ -294,7 +297,7 @@ def test_nothing_is_learned(drawer):
     assert not images.requires_grad
 
 
-def test_flags_that_would_change_nothing(drawer, tmp_path: Path):
+def test_flags_that_would_change_nothing(drawer, token_drawer, tmp_path: Path):
     dit = build_generator(None)
     for options in (
         {"ddim_eta": 0.7}, {"diffusion_norm": 3.0}, {"rtol": 0.5}, {"last_step": "tweedie"}, {"timestep_shift": 0.3},
@@ -303,9 +306,34 @@ def test_flags_that_would_change_nothing(drawer, tmp_path: Path):
             drawer(dit, **options)
     with pytest.raises(UserError, match="--diffusion-norm 3.0 is not for the sampler euler. It is for sde"):
         drawer(sampler="euler", diffusion_norm=3.0)
+    with pytest.raises(UserError, match="--num-steps 50 is not for the sampler dopri5. It takes as many as --rtol"):
+        drawer(sampler="dopri5", num_steps=50)
     for options in ({"guidance_high": 0.5}, {"guidance_channels": 1}, {"weak_run": tmp_path}):
         with pytest.raises(UserError, match="changes nothing without guidance"):
             drawer(**options)
+    with pytest.raises(UserError, match="--guidance-schedule linear changes nothing without guidance"):
+        token_drawer(guidance_schedule="linear")
+    with pytest.raises(UserError, match="--weights model changes nothing beside --sigma-rel"):
+        drawer(weights="model", sigma_rel=0.1)
+    drawer(
+        build_generator(),
+        build_generator(seed=1),
+        weights="model",
+        sigma_rel=0.1,
+        weak_run=tmp_path,
+        guidance_scale=2.0,
+    )  # the weak run's weights
+
+
+def test_only_the_latents_channels_are_guided(drawer):
+    drawer(build_generator(None), guidance_scale=2.0, guidance_channels=3)
+    with pytest.raises(UserError, match="--guidance-channels 4 is more than the 3 that latents have"):
+        drawer(build_generator(None), guidance_scale=2.0, guidance_channels=4)  # the fourth is of the variances
+
+
+def test_a_size_that_is_no_whole_number_of_patches(drawer):
+    with pytest.raises(UserError, match=r"40 is not divisible by 16 .stride 8 x patches of 2.. Use 32 or 48"):
+        replace(drawer(), image_size=ImageSize(40, 40))
 
 
 def test_what_never_lacked_a_class_cannot_be_guided_by_lacking_one(drawer):
@@ -315,3 +343,18 @@ def test_what_never_lacked_a_class_cannot_be_guided_by_lacking_one(drawer):
         drawer(sure, guidance_scale=2.0)
     drawer(sure)
     drawer(sure, build_generator(seed=1), guidance_scale=2.0)
+
+
+@ALL_SAMPLERS
+@pytest.mark.parametrize("guided", [{}, {"guidance_scale": 2.0, "guidance_low": 0.2, "guidance_channels": 2}])
+def test_the_memory_of_every_sampler_is_worked_out(drawer, interpolant, sampler, guided):
+    tolerances = {"rtol": 0.1, "atol": 0.01} if sampler == "dopri5" else {}
+    memory = sampling_memory(drawer(build_generator(interpolant), sampler=sampler, **tolerances, **guided), 4)
+    assert memory.unknown == ()
+    assert memory.phases["samples"] > 4 * 3 * 32 * 32
+
+
+@pytest.mark.parametrize("sampler", ["confidence", "halton"])
+@pytest.mark.parametrize("guided", [{}, {"guidance_scale": 2.0, "top_k": 3, "temperature": 0.5}])
+def test_the_memory_of_tokens_is_worked_out(token_drawer, sampler, guided):
+    assert sampling_memory(token_drawer(sampler=sampler, **guided), 4).unknown == ()

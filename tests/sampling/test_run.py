@@ -2,7 +2,9 @@
 
 import copy
 import signal
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from eqvae.generators.transformer import Transformer, TransformerConfig
 from eqvae.runs import sample as run_module
 from eqvae.runs.sample import SampleConfig, draw_samples
 from eqvae.runtime.processes import Processes
+from eqvae.runtime.signals import StopRequest
 from eqvae.sampling.draw import Drawer, contact_sheet, sheet_indices
 
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
@@ -185,6 +188,34 @@ def test_a_damaged_part_is_drawn_again(drawer, capsys, damage):
     assert archive_of(resumed) == archive_of(straight)
     assert "00000008.safetensors' is damaged: its samples are drawn again" in capsys.readouterr().err
     assert read_journal(resumed.config.out) == [{"kind": "damaged_part", "file": "00000008.safetensors"}]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Apart(Processes):
+    """One of two processes; no collective takes any time."""
+
+    def wait(self) -> None:
+        pass
+
+    def gather(self, value: float) -> list[float]:
+        return [value, 0.0]
+
+
+def test_a_slower_process_is_waited_for_by_its_files(drawer):
+    straight, one = drawer("straight"), drawer("two")
+    sample(straight, ALONE)
+    first, second = (Apart(rank=rank, count=2, device=torch.device("cpu")) for rank in (0, 1))
+    with ThreadPoolExecutor(1) as pool:
+
+        def draw_late() -> None:
+            time.sleep(1.0)
+            missing = run_module._parts(0, 40)[1::2]
+            run_module._draw_parts(one, one.config, missing, 16, second, StopRequest())
+
+        late = pool.submit(draw_late)
+        sample(one, first)
+        late.result()
+    assert archive_of(one) == archive_of(straight)
 
 
 def test_an_archive_is_what_numpy_writes(drawer, tmp_path: Path):

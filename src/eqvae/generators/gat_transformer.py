@@ -189,7 +189,7 @@ class GatGenerator(nn.Module):
         """
         style = self._mix(noise, labels)
         if truncation != 0.0:
-            centers = {label: self.center(label) for label in labels.unique().tolist()}
+            centers = {label: self.center(label) for label in set(labels.tolist())}
             style = style.lerp(torch.stack([centers[label] for label in labels.tolist()]).to(style), truncation)
         if guidance_scale != 1.0:
             classes = torch.arange(self.config.num_classes, device=noise.device)

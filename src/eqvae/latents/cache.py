@@ -3,6 +3,7 @@
 Sampling from the posterior, mirroring and normalizing happen here, at reading time: the cache itself holds raw moments.
 """
 
+import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,11 @@ class LatentCache:
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of a latent, of the most frequent shape."""
         return self.index.latent_channels, self.index.latent_height, self.index.latent_width
+
+    @property
+    def digest(self) -> str:
+        """Digest of all that the shards hold; 16 hexadecimal digits."""
+        return hashlib.sha256("".join(entry.sha256 for entry in self.index.shards).encode()).hexdigest()[:16]
 
     def members(self, shape: int) -> Int64[np.ndarray, " n"]:
         """List the images of one of `shapes`."""

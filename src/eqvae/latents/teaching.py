@@ -17,7 +17,7 @@ from eqvae.latents.cache import LatentCache
 from eqvae.networks.teachers import Teacher, load_teacher
 from eqvae.runtime.device import autocast
 from eqvae.runtime.journal import Progress
-from eqvae.runtime.processes import Processes
+from eqvae.runtime.processes import Processes, wait_for_file
 
 _NUM_THREADS = 4
 _BATCH_SIZE = 64
@@ -25,12 +25,21 @@ _BATCH_SIZE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherTokens:
-    """Looks tokens up by image, computing them from the image or reading them from a file."""
+    """Looks tokens up by image, computing them from the image or having read them from a file."""
+
+    name: str
+    """The teacher's."""
 
     teacher: Teacher | None
     """None where all tokens are in memory."""
 
     channels: int
+
+    kept_in: Path | None
+    """The file of the tokens of all images; None: they are computed on the fly."""
+
+    has_mirrored: bool
+    """Whether it holds those of the mirror images too."""
 
     source: ImageSource
     """What was encoded."""
@@ -43,7 +52,7 @@ class TeacherTokens:
     device: torch.device
 
     stored: dict[str, Tensor]
-    """`tokens` and `mirrored` of all images; empty where they are computed on the fly."""
+    """`tokens` and `mirrored` of all images; empty where they were not read."""
 
     def tokens(self, indices: Int64[Tensor, " n"], mirrored: Bool[Tensor, " n"]) -> Float[Tensor, "n tokens channels"]:
         if self.teacher is None:
@@ -64,9 +73,35 @@ class TeacherTokens:
             arrays = list(pool.map(read, self.source_indices[indices].tolist()))
         return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
+    def read(self, processes: Processes) -> "TeacherTokens":
+        """Have all tokens in memory, if they are kept; the first process computes those that were not yet."""
+        if self.kept_in is None or self.teacher is None:
+            return self
+        weights = fingerprint(self.teacher.state_dict().items())
+        if processes.is_first and not self.kept_in.exists():
+            write_teacher_tokens(self.kept_in, **self._compute(), teacher=self.name, weights=weights)
+        wait_for_file(self.kept_in)
+        num_images = len(self.source_indices)
+        stored = read_teacher_tokens(self.kept_in, teacher=self.name, weights=weights, num_images=num_images)
+        return replace(self, teacher=None, stored=stored)
+
+    def _compute(self) -> dict[str, Tensor]:
+        """Compute what is `stored` then."""
+        kinds = {"tokens": False} | ({"mirrored": True} if self.has_mirrored else {})
+        found, num_images = dict[str, Tensor](), len(self.source_indices)
+        with Progress("teacher", total=len(kinds) * num_images, unit="image") as progress:
+            for kind, is_mirrored in kinds.items():
+                parts = []
+                for indices in torch.arange(num_images).split(_BATCH_SIZE):
+                    flags = torch.full((len(indices),), is_mirrored)
+                    parts.append(self.tokens(indices, flags).bfloat16().cpu())
+                    progress.advance(len(indices))
+                found[kind] = torch.cat(parts)
+        return found
+
 
 def teach(config: RepaConfig, cache: LatentCache, grid: tuple[int, int], processes: Processes) -> TeacherTokens:
-    """Set up the teacher of a REPA run; its tokens have the grid of the transformer's."""
+    """Describe the teacher of a REPA run, whose tokens have the grid of the transformer's; nothing is computed."""
     data = config.data or cache.index.data
     source = open_images(data, image_column=cache.index.image_column).read_as(cache.index.pixels)
     source.announce("DATA", processes)
@@ -76,40 +111,20 @@ def teach(config: RepaConfig, cache: LatentCache, grid: tuple[int, int], process
             "Name the encoded images with --data",
         )
     teacher = load_teacher(config.teacher, grid=grid, weights=config.teacher_weights).to(processes.device)
-    on_the_fly = TeacherTokens(
+    (rows, columns), name = teacher.grid, config.teacher
+    path = cache.folder / f"teacher-{name.replace('/', '-')}-{rows}x{columns}.safetensors"
+    return TeacherTokens(
+        name=name,
         teacher=teacher,
         channels=teacher.channels,
+        kept_in=path if config.cache_teacher else None,
+        has_mirrored=cache.index.has_mirrored,
         source=source,
         source_indices=cache.source_indices(),
         image_size=cache.index.image_size(),
         device=processes.device,
         stored={},
     )
-    return _stored(on_the_fly, teacher, config.teacher, cache, processes) if config.cache_teacher else on_the_fly
-
-
-def _stored(
-    tokens: TeacherTokens, teacher: Teacher, name: str, cache: LatentCache, processes: Processes
-) -> TeacherTokens:
-    """Read all tokens from the file beside the latents; the first process writes it where it is not there yet."""
-    (rows, columns), weights = teacher.grid, fingerprint(teacher.state_dict().items())
-    path = cache.folder / f"teacher-{name.replace('/', '-')}-{rows}x{columns}.safetensors"
-    if processes.is_first and not path.exists():
-        kinds = (False, True) if cache.index.has_mirrored else (False,)
-        computed = []
-        with Progress("teacher", total=len(kinds) * len(cache), unit="image") as progress:
-            for is_mirrored in kinds:
-                parts = []
-                for indices in torch.arange(len(cache)).split(_BATCH_SIZE):
-                    flags = torch.full((len(indices),), is_mirrored)
-                    parts.append(tokens.tokens(indices, flags).bfloat16().cpu())
-                    progress.advance(len(indices))
-                computed.append(torch.cat(parts))
-        mirrored = computed[1] if len(computed) > 1 else None
-        write_teacher_tokens(path, computed[0], teacher=name, weights=weights, mirrored=mirrored)
-    processes.wait()
-    stored = read_teacher_tokens(path, teacher=name, weights=weights, num_images=len(cache))
-    return replace(tokens, teacher=None, stored=stored)
 
 
 def write_teacher_tokens(

@@ -79,16 +79,18 @@ class CodeCounts:
         }
 
 
-def check_image_size(image_size_px: int | ImageSize, stride: int, *, quarters: bool = False) -> None:
-    """Refuse an image size that has no whole latent grid."""
-    unit, size = stride * (_NUM_QUARTERS if quarters else 1), ImageSize.of(image_size_px)
+def check_image_size(
+    image_size_px: int | ImageSize, stride: int, *, quarters: bool = False, patch_size: int = 1
+) -> None:
+    """Refuse an image size that has no whole latent grid, or whose grid is no whole number of patches."""
+    unit, size = stride * patch_size * (_NUM_QUARTERS if quarters else 1), ImageSize.of(image_size_px)
     if wrong := [side for side in size if side < unit or side % unit]:
         below = max(wrong[0] // unit, 1) * unit
-        why = (
-            f"{unit} (stride {stride} x 4, since latents are scaled by quarters)"
-            if quarters
-            else f"the stride {stride}"
-        )
+        why = f"the stride {stride}"
+        if quarters:
+            why = f"{unit} (stride {stride} x 4, since latents are scaled by quarters)"
+        elif patch_size > 1:
+            why = f"{unit} (stride {stride} x patches of {patch_size})"
         raise UserError(
             f"--image-size {size} is not divisible by {why}",
             f"Use {below} or {below + unit}, for example" + ("" if size.is_square else f", for {wrong[0]}"),

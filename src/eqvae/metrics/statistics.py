@@ -13,9 +13,9 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from eqvae.artifacts.files import check_finite, read_tensors, write_tensors
+from eqvae.artifacts.files import check_finite, expanded, read_tensors, write_tensors
 from eqvae.artifacts.parsing import parse_json
-from eqvae.artifacts.sample_sets import MOMENT_KEYS, moments_in, read_array, reading
+from eqvae.artifacts.sample_sets import MOMENT_KEYS, has_images, moments_in, read_array, reading
 from eqvae.artifacts.typed import to_record
 from eqvae.errors import UserError
 from eqvae.images import check_broken
@@ -24,6 +24,8 @@ from eqvae.metrics.frechet import FeatureMoments
 from eqvae.networks.features import INCEPTION, FeatureExtractor, Features
 from eqvae.runtime.device import Precision
 from eqvae.runtime.processes import Processes
+
+STATISTICS_SUFFIX = ".safetensors"
 
 _FORMAT = "eqvae.feature_statistics.1"
 _ROWS_PER_UPDATE = 1024
@@ -138,6 +140,28 @@ def holds_statistics(path: Path) -> bool:
             return (file.metadata() or {}).get("format") == _FORMAT
     except (SafetensorError, OSError):
         return False
+
+
+def read_statistics(path: Path) -> FeatureStatistics | None:
+    """Read a reference that holds no images: saved statistics, or an ADM batch of moments alone; None for others."""
+    if path.suffix == STATISTICS_SUFFIX or holds_statistics(path):
+        return FeatureStatistics.load(path)
+    if path.suffix == ".npz" and moments_in(path) and not has_images(path):
+        return with_adm_moments(None, path)
+    return None
+
+
+def find_adm_moments(reference: str, features: str, precision: Precision = "fp32") -> Path | None:
+    """Find the ADM batch whose moments count in place of its images' own; they are of Inception's features in fp32."""
+    path = expanded(reference)
+    if features != INCEPTION or path.suffix != ".npz" or not moments_in(path):
+        return None
+    if precision != "fp32":
+        what = (
+            f"The reference '{path}' holds moments of features that were computed in fp32, the samples' in {precision}"
+        )
+        raise UserError(what, "Use --precision fp32")
+    return path
 
 
 def with_adm_moments(statistics: FeatureStatistics | None, path: Path) -> FeatureStatistics:

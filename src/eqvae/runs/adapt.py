@@ -78,6 +78,9 @@ class AdaptConfig:
     ema_decay: float | None = None
     """Decay of the averaged weights; None: RUN's, whose horizon may be longer than this training."""
 
+    flip: bool | None = None
+    """Mirror half of the images; None: as RUN did."""
+
     autoencoder: str | None = None
     """The decoder of samples, where it was trained further or has moved; its encoder must be the new cache's."""
 
@@ -85,7 +88,7 @@ class AdaptConfig:
     """REPA: the images of the cache, where they are no longer where `eqvae encode` found them."""
 
     reference: str | None = None
-    """DATA or saved statistics against which samples are measured during the run; None: pictures only."""
+    """DATA, an ADM batch or saved statistics that samples are measured against meanwhile; None: pictures only."""
 
     reference_image_column: str | None = None
     """Column of its table, or ending of its archive's members, that holds the images; None: the usual one."""

@@ -8,7 +8,7 @@ import torch
 
 from eqvae.artifacts.files import as_written
 from eqvae.autoencoders.protocol import Autoencoder
-from eqvae.generators.checkpoints import Generator
+from eqvae.generators.checkpoints import Generator, GeneratorCard
 from eqvae.generators.repa import TEACHER_TOKENS
 from eqvae.images.sizes import ImageSize, largest
 from eqvae.losses.discriminators import Discriminator
@@ -18,6 +18,7 @@ from eqvae.metrics.autoencoder import evaluate_autoencoder
 from eqvae.runs.finetune import FinetuneConfig
 from eqvae.runs.train import first_state
 from eqvae.runs.train_config import Plan
+from eqvae.runs.train_cost import state_bytes
 from eqvae.runs.train_watch import WATCH_BATCH_SIZE
 from eqvae.runtime.heap import Heap
 from eqvae.runtime.memory import Memory, free_bytes, measure, without_values
@@ -123,10 +124,10 @@ def training_memory(plan: Plan, autoencoder: Autoencoder, processes: Processes) 
 
     def samples() -> None:
         drawn = without_values(transformer, device)
-        sampler = SamplerConfig(num_steps=2, precision=config.precision)
+        sampler = SamplerConfig(sampler=config.watch_sampler, precision=config.precision)
         drawer = Drawer(
-            generator=Generator(card=card, transformer=drawn), autoencoder=parts["decoder"], config=sampler,
-            device=device,
+            generator=Generator(card=card, transformer=drawn), autoencoder=parts["decoder"],
+            config=_in_few_steps(sampler, card), device=device,
         )  # fmt: skip
         drawer.images(range(min(config.num_watch_samples, WATCH_BATCH_SIZE)))
 
@@ -136,7 +137,7 @@ def training_memory(plan: Plan, autoencoder: Autoencoder, processes: Processes) 
         checkpoint=lambda: as_written(parts["state"].tensors()),
     )  # fmt: skip
     if config.shard and processes.count > 1:
-        saved = int(20 * transformer.num_parameters() * (1 - 1 / processes.count))
+        saved = int(state_bytes(plan) * (1 - 1 / processes.count))
         memory = replace(memory, phases={name: max(size - saved, 0) for name, size in memory.phases.items()})
     return memory
 
@@ -148,21 +149,27 @@ def _learn(state: Any, batch: TrainingBatch, config: Any, alone: Processes) -> N
         train_generator_step(state, batch, config, state.learner)
 
 
+def _in_few_steps(config: SamplerConfig, card: GeneratorCard) -> SamplerConfig:
+    """Take two steps where a generator takes several: more take no more memory."""
+    if config.sampler == "dopri5":  # chooses its steps by values, which there are none of
+        config = replace(config, sampler="euler", rtol=SamplerConfig.rtol, atol=SamplerConfig.atol)
+    # All are guided: which are at the time of a step is a matter of values too, and fewer take less.
+    return replace(config, num_steps=1 if card.kind.draws == "pass" else 2, guidance_low=0.0, guidance_high=1.0)
+
+
 def sampling_memory(drawer: Drawer, num_images: int) -> Memory:
-    """Draw and decode a batch, in two steps instead of many."""
+    """Draw and decode a batch, in few steps instead of many."""
 
     def samples() -> None:
         def without(generator: Generator) -> Generator:
             network = without_values(generator.transformer, drawer.device)
             return replace(generator, transformer=network)
 
-        # Dormand-Prince chooses its steps by values.
-        sampler: Any = "euler" if drawer.sampler == "dopri5" else drawer.sampler
         one = replace(
             drawer,
             generator=without(drawer.generator),
             autoencoder=without_values(drawer.autoencoder, drawer.device),
-            config=replace(drawer.config, num_steps=2, sampler=sampler),
+            config=_in_few_steps(drawer.config, drawer.generator.card),
             weak=without(drawer.weak) if drawer.weak is not None else None,
         )
         one.images(range(num_images))

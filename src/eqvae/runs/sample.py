@@ -24,7 +24,7 @@ from eqvae.images.sizes import one_size
 from eqvae.runtime.device import choose_device, place
 from eqvae.runtime.journal import Journal, say
 from eqvae.runtime.memory import SAMPLE_FLAGS, Memory, told_when_full
-from eqvae.runtime.processes import Processes, join_processes
+from eqvae.runtime.processes import Processes, join_processes, wait_for_file
 from eqvae.runtime.run_folder import AT_LEAST_1, RunFolder, check_ranges, flat
 from eqvae.runtime.signals import StopRequest, stop_on_signals
 from eqvae.sampling.config import SamplerConfig
@@ -76,6 +76,11 @@ class SampleConfig(SamplerConfig):
     def check(self) -> None:
         """Check what can be checked without the generator."""
         check_ranges(self, ((AT_LEAST_1, ("num_samples", "batch_size")),))
+        if self.weights != "ema" and self.sigma_rel is not None and self.weak_run is None:
+            raise UserError(
+                f"--weights {self.weights} changes nothing beside --sigma-rel, which are averages",
+                "Leave one of the two out",
+            )
         super().check()
 
 
@@ -183,8 +188,12 @@ def draw_samples(drawer: Drawer, config: SampleConfig, processes: Processes) -> 
     identity = {"generator": to_plain(card), "decoder_fingerprint": decoder_fingerprint, **drawn_by}
     with folder.hold(config, processes, seed=config.seed, anew=(METRICS,), **identity), stop_on_signals() as stop:
         parts = _parts(num_there, config.num_samples)
-        rate = _draw_parts(drawer, config, parts, processes, stop)
-        processes.wait()
+        own = parts[processes.rank :: processes.count]
+        missing = [indices for indices in own if not _is_whole(config.out, indices)]
+        processes.wait()  # what lies there from here on is whole
+        rate = _draw_parts(drawer, config, missing, sum(map(len, own)), processes, stop)
+        for indices in parts:
+            wait_for_file(_part(config.out, indices), lambda: _stop_if_asked(stop, config))
         figures = {"num_samples": config.num_samples, "images_per_sec": float(sum(processes.gather(rate)))}
         if processes.is_first:
             if parts:
@@ -228,28 +237,29 @@ def _saved_card(saved: Mapping[str, Any]) -> GeneratorCard | None:
 
 
 def _draw_parts(
-    drawer: Drawer, config: SampleConfig, parts: Sequence[range], processes: Processes, stop: StopRequest
+    drawer: Drawer,
+    config: SampleConfig,
+    missing: Sequence[range],
+    num_own: int,
+    processes: Processes,
+    stop: StopRequest,
 ) -> float:
-    """Draw this process's parts that are not there, or damaged; returns images per second."""
-    own = parts[processes.rank :: processes.count]
-    num_drawn, began_sec = 0, time.perf_counter()
-    with processes.progress("sample", total=sum(map(len, own)), unit="image") as progress:
-        for indices in own:
-            if not _is_whole(config.out, indices):
-                images = []
-                for start in range(0, len(indices), config.batch_size):
-                    batch = indices[start : start + config.batch_size]
-                    images.append(drawer.images(batch).permute(0, 2, 3, 1).cpu())
-                    num_drawn += len(batch)
-                    _stop_if_asked(stop, config)
-                write_tensors(_part(config.out, indices), {"images": torch.cat(images)}, digest=True)
+    """Draw this process's parts that are missing of so many images of its own; returns images per second."""
+    num_missing, began_sec = sum(map(len, missing)), time.perf_counter()
+    with processes.progress("sample", total=num_own, start=num_own - num_missing, unit="image") as progress:
+        for indices in missing:
+            images = []
+            for start in range(0, len(indices), config.batch_size):
+                images.append(drawer.images(indices[start : start + config.batch_size]).permute(0, 2, 3, 1).cpu())
+                _stop_if_asked(stop, config)
+            write_tensors(_part(config.out, indices), {"images": torch.cat(images)}, digest=True)
             if progress is not None:
                 progress.advance(len(indices))
-    return num_drawn / (time.perf_counter() - began_sec)
+    return num_missing / (time.perf_counter() - began_sec)
 
 
 def _is_whole(out: Path, indices: range) -> bool:
-    """Whether a part that an earlier session drew can be kept."""
+    """Whether a part that an earlier session drew can be kept; it is removed if not."""
     path = _part(out, indices)
     if not path.exists():
         return False
@@ -259,6 +269,8 @@ def _is_whole(out: Path, indices: range) -> bool:
         is_whole = False
         say(f"'{path}' is damaged: its samples are drawn again")
         Journal(out).write("damaged_part", file=path.name)
+    if not is_whole:
+        path.unlink()
     return is_whole
 
 

@@ -9,20 +9,22 @@ import tyro
 
 from eqvae.artifacts.files import check_writable, expanded, to_plain, write_json
 from eqvae.artifacts.names import CONFIG, METRICS
-from eqvae.artifacts.sample_sets import has_images, moments_in
 from eqvae.errors import Interrupted, UserError
 from eqvae.images import BrokenImage, Pixels, RangeConfig
 from eqvae.images.image_sets import ImageSet, open_reference, open_samples
 from eqvae.images.sources import announce_channels
 from eqvae.metrics.comparison import check_comparable, check_enough, score_features
 from eqvae.metrics.statistics import (
+    STATISTICS_SUFFIX,
     FeatureStatistics,
     Provenance,
     compute_statistics,
+    find_adm_moments,
     holds_statistics,
+    read_statistics,
     with_adm_moments,
 )
-from eqvae.networks.features import INCEPTION, FeatureExtractor, load_features
+from eqvae.networks.features import FeatureExtractor, load_features
 from eqvae.runtime.device import Precision, choose_device, place
 from eqvae.runtime.journal import Journal, write_environment
 from eqvae.runtime.processes import Processes, join_processes, notice_lost_process
@@ -35,8 +37,6 @@ _RANGES = (
     (("at least 2", lambda value: value >= 2), ("kid_subset_size",)),
     (NOT_NEGATIVE, ("num_workers", "seed")),
 )  # fmt: skip
-
-STATISTICS_SUFFIX = ".safetensors"
 
 _ANEW = "the same command measures anew"
 
@@ -218,11 +218,8 @@ def _check_config(config: ScoreConfig) -> None:
 def _open(config: ScoreConfig, samples: ImageSet) -> ImageSet | FeatureStatistics:
     """Open the reference: its images, or statistics where a file holds no images."""
     path = expanded(config.reference)
-    if path.suffix == STATISTICS_SUFFIX:
-        known = FeatureStatistics.load(path)
-    elif path.suffix == ".npz" and moments_in(path) and not has_images(path):
-        known = with_adm_moments(None, path)
-    else:
+    known = read_statistics(path)
+    if known is None:
         return open_reference(
             config.reference, image_size_px=samples.image_size, image_column=config.image_column,
             pixels=Pixels(channels=samples.num_channels, range=config.value_range),
@@ -267,10 +264,9 @@ def read_reference(
     stop: StopRequest | None = None,
 ) -> FeatureStatistics:
     """Extract the features of a reference; where an ADM batch holds moments of more images, these count."""
+    batch = find_adm_moments(config.reference, config.features, config.precision)
     statistics = _read(images, indices, "reference", config, extractor, processes, stop)
-    npz = expanded(config.reference)
-    is_adm = config.features == INCEPTION and npz.suffix == ".npz" and moments_in(npz)
-    return with_adm_moments(statistics, npz) if is_adm else statistics
+    return statistics if batch is None else with_adm_moments(statistics, batch)
 
 
 def _read(

@@ -20,14 +20,14 @@ from eqvae.generators.gat_transformer import GatGenerator
 from eqvae.generators.protocol import Objective
 from eqvae.generators.recipes import Backbone
 from eqvae.generators.transformer import Transformer
-from eqvae.latents.index import CacheIndex
+from eqvae.latents.cache import LatentCache
 from eqvae.runs.train_config import FREE_TO_CHANGE, Batches, Plan, TrainConfig, make_plan
 from eqvae.runs.train_cost import describe_plan, training_flops
 from eqvae.runs.train_start import begin_from
 from eqvae.runs.train_watch import WATCH_BATCH_SIZE, Reference, SampleWatch, load_reference
 from eqvae.runtime.device import choose_device, matrix_peak_flops_per_sec, place
 from eqvae.runtime.heap import give_back_at_once
-from eqvae.runtime.journal import Journal
+from eqvae.runtime.journal import Journal, say
 from eqvae.runtime.memory import TRAIN_FLAGS, told_when_full
 from eqvae.runtime.processes import Processes, join_processes
 from eqvae.runtime.run_folder import RunFolder
@@ -68,7 +68,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     fingerprint = plan.cache.index.fingerprint
     folder = RunFolder.claim(config.out, "train")
     folder.check_same(config, FREE_TO_CHANGE)
-    identity = _check_latents(folder, config, plan.cache.index)
+    identity = _check_latents(folder, config, plan.cache)
     done = folder.figures_after(config.max_steps)
     if done is not None:
         return done if processes.is_first else None
@@ -89,13 +89,15 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     alignment = dict[str, float]()
     if config.init is not None and not has_checkpoint(config.out):
         alignment = begin_from(config.init, transformer, plan)
+    if plan.teacher is not None:  # all has been checked: its tokens may take hours
+        plan = replace(plan, teacher=plan.teacher.read(processes))
     if config.shard:
         shard(transformer, processes, config.precision)
     state = first_state(transformer, plan, processes.device)
     if decoder_fingerprint != fingerprint:  # trained further than the latents' own
         identity["decoder_fingerprint"] = decoder_fingerprint
     if reference is not None:
-        identity["reference_fingerprint"] = reference.statistics.provenance.fingerprint
+        identity |= reference.identity
     with (
         # Figures of a run that is made longer are not figures of this one.
         folder.hold(config, processes, seed=config.seed, anew=(METRICS,), **identity),
@@ -140,17 +142,23 @@ def _check_memory(plan: Plan, autoencoder: Autoencoder, processes: Processes) ->
         memory.check_fits(processes.device, TRAIN_FLAGS, num_processes=processes.count)
 
 
-def _check_latents(folder: RunFolder, config: TrainConfig, index: CacheIndex) -> dict[str, str]:
+def _check_latents(folder: RunFolder, config: TrainConfig, cache: LatentCache) -> dict[str, str]:
     """Refuse to go on with other latents; returns what `config.json` knows them by."""
+    index = cache.index
     autoencoder = {"latents_fingerprint": index.fingerprint}
     images = {"latents_data": f"{index.num_images} images {index.data_fingerprint}"}
-    if folder.differs(**autoencoder) or folder.contradicts(**images):
-        other = "another autoencoder" if folder.differs(**autoencoder) else "other images"
+    encoding = {"latents_digest": cache.digest}
+    others = {
+        "another autoencoder": folder.differs(**autoencoder),
+        "other images": folder.contradicts(**images),
+        "another encoding": folder.contradicts(**encoding),  # in another size, precision or order, say
+    }
+    if other := next((name for name, is_other in others.items() if is_other), None):
         raise UserError(
             f"'{config.out}' holds a run on latents of {other} than '{config.latents}' has now",
             "Give the same latents to resume it, or another --out",
         )
-    return autoencoder | images
+    return autoencoder | images | encoding
 
 
 def _check_measure(folder: RunFolder, config: TrainConfig, reference: Reference) -> None:
@@ -158,10 +166,14 @@ def _check_measure(folder: RunFolder, config: TrainConfig, reference: Reference)
     if folder.saved is None or not any("num_samples" in record for record in read_journal(config.out)):
         return
     folder.check_same(config, FREE_TO_CHANGE - {"features", "num_watch_samples", "watch_steps", "watch_sampler"})
-    if folder.saved.get("reference_fingerprint") not in (None, reference.statistics.provenance.fingerprint):
+    if folder.contradicts(**reference.identity):
         raise UserError(
             f"'{config.out}' measured its samples against other images than those of '{config.reference}'",
             "Give the same --reference, or another --out",
+        )
+    if "reference_moments" not in folder.saved and reference.takes_moments_of_a_batch:
+        say(
+            f"earlier distances in '{config.out}' are to the images of '{config.reference}', from now on to its moments"
         )
 
 

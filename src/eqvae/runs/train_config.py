@@ -23,7 +23,7 @@ from eqvae.generators.recipes import BackboneConfig, Recipe
 from eqvae.generators.repa import TEACHER_TOKENS, RepaConfig
 from eqvae.generators.transformer import TransformerConfig
 from eqvae.latents.batches import training_batches
-from eqvae.latents.cache import MEASURED, LatentCache
+from eqvae.latents.cache import MEASURED, LatentCache, no_mirrored
 from eqvae.latents.teaching import TeacherTokens, teach
 from eqvae.runtime.device import Precision
 from eqvae.runtime.journal import installed_version, say
@@ -127,7 +127,7 @@ class TrainConfig:
     """Of a reference that is a table or an archive: the column or ending that holds the images; None: the usual one."""
 
     reference: str | None = None
-    """DATA or saved statistics against which samples are measured during the run; None: pictures only."""
+    """DATA, an ADM batch or saved statistics that samples are measured against meanwhile; None: pictures only."""
 
     features: str = "efficientnet-lite0"
     """Features of that measure: `inception` (FID), `efficientnet-lite0` (offline) or a model of timm."""
@@ -330,14 +330,14 @@ def make_plan(config: TrainConfig, processes: Processes) -> Plan:
     if recipe.models != cache.index.kind:
         holds = _MODELLED[cache.index.kind]
         raise UserError(f"'{recipe}' models {_MODELLED[recipe.models]}; '{config.latents}' holds {holds}", recipe.mend)
+    if config.flip and not cache.index.has_mirrored:
+        raise no_mirrored(cache)
     processes.check_batch(config.batch_size, config.gradient_accumulation_steps)
     channels, height, width = cache.latent_shape
     latents = LatentSpecification(
-        channels=cache.index.codebook_size or channels,
-        height=height,
-        width=width,
+        channels=cache.index.codebook_size or channels, height=height, width=width,
         num_classes=cache.index.num_classes or 0,
-    )
+    )  # fmt: skip
     shapes = [latents.resized(each.height, each.width) for each in cache.shapes]
     recipe.check_shapes(shapes, str(config.latents), has_teacher=config.repa is not None)
     objective = recipe.objective(latents, label_dropout=_label_dropout(config, recipe))

@@ -9,13 +9,13 @@ from eqvae.generators.gat import GatObjective
 from eqvae.generators.gat_transformer import GatNetworkConfig
 from eqvae.generators.protocol import Objective
 from eqvae.generators.recipes import BackboneConfig
-from eqvae.runs.train_config import TrainConfig, make_plan
+from eqvae.generators.transformer import Transformer
+from eqvae.runs.train_config import Plan, TrainConfig, make_plan
 from eqvae.runtime.device import choose_device, count_flops
 from eqvae.runtime.processes import join_processes
 from eqvae.runtime.run_folder import flat
-
-_BYTES_PER_PARAMETER = 4 + 4 + 8 + 4
-"""Weight, gradient, two moments of AdamW, moving average; all fp32."""
+from eqvae.training.adapters import add_block_adapters
+from eqvae.training.ema import TRACKED_HORIZONS
 
 _BYTES_PER_OPPOSED = 4 + 4 + 8 + 12
 """Of a discriminator, which is not averaged: weight, gradient, moments, and a copy for a step that fails."""
@@ -48,8 +48,22 @@ def describe_plan(config: TrainConfig) -> dict[str, Any]:
         "tflops_per_step": flops_per_step / 1e12,
         "tflops_total": flops_per_step * config.max_steps / 1e12,
         **memory.figures(),
-        "state_gib": (_BYTES_PER_PARAMETER * num_parameters + _BYTES_PER_OPPOSED * num_opposed) / 2**30,
+        "state_gib": state_bytes(plan) / 2**30,
     }
+
+
+def state_bytes(plan: Plan) -> int:
+    """Count weights and averages of all parameters, gradients and two moments of those that are trained; all fp32."""
+    lora_rank = plan.config.adaptation.lora_rank
+    with torch.device("meta"):
+        network = plan.transformer.build()
+        if lora_rank is not None:
+            assert isinstance(network, Transformer)  # others were refused
+            add_block_adapters(network, lora_rank, seed=plan.config.seed)
+    num_trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    num_copies = 2 + (len(TRACKED_HORIZONS) if plan.config.posthoc_ema else 0)
+    opposed = _BYTES_PER_OPPOSED * _num_discriminator_parameters(plan.transformer)
+    return 4 * (num_copies * network.num_parameters() + 3 * num_trained) + opposed
 
 
 def transformer_flops(config: BackboneConfig) -> int:

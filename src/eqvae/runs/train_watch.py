@@ -16,7 +16,14 @@ from eqvae.images.sources import announce_channels
 from eqvae.latents.index import CacheIndex
 from eqvae.metrics.comparison import check_comparable, kernel_distance
 from eqvae.metrics.frechet import FeatureMoments, frechet_distance
-from eqvae.metrics.statistics import FeatureStatistics, Provenance, compute_statistics, holds_statistics
+from eqvae.metrics.statistics import (
+    FeatureStatistics,
+    Provenance,
+    compute_statistics,
+    find_adm_moments,
+    read_statistics,
+    with_adm_moments,
+)
 from eqvae.networks.features import FeatureExtractor, load_features, metric_key
 from eqvae.runs.train_config import TrainConfig
 from eqvae.runtime.device import place
@@ -39,6 +46,17 @@ class Reference:
 
     found: dict[str, Any] | None = None
     """Of its images."""
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What `config.json` knows it by."""
+        known = self.statistics.provenance
+        return {"reference_fingerprint": known.fingerprint, "reference_moments": known.moments}
+
+    @property
+    def takes_moments_of_a_batch(self) -> bool:
+        """Whether there were images, and an ADM batch's moments are taken in place of theirs."""
+        return self.found is not None and self.statistics.provenance.moments == "file"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +137,8 @@ def load_reference(config: TrainConfig, index: CacheIndex, processes: Processes)
         return None
     announce_channels(index.image_channels)
     extractor = place(load_features(config.features), processes.device)
-    path, found = expanded(config.reference), None
-    if holds_statistics(path):
-        statistics = FeatureStatistics.load(path)
+    statistics, found = read_statistics(expanded(config.reference)), None
+    if statistics is not None:
         samples = Provenance(
             data=str(config.latents), fingerprint="", features=extractor.name,
             weights_fingerprint=extractor.weights_fingerprint, image_size_px=index.image_size().written(),
@@ -138,4 +155,6 @@ def load_reference(config: TrainConfig, index: CacheIndex, processes: Processes)
         statistics = compute_statistics(
             extractor, images, indices=range(len(images)), device=processes.device, processes=processes
         )
+        if (batch := find_adm_moments(config.reference, config.features)) is not None:
+            statistics = with_adm_moments(statistics, batch)
     return Reference(extractor=extractor, statistics=statistics, found=found)

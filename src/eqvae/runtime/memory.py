@@ -225,8 +225,12 @@ class _Count(TorchDispatchMode):
 
 
 _VALUES: Mapping[Any, Any] = {
-    Tensor.item: 1.0, Tensor.__float__: 1.0, Tensor.__bool__: True, Tensor.__int__: 1, Tensor.__index__: 1,
+    Tensor.__float__: 1.0, Tensor.__bool__: True, Tensor.__int__: 1, Tensor.__index__: 1,
 }  # fmt: skip
+
+
+def _any_value(tensor: Tensor) -> float | int:
+    return 1.0 if tensor.is_floating_point() else 1
 
 
 class _AnyValue(TorchFunctionMode):
@@ -235,8 +239,10 @@ class _AnyValue(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         if function in _VALUES:
             return _VALUES[function]
+        if function is Tensor.item:
+            return _any_value(arguments[0])
         if function is Tensor.tolist:
-            return [1.0] * arguments[0].numel()
+            return [_any_value(arguments[0])] * arguments[0].numel()
         if function is Tensor.__deepcopy__:
             tensor, memo = arguments
             copied = torch.empty_like(tensor.detach())

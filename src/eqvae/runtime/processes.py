@@ -3,8 +3,10 @@
 import atexit
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -22,6 +24,9 @@ Value = TypeVar("Value")
 
 _BUCKET_SIZE = 2**24
 """Gradients that travel together: 64 MiB in float32."""
+
+
+_POLL_SEC = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +143,16 @@ def sum_with_gradient(value: Tensor) -> Tensor:
 def is_lost_process(error: RuntimeError) -> bool:
     """Whether a collective failed since another process is gone; gloo says it in words alone."""
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+
+
+def wait_for_file(path: Path, stop_if_asked: Callable[[], object] = lambda: None) -> None:
+    """Wait until another process has written a file; where it failed, its launcher ends us.
+
+    No collective waits so long: they end a process after ten or thirty minutes.
+    """
+    while not path.exists():
+        stop_if_asked()
+        time.sleep(_POLL_SEC)
 
 
 @contextlib.contextmanager

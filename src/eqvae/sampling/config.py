@@ -25,7 +25,7 @@ class SamplerConfig:
 
     num_steps: int | None = None
     """Sampling steps; None: 250, or for MaskGIT 8 with `confidence` and 32 with `halton`, as published; GAT
-    takes 1."""
+    takes 1, `dopri5` as many as its tolerances ask for."""
 
     seed: int = 0
     """With an image's index, of its noise."""

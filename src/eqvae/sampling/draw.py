@@ -51,7 +51,7 @@ _OF_SAMPLERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("diffusion_form", "diffusion_norm", "last_step", "last_step_size"), ("sde",)),
     "choice_temperature": ("confidence",),
 }
-_OF_GUIDANCE = ("weak_run", "guidance_low", "guidance_high", "guidance_channels")
+_OF_GUIDANCE = ("weak_run", "guidance_low", "guidance_high", "guidance_channels", "guidance_schedule")
 """Flags that would change nothing with another sampler, or without guidance."""
 
 _MAX_NAME = 24
@@ -87,8 +87,13 @@ class Drawer:
         for name, samplers in _OF_SAMPLERS.items():
             if self.sampler not in samplers:
                 self._refuse(name, f"is not for the sampler {self.sampler}", f"It is for {' and '.join(samplers)}")
+        if self.sampler == "dopri5":
+            self._refuse("num_steps", "is not for the sampler dopri5", "It takes as many as --rtol and --atol ask for")
         for name in _OF_GUIDANCE if self.config.guidance_scale == 1.0 else ():
             self._refuse(name, "changes nothing without guidance", "Give --guidance-scale too, or leave it out")
+        wanted, there = self.config.guidance_channels, card.transformer.latents.channels
+        if wanted is not None and wanted > there:
+            raise UserError(f"--guidance-channels {wanted} is more than the {there} that latents have", "Leave it out")
         is_classifier_free = self.weak is None and card.kind.draws != "pass"
         if self.config.guidance_scale != 1.0 and is_classifier_free and card.label_dropout == 0.0:
             raise UserError(
@@ -125,8 +130,7 @@ class Drawer:
             return
         if card.kind.draws != "process":  # other networks have a weight for each place
             raise UserError(f"--image-size {self.size} is not for '{card.recipe}'", f"It draws {card.image_sizes()[0]}")
-        patch_size = getattr(card.transformer, "patch_size", 1)
-        check_image_size(self.size, card.stride * patch_size)
+        check_image_size(self.size, card.stride, patch_size=getattr(card.transformer, "patch_size", 1))
 
     @property
     def size(self) -> ImageSize:
