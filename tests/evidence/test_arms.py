@@ -107,6 +107,8 @@ def test_the_same_autoencoder_elsewhere_is_the_same_arm(write_run):
     )
     arms = read_arms([write_run("run"), copied, write_run("eq", autoencoder="tiny-kl-eq")])
     assert [arm.seeds for arm in arms] == [(0, 1), (0,)]
+    again = write_run("again", seed=2, latents_digest="another machine's rounding", reference_moments="images")
+    assert len(read_arms([write_run("older"), again, write_run("other", autoencoder="eq")])) == 2
 
 
 def test_names_say_what_differs(write_run):

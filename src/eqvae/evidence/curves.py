@@ -28,7 +28,7 @@ TIMING = ("compile", "gradient_checkpointing", "gradient_accumulation_steps", "s
 FREE = frozenset(
     {"command", "out", "latents", "seed", "device", "max_steps", "log_every", "sample_every", "checkpoint_every",
      "keep_every", "keep_last", "dry_run", "data", "autoencoder", "cache_teacher", "posthoc_ema", "old_latents",
-     "reference_image_column", "reference_fingerprint", *MEASURE, *TIMING}
+     "reference_image_column", "reference_fingerprint", "reference_moments", "latents_digest", *MEASURE, *TIMING}
 )  # fmt: skip
 """Fields that do not decide which arm a run belongs to. The latents' fingerprint does, rather than their folder."""
 
