@@ -37,7 +37,7 @@ _KERNELS_BYTES = 50 * 2**20
 """Parts of PyTorch's libraries that come into a process's memory when the kernels of a forward pass first run; those of
 a backward pass take as much again."""
 
-FINETUNE_FLAGS = ("--gradient-accumulation-steps", "--precision bf16", "--batch-size", "--image-size", "--num-workers")
+FINETUNE_FLAGS = ("--gradient-accumulation-steps", "--precision bf16", "--batch-size", "--image-size")
 TRAIN_FLAGS = ("--gradient-accumulation-steps", "--gradient-checkpointing", "--precision bf16", "--batch-size",
                "--shard on several devices")  # fmt: skip
 SAMPLE_FLAGS = ("--batch-size", "--precision bf16")
@@ -133,7 +133,7 @@ def why_full(error: BaseException) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         return f"the device's memory is full ({str(error).split('. ')[0]})"
     if isinstance(error, RuntimeError) and _KILLED_WORKER.search(said):
-        return "the machine's memory is full, and a process that reads images was killed"
+        return "the machine's memory is full, and a process that reads images was killed; --num-workers 0 has none"
     is_full = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
     if is_full or (isinstance(error, RuntimeError) and "can't allocate memory" in said):
         return "the machine's memory is full"
