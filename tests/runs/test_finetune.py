@@ -222,7 +222,7 @@ def test_steps_after_the_last_checkpoint_come_again(configure, new_autoencoder, 
             return real(state, *arguments)
 
         patch.setattr(loop, "train_step", die)
-        with pytest.raises(MemoryError):
+        with pytest.raises(UserError, match="memory is full"):
             finetune(killed, new_autoencoder())
     assert [record["step"] for record in train_records(killed.out)] == [1, 2, 3]
     finetune(killed, new_autoencoder())

@@ -321,7 +321,7 @@ def test_six_steps_are_three_a_stop_and_three(run_config, new_autoencoder, monke
             return real(state, *arguments)
 
         patch.setattr("eqvae.runs.finetune_run.train_step", stop)
-        with pytest.raises(MemoryError):
+        with pytest.raises(UserError, match="memory is full"):
             finetune(halves, new_autoencoder())
     figures = finetune(halves, new_autoencoder())
     ours, theirs = (read_tensors(config.out / CHECKPOINT)[0] for config in (halves, whole))

@@ -129,10 +129,10 @@ class PlannedRun:
 
     @property
     def num_steps_done(self) -> int:
-        """Of a training that has finished, at whatever length."""
-        path = self.folder / METRICS
+        """Of a training that has finished, at whatever length; 0 of others."""
+        path, wanted = self.folder / METRICS, flat(self.config).get("max_steps", 0)
         try:
-            return int(_read_figures(path, path.stat().st_mtime_ns).get("num_steps", 0))
+            return int(_read_figures(path, path.stat().st_mtime_ns).get("num_steps", wanted))
         except (FileNotFoundError, UserError):
             if path.exists():
                 raise
