@@ -29,9 +29,14 @@ for arm in ("plain", "eq"):
     found = read(f"reconstructions-{arm}.json")
     print(f"rFD of {arm}, {found['num_images']} images: {found['rfd_efficientnet_lite0']:.1f}")
 
+print("| | seed | 25,600 images | 51,200 | 76,800 | 102,400 |\n|---|---|---|---|---|---|")
+for run, validations in read("validations.json").items():
+    arm, seed = run.split("-")
+    print("|", " | ".join([ARMS[arm], seed, *map(distances, validations)]), "|")
+
 print("| | seed | 32,000 images | 64,000 | 96,000, SDE | 96,000, Heun |\n|---|---|---|---|---|---|")
 scores = read("scores.json")
-for run, validations in read("validations.json").items():
+for run, validations in read("validations-sde.json").items():
     arm, seed = run.split("-")
     by_ode = distances(scores[run]) if run in scores else ""
     print("|", " | ".join([ARMS[arm], seed, *map(distances, validations), by_ode]), "|")
