@@ -133,10 +133,12 @@ class PlannedRun:
         path, wanted = self.folder / METRICS, flat(self.config).get("max_steps", 0)
         try:
             return int(_read_figures(path, path.stat().st_mtime_ns).get("num_steps", wanted))
-        except (FileNotFoundError, UserError):
+        except FileNotFoundError:
+            return 0
+        except UserError:
             if path.exists():
                 raise
-            return 0  # not yet, or another taker is about to lengthen it
+            return 0  # another taker has just begun to lengthen it
 
     @property
     def has_begun(self) -> bool:
