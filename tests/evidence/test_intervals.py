@@ -71,14 +71,20 @@ def replicates(num_autoencoders: int, num_seeds: int) -> list[tuple[tuple[int, .
     return [((autoencoder,), seed) for autoencoder in range(num_autoencoders) for seed in range(num_seeds)]
 
 
-def coverage(spread: float, *, is_shared: bool, num_autoencoders: int = 2, num_seeds: int = 3) -> float:
-    """How often the 95% interval holds a difference of 0, where autoencoders spread and the generators' seeds by 1."""
+def coverage(
+    spread: float, *, is_shared: bool, is_tuned: bool = False, num_autoencoders: int = 2, num_seeds: int = 3
+) -> float:
+    """How often the 95% interval holds a difference of 0, where autoencoders spread and the generators' seeds by 1.
+
+    `is_tuned`: the base of `is_shared` is one fine-tuning, with a chance of its own.
+    """
     random, hits, shape = np.random.default_rng(0), 0, (num_autoencoders, num_seeds)
     for _ in range(600):
         arm = random.normal(0, spread, (num_autoencoders, 1)) + random.normal(size=shape)
         base = random.normal(0, spread, (num_autoencoders, 1)) + random.normal(size=shape)
         if is_shared:
-            base = np.broadcast_to(random.normal(size=(1, num_seeds)), shape)
+            own = random.normal(0, spread) if is_tuned else 0.0
+            base = np.broadcast_to(own + random.normal(size=(1, num_seeds)), shape)
         found = nested_difference(base, arm, is_shared=is_shared).interval
         hits += found.low <= 0.0 <= found.high
     return hits / 600
@@ -89,6 +95,11 @@ def coverage(spread: float, *, is_shared: bool, num_autoencoders: int = 2, num_s
 def test_intervals_hold_the_truth_as_often_as_the_docstring_says(spread: float, is_shared: bool):
     least = 0.95 if spread == 0.0 or is_shared else 0.90
     assert least - 0.02 <= coverage(spread, is_shared=is_shared) <= 0.99
+
+
+@pytest.mark.parametrize(("spread", "said"), [(1.0, 0.94), (3.0, 0.88)])
+def test_one_fine_tuning_against_several_leaves_out_its_own_chance(spread: float, said: float):
+    assert coverage(spread, is_shared=True, is_tuned=True) == pytest.approx(said, abs=0.025)
 
 
 def test_without_looking_at_autoencoders_intervals_would_not_hold():

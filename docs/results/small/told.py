@@ -6,6 +6,9 @@ python docs/results/small/told.py > docs/results/small/told.txt
 import json
 from pathlib import Path
 
+import numpy as np
+from scipy import stats
+
 HERE = Path(__file__).parent
 ARMS = {"base": "TAESD", "plain": "plain", "eq": "EQ-VAE"}
 FIGURES = ("equivariance_error_rotation", "equivariance_error_scale", "psnr_db", "ssim", "latent_std")
@@ -40,3 +43,12 @@ for run, validations in read("validations-sde.json").items():
     arm, seed = run.split("-")
     by_ode = distances(scores[run]) if run in scores else ""
     print("|", " | ".join([ARMS[arm], seed, *map(distances, validations), by_ode]), "|")
+
+ends = {run: validations[-1] for run, validations in read("validations.json").items()}
+ends |= {run: scores[run] for run in ("plain-1", "eq-1")}  # of the first runs, 96,000 images
+differences = [
+    ends[f"eq-{seed}"]["fd_efficientnet_lite0"] - ends[f"plain-{seed}"]["fd_efficientnet_lite0"] for seed in range(3)
+]
+interval = stats.ttest_1samp(differences, 0.0).confidence_interval(0.95)
+print("EQ-VAE - plain, by Heun's ODE, seeds 0 to 2:", *(f"{each:.1f}" for each in differences))
+print(f"mean {np.mean(differences):.1f} (95%: {interval.low:.1f} to {interval.high:.1f})")

@@ -185,14 +185,16 @@ class PlannedRun:
         free = _CHANGES_NO_FIGURE | (set() if self.is_ready else later)
         for name, now in flat(self.resolved() if self.is_ready else self.config).items():
             # None leaves the value to the command, which has written down what it chose.
-            goes_on = name == "max_steps" and self.command == "train" and saved.get(name, now) < now
-            if now is not None and name not in free and name in saved and now != former[name] and not goes_on:
-                is_longer = name == "max_steps" and self.command == "train"
-                raise UserError(
-                    f"'{self.folder}' holds a run with --{name.replace('_', '-')} {saved[name]}, and now it is {now}",
-                    "Ask for as many steps or more, or choose another --out" if is_longer
-                    else "Choose another --out, or remove that folder to have it made again",
-                )  # fmt: skip
+            if now is None or name in free or name not in saved or now == former[name]:
+                continue
+            mend = "Choose another --out, or remove that folder to have it made again"
+            if name == "max_steps" and self.command == "train":
+                if saved[name] < now:
+                    continue  # it goes on
+                mend = "Ask for as many steps or more, or choose another --out"
+            raise UserError(
+                f"'{self.folder}' holds a run with --{name.replace('_', '-')} {saved[name]}, and now it is {now}", mend
+            )
         for name, (what, content) in self._origins().items():
             if name in saved and saved[name] != content:
                 raise UserError(

@@ -104,7 +104,8 @@ def demo(config: DemoConfig) -> dict[str, float | int] | None:
 def _forget_other_weights(after: Path, training: FinetuneConfig) -> None:
     """Remove the evaluation of the model as it was before the fine-tuning went on; the demo wrote it."""
     processes = join_processes(choose_device(training.device))
-    now = load_autoencoder(str(training.out)).fingerprint()
-    if processes.is_first and RunFolder.claim(after, "evaluate").differs(fingerprint=now):
-        shutil.rmtree(after)
+    if processes.is_first and after.exists():
+        now = load_autoencoder(str(training.out)).fingerprint()
+        if RunFolder.claim(after, "evaluate").differs(fingerprint=now):
+            shutil.rmtree(after)
     processes.wait()

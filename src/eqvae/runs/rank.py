@@ -60,9 +60,7 @@ class RankConfig(PlanConfig):
     """Of each generator; None: the scale's."""
 
 
-_OF_METHODS: dict[str, object] = {
-    "finetune_steps": None, "equalize": False, "equalize_chunks": 5, "finetune_data": None, "autoencoder_seeds": None
-}  # fmt: skip
+_OF_METHODS = ("finetune_steps", "equalize", "equalize_chunks", "finetune_data", "autoencoder_seeds")
 """What says nothing where nothing is fine-tuned."""
 
 
@@ -105,13 +103,10 @@ def make_contestants(
         raise UserError(f"--method ranks methods of one base, and {len(names)} are named", "Name one autoencoder")
     if not config.method and len(names) < 2:
         raise UserError("a ranking needs two autoencoders or more", "Name them: eqvae rank AUTOENCODER AUTOENCODER ...")
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"two autoencoders are called '{name}'", "Give names: NAME=AUTOENCODER")
-    for flag, default in _OF_METHODS.items():
-        if not config.method and getattr(config, flag) != default:
-            raise UserError(f"--{flag.replace('_', '-')} is of methods, and no --method is given", "Leave it out")
-    if config.method and not config.equalize and config.equalize_chunks != _OF_METHODS["equalize_chunks"]:
+    given = [flag for flag in _OF_METHODS if getattr(config, flag) != getattr(RankConfig, flag)]
+    if given and not config.method:
+        raise UserError(f"--{given[0].replace('_', '-')} is of methods, and no --method is given", "Leave it out")
+    if "equalize_chunks" in given and not config.equalize:
         raise UserError("--equalize-chunks is of --equalize", "Give both, or leave it out")
     if config.max_steps is not None and config.max_steps < 1:
         raise UserError(f"--max-steps is {config.max_steps}", "It must be at least 1")

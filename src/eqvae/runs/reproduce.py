@@ -134,10 +134,12 @@ def _planned(config: ReproduceConfig, settings: Mapping[ScaleName, Setting]) -> 
             raise UserError(f"--curve-images is {config.curve_images}", f"It must be at least a batch, {least}")
         setting = setting.with_curves_of(config.curve_images)
     items = make_items(config.items, setting)
-    names = {run.name.partition("/")[2] for item in items for run in Plan.of(item.runs).runs}
-    for name in setting.bases:
-        if setting.is_fine_tuning(name) and name not in names:
-            raise UserError(f"--autoencoder {name}=... is no fine-tuning of {', '.join(config.items)}", "Leave it out")
+    if given := [name for name in setting.bases if setting.is_fine_tuning(name)]:
+        plan = Plan.of(run for item in items for run in item.runs)
+        used = {run.name.partition("/")[2] for run in plan.runs}
+        if idle := [name for name in given if name not in used]:
+            said = f"--autoencoder {idle[0]}=... is no fine-tuning of {', '.join(config.items)}"
+            raise UserError(said, "Leave it out")
     return setting, items
 
 
@@ -164,6 +166,7 @@ def make_setting(
     config: PlanConfig, autoencoders: Sequence[str], settings: Mapping[ScaleName, Setting] = SETTINGS
 ) -> Setting:
     """Apply the command line to a scale."""
+    check_names(autoencoders)
     setting = settings[config.scale]
     if config.seeds is not None:
         if config.seeds < 1:
@@ -182,8 +185,6 @@ def make_setting(
     setting = _with_as_many_as_there_are(setting, settings[config.scale])
     for given in autoencoders:
         name, location = split_name(given)
-        if name in setting.bases.keys() - settings[config.scale].bases.keys():
-            raise UserError(f"two autoencoders are called '{name}'", "Give names: NAME=AUTOENCODER")
         setting = replace(setting, bases={**setting.bases, name: describe_base(name, location)})
         if setting.is_fine_tuning(name):
             say_once(f"'{name}' is '{location}', and is not fine-tuned here")
@@ -220,6 +221,13 @@ def make_items(names: Sequence[str], setting: Setting) -> tuple[Item, ...]:
             f"Name some of table1 ... table12, figure1 ... figure8, {', '.join(OUR_OWN)}, or '{ALL}'",
         )
     return tuple(known[name](setting) for name in wanted)
+
+
+def check_names(autoencoders: Sequence[str]) -> None:
+    """Refuse a name that is given twice: one of the two would be dropped."""
+    names = [split_name(given)[0] for given in autoencoders]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"two autoencoders are called '{twice[0]}'", "Give names: NAME=AUTOENCODER")
 
 
 def split_name(given: str) -> tuple[str, str]:
